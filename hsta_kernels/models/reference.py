@@ -1,0 +1,300 @@
+"""HSTA in plain PyTorch: no kernels, nothing clever. This is what the fused model is measured against.
+
+Two branches (special frames, video) run their own stacks of self-attention layers (USTA, "unimodal space-time
+attention") and then exchange information through their CLS tokens (CSTA, "crossmodal space-time attention").
+Parameter names are those of the authors' released code, so state dicts can be exchanged with it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import IN_CHANNELS, HSTAConfig
+
+EPS = 1e-6  # of every layer norm
+NUM_PREFIX_TOKENS = 1  # CLS
+
+
+def visible_tokens(grid: tuple[int, int], axis: str, device: torch.device | None = None) -> Tensor:
+    """Who attends to whom: a boolean matrix (query, key) over CLS and ``grid = (T, N)`` patches, time-major.
+
+    ``"time"``: patches at the same place; ``"space"``: patches of the same frame; ``"joint"``: all. Every patch also
+    sees CLS, and CLS sees everything. This is the convention of Motionformer's divided attention and of
+    Frozen-in-Time. TimeSformer differs: it leaves CLS out of attention over time, and over space gives each frame a
+    copy of CLS and averages the copies.
+    """
+    num_frames, num_patches = grid
+    patch = torch.arange(num_frames * num_patches, device=device)
+    group = {"time": patch % num_patches, "space": patch // num_patches, "joint": torch.zeros_like(patch)}[
+        axis
+    ]
+    return F.pad(group[:, None] == group, (NUM_PREFIX_TOKENS, 0, NUM_PREFIX_TOKENS, 0), value=True)
+
+
+def sinusoid_table(num_positions: int, dim: int) -> Tensor:
+    """Positions (num_positions, dim): sines in even columns, cosines in odd ("Attention is all you need", 3.5)."""
+    column = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(num_positions)[:, None] / 10000 ** (2 * (column // 2) / dim)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a residual branch is dropped for a sample with probability ``rate``."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0 or not self.training:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over CLS and patches with one packed projection; keys have no bias."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float, attn_drop: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: (B, L, C) -> (B, L, 3, H, D)."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+
+    def attend(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
+        """Attention among the tokens that see each other: (B, L, 3, H, D) -> (B, L, H, D)."""
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores = scores.masked_fill(~visible_tokens(grid, axis, qkv.device), float("-inf"))
+        return (self.attn_drop(scores.softmax(dim=-1)) @ v).transpose(1, 2)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
+        return self.proj_drop(self.proj(self.attend(self.project(x), grid, axis).flatten(2)))
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int, drop: float):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class Layer(nn.Module):
+    """One USTA layer. Divided attention has a sub-layer over time, where there is more than one moment, and one over
+    space; joint attention has a single one over both."""
+
+    def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
+        super().__init__()
+        dim, heads = config.embed_dim[branch], config.num_heads[branch]
+        frames, height, width = config.grids[branch]
+        self.grid = (frames, height * width)
+        self.axis = "joint" if config.attention == "joint" else "space"
+        self.has_time = config.attention == "divided" and frames > 1
+        if self.has_time:
+            self.norm_time = nn.LayerNorm(dim, EPS)
+            self.attn_time = Attention(dim, heads, config.drop_rate, config.attn_drop_rate)
+        self.norm1 = nn.LayerNorm(dim, EPS)
+        self.attn = Attention(dim, heads, config.drop_rate, config.attn_drop_rate)
+        self.norm2 = nn.LayerNorm(dim, EPS)
+        self.mlp = MLP(dim, int(dim * config.mlp_ratio[branch]), config.drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_time:
+            x = x + self.drop_path(self.attn_time(self.norm_time(x), self.grid, "time"))
+        x = x + self.drop_path(self.attn(self.norm1(x), self.grid, self.axis))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention whose only query is row 0: (B, L, C) -> (B, C)."""
+
+    def __init__(self, dim: int, num_heads: int, drop: float, attn_drop: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.wq = nn.Linear(dim, dim)
+        self.wk = nn.Linear(dim, dim)
+        self.wv = nn.Linear(dim, dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, 1 or L, D)
+            for y in (self.wq(x[:, :1]), self.wk(x), self.wv(x))
+        )
+        scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+        return (self.attn_drop(scores.softmax(dim=-1)) @ v).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(self.attend(x)))
+
+
+class Fusion(nn.Module):
+    """CSTA: a CLS token, brought to the width of the other branch, reads that branch's patches. There is no MLP."""
+
+    def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
+        super().__init__()
+        dim, heads = config.embed_dim[branch], config.num_heads[branch]
+        self.norm1 = nn.LayerNorm(dim, EPS)
+        self.attn = CrossAttention(dim, heads, config.drop_rate, config.attn_drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        x = torch.cat([cls[:, None], patches], dim=1)
+        return cls + self.drop_path(self.attn(self.norm1(x)))
+
+
+class Block(nn.Module):
+    """One HSTA block: the layers of each branch, then both directions of CSTA on their outputs."""
+
+    def __init__(self, config: HSTAConfig, drop_paths: list[list[float]]):
+        super().__init__()
+        dim = config.embed_dim
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(Layer(config, branch, rate) for rate in drop_paths[branch])) for branch in (0, 1)
+        )
+        self.projs = nn.ModuleList(_norm_gelu_linear(dim[i], dim[1 - i]) for i in (0, 1))
+        self.fusion = nn.ModuleList(Fusion(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
+        self.revert_projs = nn.ModuleList(_norm_gelu_linear(dim[1 - i], dim[i]) for i in (0, 1))
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        xs = [layers(x) for layers, x in zip(self.blocks, xs, strict=True)]
+        outputs = []
+        for i, x in enumerate(xs):
+            cls = self.fusion[i](self.projs[i](x[:, 0]), xs[1 - i][:, 1:])
+            outputs.append(torch.cat([self.revert_projs[i](cls)[:, None], x[:, 1:]], dim=1))
+        return outputs
+
+
+def _norm_gelu_linear(dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(dim, EPS), nn.GELU(), nn.Linear(dim, out_dim))
+
+
+class PatchEmbed(nn.Module):
+    """Tubelets of pixels to tokens: (B, 3, T, H, W) -> (B, T' * N, C), time-major."""
+
+    def __init__(self, dim: int, tubelet_size: int, patch_size: int):
+        super().__init__()
+        size = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(IN_CHANNELS, dim, kernel_size=size, stride=size)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.proj(frames).flatten(2).transpose(1, 2)
+
+
+class HSTA(nn.Module):
+    """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202), in plain PyTorch.
+
+    Args:
+        config: an ``HSTAConfig``; or give its fields as keywords.
+    """
+
+    def __init__(self, config: HSTAConfig | None = None, **fields):
+        super().__init__()
+        if config is not None and (fields or not isinstance(config, HSTAConfig)):
+            raise TypeError(
+                f"HSTA takes an HSTAConfig or its fields as keywords, got {config!r} and {fields!r}"
+            )
+        self.config = config = config or HSTAConfig.from_dict(fields)
+        self.patch_embed = nn.ModuleList(
+            PatchEmbed(dim, config.tubelet_size, patch)
+            for dim, patch in zip(config.embed_dim, config.patch_size, strict=True)
+        )
+        self.cls_token = nn.ParameterList(nn.Parameter(torch.empty(1, 1, dim)) for dim in config.embed_dim)
+        for branch, (frames, height, width) in enumerate(config.grids):
+            table = sinusoid_table(NUM_PREFIX_TOKENS + frames * height * width, config.embed_dim[branch])
+            self.register_buffer(f"position_{branch}", table, persistent=False)
+        self.pos_drop = nn.Dropout(config.drop_rate)
+        rates = [_drop_path_rates(config, branch) for branch in (0, 1)]
+        self.blocks = nn.ModuleList(
+            Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth))
+        )
+        self.norm = nn.ModuleList(nn.LayerNorm(dim, EPS) for dim in config.embed_dim)
+        self.head_drop = nn.Dropout(config.head_drop_rate)
+        self.head = nn.Linear(config.head_width, config.num_classes)
+        self.apply(_init_weights)
+
+    def forward(self, video: Tensor, special: Tensor) -> Tensor:
+        """Logits (B, num_classes) of clips.
+
+        Args:
+            video: (B, 3, num_frames, image_size, image_size), floating point.
+            special: (B, 3, 2, image_size, image_size): the onset and apex frames, or two optical-flow images.
+
+        Raises:
+            ValueError, TypeError: shapes or types other than these; the message names the input.
+        """
+        self.check_inputs(video, special)
+        xs = [self.embed(0, special), self.embed(1, video)]
+        for block in self.blocks:
+            xs = block(xs)
+        return self.classify([norm(x) for norm, x in zip(self.norm, xs, strict=True)])
+
+    def embed(self, branch: int, frames: Tensor) -> Tensor:
+        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
+        cls = self.cls_token[branch].expand(frames.shape[0], -1, -1)
+        x = torch.cat([cls, self.patch_embed[branch](frames)], dim=1)
+        return self.pos_drop(x + self.get_buffer(f"position_{branch}"))
+
+    def classify(self, xs: list[Tensor]) -> Tensor:
+        """Logits from the normalized tokens of both branches."""
+        if self.config.head == "mean":
+            features = [x.mean(dim=1) for x in xs]
+        else:
+            features = [x[:, 0] for x in xs]
+            if self.config.head == "cls_last":
+                features += [x[:, -1] for x in xs]
+        return self.head(self.head_drop(torch.cat(features, dim=-1)))
+
+    def check_inputs(self, video: Tensor, special: Tensor) -> None:
+        size = self.config.image_size
+        for name, x, frames in (("video", video, self.config.num_frames), ("special", special, 2)):
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
+            if x.ndim != 5 or x.shape[1:] != (IN_CHANNELS, frames, size, size):
+                raise ValueError(
+                    f"{name} must have shape (B, {IN_CHANNELS}, {frames}, {size}, {size}), got {tuple(x.shape)}"
+                )
+        if video.shape[0] != special.shape[0]:
+            raise ValueError(
+                f"video and special must hold as many clips, got {video.shape[0]} and {special.shape[0]}"
+            )
+
+
+def _drop_path_rates(config: HSTAConfig, branch: int) -> list[list[float]]:
+    """For each block the rates of a branch's layers, rising linearly from 0 to ``drop_path_rate``."""
+    ends = [0]
+    for layers in config.depth:
+        ends.append(ends[-1] + layers[branch])
+    rates = [config.drop_path_rate * layer / max(ends[-1] - 1, 1) for layer in range(ends[-1])]
+    return [rates[start:end] for start, end in pairwise(ends)]
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.ParameterList):  # the CLS tokens
+        for parameter in module:
+            nn.init.trunc_normal_(parameter, std=0.02)
