@@ -12,7 +12,7 @@ IN_CHANNELS = 3
 
 @dataclass(frozen=True)
 class HSTAConfig:
-    """Sizes of an HSTA model (arXiv 2405.03202). The defaults are the base model of the authors' training script.
+    """Sizes of an HSTA model (arXiv 2405.03202). The defaults: the base model of the authors' script.
 
     Pairs hold one value for each branch: special frames first, video second.
 
@@ -27,8 +27,8 @@ class HSTAConfig:
         num_frames: frames of the video; a multiple of ``tubelet_size``.
         tubelet_size: frames a token spans (1 or 2: there are two special frames).
         attention: ``"divided"``, attention over time and then over space, or ``"joint"``, over both at once.
-        head: what the classifier reads of both branches: ``"cls"`` tokens, ``"cls_last"`` (CLS and last tokens), or
-            the ``"mean"`` of all tokens.
+        head: what the classifier reads of both branches: the ``"cls"`` tokens, ``"cls_last"`` (CLS and last tokens),
+            or the ``"mean"`` of all tokens.
         num_classes: number of logits.
         drop_rate: dropout after the position table, the attention projections and both MLP layers.
         attn_drop_rate: dropout of attention probabilities.

@@ -22,21 +22,19 @@ NUM_PREFIX_TOKENS = 1  # CLS
 def visible_tokens(grid: tuple[int, int], axis: str, device: torch.device | None = None) -> Tensor:
     """Who attends to whom: a boolean matrix (query, key) over CLS and ``grid = (T, N)`` patches, time-major.
 
-    ``"time"``: patches at the same place; ``"space"``: patches of the same frame; ``"joint"``: all. Every patch also
-    sees CLS, and CLS sees everything. This is the convention of Motionformer's divided attention and of
-    Frozen-in-Time. TimeSformer differs: it leaves CLS out of attention over time, and over space gives each frame a
-    copy of CLS and averages the copies.
+    ``"time"``: patches at the same place; ``"space"``: patches of the same frame; ``"joint"``: all. Every patch
+    also sees CLS, and CLS sees everything. This is the convention of Motionformer's divided attention and of
+    Frozen-in-Time. TimeSformer differs: it leaves CLS out of attention over time, and over space it gives each
+    frame a copy of CLS and averages the copies.
     """
     num_frames, num_patches = grid
     patch = torch.arange(num_frames * num_patches, device=device)
-    group = {"time": patch % num_patches, "space": patch // num_patches, "joint": torch.zeros_like(patch)}[
-        axis
-    ]
+    group = {"time": patch % num_patches, "space": patch // num_patches, "joint": patch * 0}[axis]
     return F.pad(group[:, None] == group, (NUM_PREFIX_TOKENS, 0, NUM_PREFIX_TOKENS, 0), value=True)
 
 
 def sinusoid_table(num_positions: int, dim: int) -> Tensor:
-    """Positions (num_positions, dim): sines in even columns, cosines in odd ("Attention is all you need", 3.5)."""
+    """Positions (num_positions, dim): sines in even columns, cosines in odd (Vaswani et al. 2017, 3.5)."""
     column = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(num_positions)[:, None] / 10000 ** (2 * (column // 2) / dim)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
@@ -98,8 +96,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One USTA layer. Divided attention has a sub-layer over time, where there is more than one moment, and one over
-    space; joint attention has a single one over both."""
+    """One USTA layer. Divided attention has a sub-layer over time, unless the branch has a single moment, and one
+    over space; joint attention has a single one over both."""
 
     def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
         super().__init__()
@@ -150,7 +148,7 @@ class CrossAttention(nn.Module):
 
 
 class Fusion(nn.Module):
-    """CSTA: a CLS token, brought to the width of the other branch, reads that branch's patches. There is no MLP."""
+    """CSTA: a CLS token, brought to the width of the other branch, reads that branch's patches. No MLP."""
 
     def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
         super().__init__()
@@ -203,7 +201,7 @@ class PatchEmbed(nn.Module):
 
 
 class HSTA(nn.Module):
-    """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202), in plain PyTorch.
+    """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202), plain PyTorch.
 
     Args:
         config: an ``HSTAConfig``; or give its fields as keywords.
@@ -268,17 +266,16 @@ class HSTA(nn.Module):
 
     def check_inputs(self, video: Tensor, special: Tensor) -> None:
         size = self.config.image_size
-        for name, x, frames in (("video", video, self.config.num_frames), ("special", special, 2)):
+        frames = dict(zip(("special", "video"), self.config.frames, strict=True))
+        for name, x in (("video", video), ("special", special)):
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
-            if x.ndim != 5 or x.shape[1:] != (IN_CHANNELS, frames, size, size):
-                raise ValueError(
-                    f"{name} must have shape (B, {IN_CHANNELS}, {frames}, {size}, {size}), got {tuple(x.shape)}"
-                )
+            if x.ndim != 5 or x.shape[1:] != (IN_CHANNELS, frames[name], size, size):
+                expected = f"(B, {IN_CHANNELS}, {frames[name]}, {size}, {size})"
+                raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
         if video.shape[0] != special.shape[0]:
-            raise ValueError(
-                f"video and special must hold as many clips, got {video.shape[0]} and {special.shape[0]}"
-            )
+            got = f"{video.shape[0]} and {special.shape[0]}"
+            raise ValueError(f"video and special must hold the same number of clips, got {got}")
 
 
 def _drop_path_rates(config: HSTAConfig, branch: int) -> list[list[float]]:
