@@ -1,0 +1,82 @@
+// C = A B (or C += A B) for the small matrices of one attention group. B and C have rows of whole vectors; A is read
+// one broadcast element at a time, through any two strides, so that a transposed A needs no copy.
+#pragma once
+
+#include "simd.h"
+
+namespace hsta {
+namespace HSTA_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators of 32 registers
+#elif defined(__AVX__)
+constexpr int kTileRows = 4, kTileVecs = 2;  // 8 of 16
+#else
+constexpr int kTileRows = 4, kTileVecs = 2;
+#endif
+
+struct StridedMatrix {
+  const float* data;
+  int64_t row, col;
+};
+
+template <int kRows, int kVecs>
+static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, const float* a, int64_t a_row,
+                                                            int64_t a_col, const float* b, int64_t ldb, float* c,
+                                                            int64_t ldc, bool accumulate) {
+  Vec sum[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) sum[m][n] = accumulate ? load(c + m * ldc + n * kLanes) : Vec{};
+  for (int64_t k = 0; k < k_count; ++k) {
+    Vec row[kVecs];
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) row[n] = load(b + k * ldb + n * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const Vec x = broadcast(a[m * a_row + k * a_col]);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVecs; ++n) sum[m][n] += x * row[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) store(c + m * ldc + n * kLanes, sum[m][n]);
+}
+
+template <int kRows>
+static inline void gemm_rows(int64_t n_count, int64_t k_count, const float* a, int64_t a_row, int64_t a_col,
+                             const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  int64_t n = 0;
+  for (; n + kTileVecs * kLanes <= n_count; n += kTileVecs * kLanes)
+    gemm_tile<kRows, kTileVecs>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+  if constexpr (kTileVecs == 4)
+    if (n + 2 * kLanes <= n_count) {
+      gemm_tile<kRows, 2>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+      n += 2 * kLanes;
+    }
+  if (n < n_count) gemm_tile<kRows, 1>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+}
+
+// A (m_count, k_count), B (k_count, n_count), C (m_count, n_count); n_count a multiple of kLanes.
+static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b,
+                        int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  int64_t m = 0;
+  for (; m + kTileRows <= m_count; m += kTileRows)
+    gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, ldb, c + m * ldc, ldc, accumulate);
+  const float* rest = a.data + m * a.row;
+  float* c_rest = c + m * ldc;
+  switch (m_count - m) {
+    case 5: return gemm_rows<5>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 4: return gemm_rows<4>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 3: return gemm_rows<3>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 2: return gemm_rows<2>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 1: return gemm_rows<1>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    default: return;
+  }
+}
+
+}  // namespace HSTA_ISA
+}  // namespace hsta

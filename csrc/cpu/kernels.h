@@ -1,0 +1,50 @@
+// The native CPU kernels as one table of functions. Every file of this folder that computes is compiled once for each
+// instruction set, in a namespace of its own (HSTA_ISA); dispatch.cpp chooses a table when the library loads.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace hsta {
+
+enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
+
+// space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Strides count elements; the last
+// dimension is contiguous. `out` (B, L, H, D), `lse` (B, H, L) and `grad_qkv` (B, L, 3, H, D) are contiguous.
+struct SpaceTimeAttention {
+  DType dtype;
+  Axis axis;
+  int64_t batch, prefix, frames, patches, heads, head_dim;
+  float scale;
+  const void* qkv;
+  int64_t qkv_stride_batch, qkv_stride_token, qkv_stride_part, qkv_stride_head;
+  // Written by the forward pass, read by the backward pass.
+  void* out;
+  float* lse;
+  // Backward pass only.
+  const void* grad_out;
+  int64_t grad_out_stride_batch, grad_out_stride_token, grad_out_stride_head;
+  void* grad_qkv;
+};
+
+struct KernelTable {
+  const char* isa;
+  void (*space_time_attention_forward)(const SpaceTimeAttention&);
+  void (*space_time_attention_backward)(const SpaceTimeAttention&);
+  void (*exp2)(const float* x, float* y, int64_t count);  // for the test of its error bound
+};
+
+// The table in use. Chosen on first call: the best the processor reports, or what HSTA_CPU_ISA names.
+// Throws std::runtime_error when HSTA_CPU_ISA names one that is not built or not supported here.
+const KernelTable& kernels();
+
+// Names of all instruction sets that were built and that this processor can run, best first, separated by spaces.
+const char* runnable_isas();
+
+// Aligned working memory of the calling thread, kept between calls; its contents are undefined.
+// `slot` tells apart buffers that are in use at the same time.
+enum class Scratch : int { kThread = 0, kShared = 1 };
+float* scratch(Scratch slot, int64_t floats);
+
+}  // namespace hsta

@@ -1,0 +1,29 @@
+// One instruction set's table of kernels.
+#include "kernels.h"
+#include "simd.h"
+
+#define HSTA_STRING(x) #x
+#define HSTA_NAME(x) HSTA_STRING(x)
+
+namespace hsta {
+namespace HSTA_ISA {
+
+void space_time_attention_forward(const SpaceTimeAttention&);
+void space_time_attention_backward(const SpaceTimeAttention&);
+
+static void exp2_array(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = count - i < kLanes ? count - i : kLanes;
+    float lanes[kLanes] = {};
+    for (int64_t j = 0; j < n; ++j) lanes[j] = x[i + j];
+    store(lanes, exp2(load(lanes)));
+    for (int64_t j = 0; j < n; ++j) y[i + j] = lanes[j];
+  }
+}
+
+extern const KernelTable table;
+const KernelTable table = {HSTA_NAME(HSTA_ISA), space_time_attention_forward, space_time_attention_backward,
+                           exp2_array};
+
+}  // namespace HSTA_ISA
+}  // namespace hsta

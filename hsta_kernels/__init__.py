@@ -1,0 +1,21 @@
+"""Fast kernels for Hierarchical Space-Time Attention (arXiv 2405.03202) and the HSTA model built on them."""
+
+from hsta_kernels import ops
+from hsta_kernels.backends import BackendError, available_backends, backend, set_backend
+from hsta_kernels.models import HSTA, HSTAConfig, cls_attention, create_model, list_models, reference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HSTA",
+    "BackendError",
+    "HSTAConfig",
+    "available_backends",
+    "backend",
+    "cls_attention",
+    "create_model",
+    "list_models",
+    "ops",
+    "reference",
+    "set_backend",
+]

@@ -1,0 +1,141 @@
+"""Which implementation of an operator runs, and why another one does not.
+
+``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors, and falls back to the
+plain PyTorch reference; why a backend was passed over is logged at debug level (logger ``hsta_kernels``). A backend asked
+for by name is taken or the call raises `BackendError` with the reason.
+
+The choice is process-wide, like PyTorch's own backend flags, and is made when an operator's forward runs: its backward
+uses the same backend, whichever thread it runs in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+PREFERENCE = ("cuda", "triton", "cpu")
+NAMES = ("auto", *PREFERENCE, "reference")
+
+# operator -> backend -> function of the operator's tensors that returns why the backend cannot run them, or None
+_refusals: dict[str, dict[str, Callable[..., str | None]]] = {}
+_logger = logging.getLogger("hsta_kernels")
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot do what it was asked."""
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+def _load_native() -> tuple[ModuleType | None, str | None]:
+    # torch is imported above, on purpose: the native module takes its OpenMP runtime from there.
+    try:
+        from hsta_kernels import _native  # type: ignore[attr-defined]
+
+        _native.cpu_isa()  # raises when HSTA_CPU_ISA names what this processor cannot run
+    except ImportError as error:
+        return None, (
+            f"the native kernels are not built ({error}); a C++ compiler and `pip install -e .` build them"
+        )
+    except RuntimeError as error:
+        return None, str(error)
+    return _native, None
+
+
+native, _native_error = _load_native()
+_requested = _check_name(os.environ.get("HSTA_BACKEND", "auto"), "the environment variable HSTA_BACKEND")
+
+
+def register(operator: str, backend_name: str, refuse: Callable[..., str | None]) -> None:
+    """Declares that `backend_name` implements `operator` for the tensors that `refuse` returns None for."""
+    _refusals.setdefault(operator, {})[backend_name] = refuse
+
+
+def unavailable(name: str) -> str | None:
+    """Why backend `name` cannot run anything on this machine, or None when it can."""
+    if name in ("auto", "reference"):
+        return None
+    if name == "cpu":
+        return _native_error
+    if not any(name in table for table in _refusals.values()):
+        return f"this version of hsta_kernels has no {name} kernels"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    return None
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that run on this machine, preferred first; ``reference`` always does.
+
+    `python -m hsta_kernels.info` also says why the others do not.
+    """
+    return tuple(name for name in (*PREFERENCE, "reference") if unavailable(name) is None)
+
+
+def set_backend(name: str) -> None:
+    """Chooses the backend of every following operator call in this process.
+
+    Args:
+        name: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
+
+    Raises:
+        ValueError: `name` is none of these.
+        BackendError: the backend cannot run on this machine; the message says why.
+    """
+    global _requested
+    reason = unavailable(_check_name(name, "name"))
+    if reason is not None:
+        raise BackendError(f"backend {name!r} is not available: {reason}")
+    _requested = name
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Context manager form of `set_backend`: the previous choice returns at the end of the block."""
+    previous = _requested
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def refusal(operator: str, name: str, *tensors: torch.Tensor) -> str | None:
+    """Why backend `name` would not run `operator` on `tensors`, or None when it would."""
+    reason = unavailable(name)
+    if reason is not None:
+        return reason
+    if name not in _refusals.get(operator, {}):
+        return f"{operator} has no {name} kernel"
+    return _refusals[operator][name](*tensors)
+
+
+def choose(operator: str, *tensors: torch.Tensor) -> str:
+    """The backend that runs `operator` on `tensors`: a name of `PREFERENCE`, or ``"reference"``.
+
+    Raises:
+        BackendError: a backend was requested by name and refuses these tensors.
+    """
+    if _requested == "reference":
+        return "reference"
+    if _requested != "auto":
+        reason = refusal(operator, _requested, *tensors)
+        if reason is not None:
+            raise BackendError(f"backend {_requested!r} cannot run {operator}: {reason}")
+        return _requested
+    for name in PREFERENCE:
+        reason = refusal(operator, name, *tensors)
+        if reason is None:
+            return name
+        if not torch.compiler.is_compiling():
+            _logger.debug("%s: not %s: %s", operator, name, reason)
+    return "reference"

@@ -1,0 +1,50 @@
+"""Residual addition and the LayerNorm that follows it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from hsta_kernels import backends
+from hsta_kernels.ops.add_layer_norm import reference
+from hsta_kernels.ops.checks import check_shape, check_tensor
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LayerNorm (arXiv 1607.06450) of ``x + residual`` over the last dimension, and the sum itself.
+
+    In a pre-norm transformer this is the end of one sub-layer and the beginning of the next: the sum goes on as the
+    residual stream, its LayerNorm into the next projection.
+
+    Args:
+        x, residual: same shape (..., C); float32, bfloat16, float16 or float64, both of one dtype. Under autocast they may
+            differ; the sum then has the wider of the two.
+        weight, bias: the LayerNorm's affine parameters, shape (C,).
+        eps: added to the variance.
+
+    Returns:
+        (layer_norm(x + residual), x + residual), both of shape (..., C).
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes or devices do not fit together.
+    """
+    shape = "(" + ", ".join(["..."] * (x.dim() - 1) + ["C"]) + ")" if isinstance(x, torch.Tensor) else "(..., C)"
+    check_tensor("x", x, shape if "," in shape else "(C,)")
+    autocast = torch.is_autocast_enabled(x.device.type)
+    like = None if autocast else ("x", x)
+    check_tensor("residual", residual, shape if "," in shape else "(C,)", like)
+    check_shape("residual", residual, tuple(x.shape), "the shape of x")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        check_tensor(name, parameter, "(C,)", like)
+        check_shape(name, parameter, (x.shape[-1],), "(C,)")
+    if backends.choose("add_layer_norm", x) == "reference":
+        return reference.add_layer_norm(x, residual, weight, bias, eps)
+    total = x + residual
+    return F.layer_norm(total, total.shape[-1:], weight, bias, eps), total
+
+
+# PyTorch's own fused LayerNorm until there is a kernel that also does the addition.
+backends.register("add_layer_norm", "cpu", lambda x: None if x.device.type == "cpu" else f"x is on {x.device}")

@@ -1,0 +1,44 @@
+"""Argument checks shared by the operators: an error names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, tensor: torch.Tensor, shape: str, like: tuple[str, torch.Tensor] | None = None) -> None:
+    """Checks type, rank, dtype, and device.
+
+    Args:
+        name: the argument's name.
+        tensor: its value.
+        shape: the expected shape in words, one letter or number a dimension, such as ``"(B, N, C)"``.
+        like: name and value of another argument whose dtype and device must be the same.
+
+    Raises:
+        TypeError: not a tensor, a dtype that is not floating point, or another dtype than `like`.
+        ValueError: another rank than expected, or another device than `like`.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}; got {type(tensor).__name__}")
+    if tensor.dim() != shape.count(",") + (0 if shape.endswith(",)") else 1):
+        raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {tensor.dtype}")
+    if like is not None:
+        if tensor.dtype != like[1].dtype:
+            raise TypeError(f"{name} must have the dtype of {like[0]}, {like[1].dtype}; got {tensor.dtype}")
+        if tensor.device != like[1].device:
+            raise ValueError(f"{name} must be on the device of {like[0]}, {like[1].device}; got {tensor.device}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], letters: str) -> None:
+    """Raises ValueError unless `tensor` has the `expected` shape, described by `letters`."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name} must have shape {letters} = {expected}; got {tuple(tensor.shape)}")
+
+
+def rows_contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself when its last dimension is contiguous, which kernels read in place; else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

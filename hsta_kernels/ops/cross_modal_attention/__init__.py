@@ -1,0 +1,93 @@
+"""Crossmodal space-time attention: one query token attends to the other branch's tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from hsta_kernels import backends
+from hsta_kernels.ops.checks import check_shape, check_tensor, rows_contiguous
+from hsta_kernels.ops.cross_modal_attention import autograd, reference
+
+
+def cross_modal_attention(
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    k_bias: torch.Tensor,
+    v_weight: torch.Tensor,
+    v_bias: torch.Tensor,
+    num_heads: int,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """The core of HSTA's CSTA (arXiv 2405.03202), without its output projection.
+
+    With y = LayerNorm([query_token, tokens]), the result is multi-head attention whose only query is row 0 of y and whose
+    keys and values are all rows. Keys and values of the N tokens are never computed: the query absorbs the key projection
+    (scores are (Wkᵀ q)·y, the key bias adds a constant that softmax ignores), the value projection is applied to the
+    weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result equals the
+    direct form up to rounding, at about 1/64 of its arithmetic for C = 768 and N = 588.
+
+    Args:
+        query_token: (B, C), the other branch's CLS token in this branch's width.
+        tokens: (B, N, C), patch tokens; a slice of a longer sequence is read in place.
+        norm_weight, norm_bias: (C,), the LayerNorm over the sequence.
+        q_weight, k_weight, v_weight: (C, C), as ``nn.Linear`` stores them; q_bias, k_bias, v_bias: (C,). The gradient of
+            k_bias is exactly zero.
+        num_heads: H; C must be a multiple of it.
+        eps: LayerNorm's epsilon.
+        All tensors share one dtype (float32, bfloat16, float16 or float64) and device; under autocast dtypes may differ.
+
+    Returns:
+        (B, C), heads concatenated, ready for the output projection.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ outside autocast.
+        ValueError: shapes or devices do not fit together, or C is not a multiple of `num_heads`.
+        BackendError: a backend was requested by name and cannot run this call.
+    """
+    check_tensor("tokens", tokens, "(B, N, C)")
+    like = None if torch.is_autocast_enabled(tokens.device.type) else ("tokens", tokens)
+    batch, _, width = tokens.shape
+    check_tensor("query_token", query_token, "(B, C)", like)
+    check_shape("query_token", query_token, (batch, width), "(B, C)")
+    vectors = {
+        "norm_weight": norm_weight, "norm_bias": norm_bias, "q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias,
+    }  # fmt: skip
+    for name, vector in vectors.items():
+        check_tensor(name, vector, "(C,)", like)
+        check_shape(name, vector, (width,), "(C,)")
+    for name, matrix in {"q_weight": q_weight, "k_weight": k_weight, "v_weight": v_weight}.items():
+        check_tensor(name, matrix, "(C, C)", like)
+        check_shape(name, matrix, (width, width), "(C, C)")
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads must divide C = {width}; got {num_heads}")
+
+    backend = backends.choose("cross_modal_attention", tokens)
+    if backend == "reference":
+        weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
+        return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
+
+    head_dim = width // num_heads
+    y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
+    q = F.linear(y, q_weight, q_bias).view(batch, num_heads, head_dim)
+    u = torch.einsum("bhd,hdc->bhc", q, k_weight.view(num_heads, head_dim, width))
+    # From here on in float32: u multiplies normalized tokens, so it carries LayerNorm's weight and the softmax scale.
+    u = u.float() * (norm_weight.float() * head_dim**-0.5)
+    z = autograd.NormalizedPooling.apply(u, query_token, rows_contiguous(tokens), k_bias, eps, backend)
+    z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
+    pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
+    return pooled.flatten(1) + v_bias
+
+
+# The streaming pass in PyTorch operations.
+backends.register(
+    "cross_modal_attention", "cpu",
+    lambda tokens: f"tokens are on {tokens.device}" if tokens.device.type != "cpu"
+    else "tokens are float64; the streaming pass works in float32" if tokens.dtype == torch.float64
+    else None,
+)  # fmt: skip

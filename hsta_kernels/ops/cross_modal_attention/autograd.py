@@ -1,0 +1,84 @@
+"""The streaming pass of crossmodal attention: custom ops and autograd Function.
+
+With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine parameters, the pass computes
+
+    z_h = Σ_j softmax_j(u_h · x̂_j) x̂_j      over the rows j of [query_token, tokens],
+
+everything in it that touches all tokens. What is left of crossmodal attention are products of single rows with weights.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.cross_modal_attention import absorbed
+
+# Each module has forward(u, query_token, tokens, eps) -> (z, lse) and
+# backward(grad_z, u, query_token, tokens, z, lse, eps) -> (grad_u, grad_query_token, grad_tokens).
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": absorbed}
+
+
+@torch.library.custom_op("hsta_kernels::cross_modal_attention_forward", mutates_args=())
+def _forward(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _IMPLEMENTATIONS[backend].forward(u.contiguous(), rows_contiguous(query_token), tokens, eps)
+
+
+@_forward.register_fake
+def _(u, query_token, tokens, eps, backend):
+    return u.new_empty(u.shape), u.new_empty(u.shape[:2])
+
+
+@torch.library.custom_op("hsta_kernels::cross_modal_attention_backward", mutates_args=())
+def _backward(
+    grad_z: torch.Tensor,
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    z: torch.Tensor,
+    lse: torch.Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tensors = (grad_z.contiguous(), u.contiguous(), rows_contiguous(query_token), tokens, z, lse)
+    return _IMPLEMENTATIONS[backend].backward(*tensors, eps)
+
+
+@_backward.register_fake
+def _(grad_z, u, query_token, tokens, z, lse, eps, backend):
+    return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
+
+
+class NormalizedPooling(torch.autograd.Function):
+    """Saves z and the log-sum-exp of the scores; statistics and probabilities are recomputed in the backward pass.
+
+    The key bias is an argument only to receive its gradient: it shifts all scores of a head alike, so that is zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: torch.Tensor,
+        query_token: torch.Tensor,
+        tokens: torch.Tensor,
+        k_bias: torch.Tensor,
+        eps: float,
+        backend: str,
+    ) -> torch.Tensor:
+        z, lse = _forward(u, query_token, tokens, eps, backend)
+        ctx.save_for_backward(u, query_token, tokens, z, lse)
+        ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
+        ctx.arguments = (eps, backend)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_z,) = grad_outputs
+        grads = _backward(grad_z, *ctx.saved_tensors, *ctx.arguments)
+        shape, dtype = ctx.k_bias_like
+        return *grads, grad_z.new_zeros(shape, dtype=dtype), None, None

@@ -1,0 +1,91 @@
+"""Factorized space-time attention: softmax attention over time, over space, or over both."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops.checks import check_tensor
+from hsta_kernels.ops.space_time_attention import autograd, reference
+
+AXES = ("time", "space", "joint")
+
+
+def space_time_attention(
+    qkv: torch.Tensor,
+    grid_size: tuple[int, int],
+    axis: str,
+    num_prefix_tokens: int = 1,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
+
+    The tokens are `num_prefix_tokens` prefix (CLS) tokens followed by T·N patches, time-major: patch n of frame t is
+    token ``num_prefix_tokens + t*N + n``. A patch attends to the prefix tokens and
+
+    - ``axis="time"``: to the patches at its own place in all frames,
+    - ``axis="space"``: to the patches of its own frame,
+    - ``axis="joint"``: to all patches.
+
+    Prefix tokens attend to everything. This is the divided attention of Frozen in Time (arXiv 2104.00650) and of
+    Motionformer's baseline (arXiv 2106.05392). TimeSformer (arXiv 2102.05095) differs: it leaves CLS out of attention over
+    time, and over space it gives each frame a copy of CLS and averages the copies. With no prefix tokens this is plain
+    factorized attention as ViViT (arXiv 2103.15691) and video diffusion models use it.
+
+    Args:
+        qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them after
+            a view; float32, bfloat16, float16 or float64. Any strides with a contiguous last dimension are read in place.
+            Under autocast, float32 input is cast to the autocast dtype, as PyTorch's own attention does.
+        grid_size: (T, N), temporal positions and patches a frame.
+        axis: ``"time"``, ``"space"`` or ``"joint"``.
+        num_prefix_tokens: P, number of prefix tokens, 0 or more.
+        scale: factor on the scores before softmax; ``1 / sqrt(D)`` when None.
+
+    Returns:
+        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable once in `qkv`.
+
+    Raises:
+        TypeError: `qkv` is not a floating-point tensor, or `grid_size` and `num_prefix_tokens` are not integers.
+        ValueError: `qkv` has another shape, the grid does not give L, or `axis` is none of the three.
+        BackendError: a backend was requested by name and cannot run this call.
+    """
+    check_tensor("qkv", qkv, "(B, L, 3, H, D)")
+    num_frames, num_patches = _check_grid(grid_size)
+    if axis not in AXES:
+        raise ValueError(f"axis must be 'time', 'space' or 'joint'; got {axis!r}")
+    if not isinstance(num_prefix_tokens, (int, torch.SymInt)):
+        raise TypeError(f"num_prefix_tokens must be an integer; got {num_prefix_tokens!r}")
+    if num_prefix_tokens < 0:
+        raise ValueError(f"num_prefix_tokens must be 0 or more; got {num_prefix_tokens}")
+    length, parts, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4]
+    if parts != 3:
+        raise ValueError(f"qkv must have shape (B, L, 3, H, D); got {tuple(qkv.shape)}")
+    if length != num_prefix_tokens + num_frames * num_patches:
+        raise ValueError(
+            f"qkv must have L = num_prefix_tokens + T*N = {num_prefix_tokens} + {num_frames}*{num_patches} = "
+            f"{num_prefix_tokens + num_frames * num_patches} tokens for grid_size {tuple(grid_size)}; got {length}"
+        )
+    if head_dim == 0:
+        raise ValueError(f"qkv must have a head_dim D of at least 1; got {tuple(qkv.shape)}")
+    if torch.is_autocast_enabled(qkv.device.type) and qkv.dtype == torch.float32:
+        qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
+
+    scale = float(head_dim) ** -0.5 if scale is None else float(scale)
+    arguments = (qkv, num_frames, num_patches, axis, num_prefix_tokens, scale)
+    backend = backends.choose("space_time_attention", qkv)
+    if backend == "reference":
+        return reference.space_time_attention(*arguments)
+    return autograd.SpaceTimeAttention.apply(*arguments, backend)
+
+
+def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        num_frames, num_patches = grid_size
+    except (TypeError, ValueError):
+        raise ValueError(f"grid_size must be two integers (T, N); got {grid_size!r}") from None
+    for size in (num_frames, num_patches):
+        if not isinstance(size, (int, torch.SymInt)):
+            raise TypeError(f"grid_size must be two integers (T, N); got {grid_size!r}")
+    if num_frames < 1 or num_patches < 1:
+        raise ValueError(f"grid_size must be two positive integers (T, N); got {tuple(grid_size)}")
+    return num_frames, num_patches

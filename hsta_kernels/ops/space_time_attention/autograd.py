@@ -1,0 +1,75 @@
+"""The custom ops and the autograd Function of space-time attention."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.space_time_attention import native
+
+# Each module has forward(qkv, T, N, axis, P, scale) -> (out, lse) and backward(grad_out, qkv, out, lse, ...) -> grad_qkv.
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+
+
+@torch.library.custom_op("hsta_kernels::space_time_attention_forward", mutates_args=())
+def _forward(
+    qkv: torch.Tensor,
+    num_frames: int,
+    num_patches: int,
+    axis: str,
+    num_prefix_tokens: int,
+    scale: float,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
+    return _IMPLEMENTATIONS[backend].forward(rows_contiguous(qkv), *grid)
+
+
+@_forward.register_fake
+def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
+    batch, length, _, heads, head_dim = qkv.shape
+    out = qkv.new_empty((batch, length, heads, head_dim))
+    return out, qkv.new_empty((batch, heads, length), dtype=torch.float32)
+
+
+@torch.library.custom_op("hsta_kernels::space_time_attention_backward", mutates_args=())
+def _backward(
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    num_frames: int,
+    num_patches: int,
+    axis: str,
+    num_prefix_tokens: int,
+    scale: float,
+    backend: str,
+) -> torch.Tensor:
+    grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
+    tensors = (rows_contiguous(grad_out), rows_contiguous(qkv), out, lse)
+    return _IMPLEMENTATIONS[backend].backward(*tensors, *grid)
+
+
+@_backward.register_fake
+def _(grad_out, qkv, out, lse, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
+    return qkv.new_empty(qkv.shape)
+
+
+class SpaceTimeAttention(torch.autograd.Function):
+    """Saves the output and the log-sum-exp of each row of scores; the backward pass recomputes the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        out, lse = _forward(qkv, *arguments)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.arguments = arguments
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_out,) = grad_outputs
+        grad_qkv = _backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
+        return grad_qkv, *(None for _ in ctx.arguments)

@@ -1,0 +1,71 @@
+"""Calls into csrc/cpu/space_time_attention.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_AXES = {"time": 0, "space": 1, "joint": 2}
+
+
+def refuse(qkv: torch.Tensor) -> str | None:
+    if qkv.device.type != "cpu":
+        return f"qkv is on {qkv.device}"
+    if qkv.dtype not in _DTYPES:
+        return f"qkv is {qkv.dtype}; the kernel takes float32, bfloat16 and float16"
+    return None
+
+
+backends.register("space_time_attention", "cpu", refuse)
+
+
+def forward(
+    qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, length, _, heads, head_dim = qkv.shape
+    out = qkv.new_empty((batch, length, heads, head_dim))
+    lse = qkv.new_empty((batch, heads, length), dtype=torch.float32)
+    if qkv.numel():
+        backends.native.space_time_attention_forward(  # type: ignore[union-attr]
+            _DTYPES[qkv.dtype],
+            _AXES[axis],
+            (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
+            scale,
+            qkv.data_ptr(),
+            qkv.stride()[:4],
+            out.data_ptr(),
+            lse.data_ptr(),
+        )
+    return out, lse
+
+
+def backward(
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    num_frames: int,
+    num_patches: int,
+    axis: str,
+    num_prefix_tokens: int,
+    scale: float,
+) -> torch.Tensor:
+    batch, _, _, heads, head_dim = qkv.shape
+    grad_qkv = qkv.new_empty(qkv.shape)
+    if qkv.numel():
+        backends.native.space_time_attention_backward(  # type: ignore[union-attr]
+            _DTYPES[qkv.dtype],
+            _AXES[axis],
+            (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
+            scale,
+            qkv.data_ptr(),
+            qkv.stride()[:4],
+            out.data_ptr(),
+            lse.data_ptr(),
+            grad_out.data_ptr(),
+            grad_out.stride()[:3],
+            grad_qkv.data_ptr(),
+        )
+    return grad_qkv
