@@ -1,0 +1,1 @@
+"""Micro-expression recognition with HSTA: data sets, training, evaluation and prediction."""

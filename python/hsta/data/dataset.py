@@ -1,0 +1,136 @@
+"""Clips as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from ..spotting import motion_curve
+from .clips import Clip
+from .sampling import choose_frames
+from .transforms import Augmentation, flow_image, normalize, prepare
+
+
+def make_inputs(
+    frames: Sequence[np.ndarray],
+    apex: int | None,
+    *,
+    image_size: int,
+    num_frames: int,
+    special: Literal["frames", "flow"] = "frames",
+    rng: np.random.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's inputs for one clip: video float32 (3, num_frames, H, W) and special float32 (3, 2, H, W).
+
+    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up. ``special`` is the onset
+    and apex frames, or flow images of onset → apex and apex → offset (u, v, strain). Without an ``apex`` the frame
+    of largest motion from the onset is taken. With ``rng`` frames are drawn and augmented as in training; without,
+    the result is the same each time. Raises ValueError for no frames, an apex out of range, an unknown ``special``.
+    """
+    if not len(frames):
+        raise ValueError("frames must hold at least one frame, got none")
+    if special not in ("frames", "flow"):
+        raise ValueError(f"special must be 'frames' or 'flow', got {special!r}")
+    if apex is None:
+        apex = int(np.argmax(motion_curve(frames)))
+    elif not 0 <= apex < len(frames):
+        raise ValueError(f"apex must index the {len(frames)} frames, got {apex}")
+    augmentation = Augmentation() if rng is None else Augmentation.draw(rng)
+    chosen = choose_frames(len(frames), num_frames, rng)
+    keys = sorted({*chosen.tolist(), 0, apex, len(frames) - 1})
+    ready = dict(zip(keys, prepare([frames[i] for i in keys], image_size, augmentation), strict=True))
+
+    video = normalize(np.stack([ready[i] for i in chosen.tolist()]))
+    if special == "frames":
+        pair = normalize(np.stack([ready[0], ready[apex]]))
+    else:
+        onset, middle, offset = ready[0], ready[apex], ready[len(frames) - 1]
+        images = np.stack([flow_image(onset, middle), flow_image(middle, offset)])
+        pair = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+    return torch.from_numpy(video), torch.from_numpy(pair)
+
+
+class ClipDataset(Dataset):
+    """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, label and index int64.
+
+    In training every choice comes from ``[seed, epoch, index]`` (`set_epoch`), so that a run that was stopped goes on
+    bit for bit and the number of loading processes does not matter; otherwise an item is the same each time.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        image_size: int,
+        num_frames: int,
+        special: Literal["frames", "flow"] = "frames",
+        training: bool,
+        seed: int = 0,
+    ):
+        self.clips = list(clips)
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.special = special
+        self.training = training
+        self.seed = seed
+        # Shared memory, so that loading processes which outlive an epoch hear of the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose random choices the next items show."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        index = range(len(self.clips))[index]
+        clip = self.clips[index]
+        rng = np.random.default_rng([self.seed, int(self._epoch), index]) if self.training else None
+        video, special = make_inputs(
+            _Files(clip.frames),
+            clip.apex,
+            image_size=self.image_size,
+            num_frames=self.num_frames,
+            special=self.special,
+            rng=rng,
+        )
+        return {
+            "video": video,
+            "special": special,
+            "label": torch.tensor(clip.label),
+            "index": torch.tensor(index),
+        }
+
+
+class _Files(Sequence):
+    """Image files as a sequence of RGB frames, each read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB. Raises `UserError` naming the path."""
+    # Not cv2.imread: it knows no paths but ASCII ones on some systems and only warns of a broken file.
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror}") from error
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if picture is None:
+        raise UserError(f"not an image, or a broken one: {path}")
+    return np.ascontiguousarray(picture[..., ::-1])

@@ -1,0 +1,91 @@
+"""From RGB frames to what the model takes: geometry, augmentation, normalization, optical flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw, applied alike to every frame of a clip: what moves between frames must stay the face.
+
+    ``scale`` and ``x``, ``y`` place the crop (shares of the frame's side and of the room left); ``gain`` and ``bias``
+    change brightness (frames in [0, 1]).
+    """
+
+    flip: bool = False
+    scale: float = 1.0
+    x: float = 0.5
+    y: float = 0.5
+    gain: float = 1.0
+    bias: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Augmentation:
+        return cls(
+            flip=bool(rng.uniform() < 0.5),
+            scale=rng.uniform(0.9, 1.0),
+            x=rng.uniform(),
+            y=rng.uniform(),
+            gain=rng.uniform(0.85, 1.15),
+            bias=rng.uniform(-0.06, 0.06),
+        )
+
+
+def prepare(frames: Sequence[np.ndarray], size: int, augmentation: Augmentation) -> np.ndarray:
+    """Square, resized, augmented frames: float32 (N, size, size, 3) in [0, 1]. Of an oblong frame the middle is taken."""
+    a = augmentation
+    out = np.empty((len(frames), size, size, 3), np.float32)
+    for i, frame in enumerate(frames):
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+        height, width = frame.shape[:2]
+        whole = min(height, width)
+        side = round(a.scale * whole)
+        top = (height - whole) // 2 + round(a.y * (whole - side))
+        left = (width - whole) // 2 + round(a.x * (whole - side))
+        crop = frame[top : top + side, left : left + side]
+        interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+        picture = cv2.resize(crop, (size, size), interpolation=interpolation)
+        out[i] = picture[:, ::-1] if a.flip else picture
+    out /= 255
+    if a.gain != 1 or a.bias != 0:
+        out = np.clip(out * np.float32(a.gain) + np.float32(a.bias), 0, 1)
+    return out
+
+
+def normalize(frames: np.ndarray) -> np.ndarray:
+    """ImageNet mean and deviation; (N, H, W, 3) in [0, 1] to (3, N, H, W)."""
+    return np.ascontiguousarray(((frames - MEAN) / DEVIATION).transpose(3, 0, 1, 2))
+
+
+def flow_image(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Motion between two frames, float32 (H, W, 3) of about unit size: u, v and optical strain.
+
+    Dense inverse search flow (Kroeger et al., 2016) less its median, which is the head's own motion; u and v in
+    pixels of a 224 frame. Strain is the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
+    """
+    flow = dense_flow(before, after)
+    flow -= np.median(flow, axis=(0, 1))
+    uy, ux = np.gradient(flow[..., 0])
+    vy, vx = np.gradient(flow[..., 1])
+    strain = np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
+    scale = 224 / before.shape[0]
+    return np.dstack([flow[..., 0] * scale, flow[..., 1] * scale, 10 * strain]).astype(np.float32)
+
+
+def dense_flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Optical flow in pixels, float32 (H, W, 2), between two RGB frames: uint8, or float in [0, 1]."""
+    grey = []
+    for frame in (before, after):
+        if frame.dtype != np.uint8:
+            frame = np.round(255 * frame).astype(np.uint8)
+        grey.append(cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (0, 0), 1.0))
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
