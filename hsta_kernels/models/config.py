@@ -9,6 +9,15 @@ from typing import Any, Literal
 SPECIAL_FRAMES = 2  # onset and apex
 IN_CHANNELS = 3
 
+# Heads for each embed_dim that the authors' code defines, which are more sizes than it names.
+PUBLISHED_HEADS = {
+    (96, 192): (3, 3),
+    (128, 256): (4, 4),
+    (192, 384): (6, 6),
+    (224, 448): (7, 7),
+    (384, 768): (12, 12),
+}
+
 
 @dataclass(frozen=True)
 class HSTAConfig:
@@ -27,8 +36,8 @@ class HSTAConfig:
         num_frames: frames of the video; a multiple of ``tubelet_size``.
         tubelet_size: frames a token spans (1 or 2: there are two special frames).
         attention: ``"divided"``, attention over time and then over space, or ``"joint"``, over both at once.
-        head: what the classifier reads of both branches: the ``"cls"`` tokens, ``"cls_last"`` (CLS and last tokens),
-            or the ``"mean"`` of all tokens.
+        head: what the classifier reads of both branches: ``"cls"`` tokens, ``"cls_last"`` (CLS and last
+            tokens), or the ``"mean"`` of all tokens.
         num_classes: number of logits.
         drop_rate: dropout after the position table, the attention projections and both MLP layers.
         attn_drop_rate: dropout of attention probabilities.

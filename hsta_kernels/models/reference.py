@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import IN_CHANNELS, HSTAConfig
+from .pretrained import Checkpoints
 
 EPS = 1e-6  # of every layer norm
 NUM_PREFIX_TOKENS = 1  # CLS
@@ -22,9 +23,9 @@ NUM_PREFIX_TOKENS = 1  # CLS
 def visible_tokens(grid: tuple[int, int], axis: str, device: torch.device | None = None) -> Tensor:
     """Who attends to whom: a boolean matrix (query, key) over CLS and ``grid = (T, N)`` patches, time-major.
 
-    ``"time"``: patches at the same place; ``"space"``: patches of the same frame; ``"joint"``: all. Every patch
+    ``"time"``: patches at the same place; ``"space"``: patches of the same frame; ``"joint"``: all. A patch
     also sees CLS, and CLS sees everything. This is the convention of Motionformer's divided attention and of
-    Frozen-in-Time. TimeSformer differs: it leaves CLS out of attention over time, and over space it gives each
+    Frozen-in-Time. TimeSformer differs: it leaves CLS out of attention over time, and over space gives each
     frame a copy of CLS and averages the copies.
     """
     num_frames, num_patches = grid
@@ -96,8 +97,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One USTA layer. Divided attention has a sub-layer over time, unless the branch has a single moment, and one
-    over space; joint attention has a single one over both."""
+    """One USTA layer. Divided attention has a sub-layer over time, unless the branch has a single moment, and
+    one over space; joint attention has a single one over both."""
 
     def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
         super().__init__()
@@ -200,7 +201,7 @@ class PatchEmbed(nn.Module):
         return self.proj(frames).flatten(2).transpose(1, 2)
 
 
-class HSTA(nn.Module):
+class HSTA(Checkpoints):
     """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202), plain PyTorch.
 
     Args:

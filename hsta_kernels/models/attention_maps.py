@@ -1,0 +1,52 @@
+"""Where the CLS tokens look: attention maps for pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+@torch.no_grad()
+def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of CLS to the patches in the last self-attention layer of each branch.
+
+    For divided attention this is the sub-layer over space, in which CLS sees the patches of all frames. The
+    share that CLS gives itself is left out, so that a map sums to less than 1. The model runs in evaluation
+    mode through the reference's path, whichever backend is set.
+
+    Args:
+        model: a fused or a reference model.
+        video, special: as for the model.
+
+    Returns:
+        Maps of the special frames and of the video, each (B, num_heads, T', grid height, grid width),
+        float32.
+    """
+    inputs: dict[int, Tensor] = {}
+    attentions = [layers[-1].attn for layers in model.blocks[-1].blocks]
+    hooks = [
+        attn.register_forward_pre_hook(lambda _, args, branch=branch: inputs.__setitem__(branch, args[0]))
+        for branch, attn in enumerate(attentions)
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        reference.HSTA.forward(model, video, special)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    special_map, video_map = (
+        _cls_row(attn, inputs[branch]).unflatten(-1, model.config.grids[branch])
+        for branch, attn in enumerate(attentions)
+    )
+    return special_map, video_map
+
+
+def _cls_row(attn: reference.Attention, x: Tensor) -> Tensor:
+    """Probabilities (B, H, T' * N) that CLS gives to the patches of x (B, L, C)."""
+    q, k, _ = attn.project(x).float().unbind(2)
+    scores = torch.einsum("bhd,blhd->bhl", q[:, 0], k) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)[..., reference.NUM_PREFIX_TOKENS :]

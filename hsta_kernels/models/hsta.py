@@ -1,0 +1,130 @@
+"""The HSTA model on the fused operators."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hsta_kernels import ops
+
+from . import reference
+
+# What the classifier reads of a branch beside CLS.
+_READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(1, None)}
+
+
+class HSTA(reference.HSTA):
+    """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202).
+
+    The parameters, their names and the results are those of ``hsta_kernels.reference.HSTA``; only the way
+    through them differs: attention reads the packed projection in place, each residual addition is one pass
+    with the layer norm that follows it, CSTA never computes keys and values of the patches, and the last
+    norms are applied only to what the classifier reads. In divided attention CLS sees everything, over time
+    and over space, as in Motionformer and Frozen-in-Time (in TimeSformer it takes no part in attention over
+    time).
+
+    The attention operators have no dropout of probabilities: in training with ``attn_drop_rate > 0``
+    attention goes through the reference's explicit path, which is slower and needs more memory.
+
+    Args:
+        config: an ``HSTAConfig``; or give its fields as keywords.
+    """
+
+    def forward(self, video: Tensor, special: Tensor) -> Tensor:
+        """Logits (B, num_classes) of clips.
+
+        Args:
+            video: (B, 3, num_frames, image_size, image_size), floating point.
+            special: (B, 3, 2, image_size, image_size): the onset and apex frames, or two optical-flow images.
+
+        Raises:
+            ValueError, TypeError: shapes or types other than these; the message names the input.
+        """
+        self.check_inputs(video, special)
+        xs = [self.embed(0, special), self.embed(1, video)]
+        *blocks, last_block = self.blocks
+        for block in blocks:
+            classes, xs = _hsta_block(block, xs)
+            xs = [_join(cls, x[:, 1:]) for cls, x in zip(classes, xs, strict=True)]
+        classes, xs = _hsta_block(last_block, xs)
+        rows = _READ_BY_HEAD[self.config.head]
+        return self.classify(
+            [norm(_join(cls, x[:, rows])) for norm, cls, x in zip(self.norm, classes, xs, strict=True)]
+        )
+
+    def embed(self, branch: int, frames: Tensor) -> Tensor:
+        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C).
+
+        Kernel and stride of the patch embedding are equal, so it is a reshape and a matrix product.
+        """
+        proj = self.patch_embed[branch].proj
+        tubelet, patch, _ = proj.kernel_size
+        times, height, width = self.config.grids[branch]
+        pixels = frames[..., : height * patch, : width * patch]
+        pixels = (
+            pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
+        )
+        pixels = pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        patches = F.linear(pixels, proj.weight.flatten(1), proj.bias)
+        position = self.get_buffer(f"position_{branch}")
+        cls = (self.cls_token[branch][0] + position[:1]).expand(frames.shape[0], -1)
+        return self.pos_drop(_join(cls, patches + position[1:]))
+
+
+def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """New CLS tokens (B, C) of both branches, and their sequences: new patches behind the old CLS."""
+    xs = [_usta(layers, x) for layers, x in zip(block.blocks, xs, strict=True)]
+    return [_csta(block, i, xs[i][:, 0], xs[1 - i][:, 1:]) for i in (0, 1)], xs
+
+
+def _usta(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The layers of one branch. A sub-layer's output is added by the norm of the next one."""
+    residual = None
+    for layer in layers:
+        sublayers = [
+            (layer.norm1, partial(_attention, layer.attn, layer.grid, layer.axis)),
+            (layer.norm2, layer.mlp),
+        ]
+        if layer.has_time:
+            sublayers.insert(0, (layer.norm_time, partial(_attention, layer.attn_time, layer.grid, "time")))
+        for norm, sublayer in sublayers:
+            if residual is None:
+                y = norm(x)
+            else:
+                y, x = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
+            residual = layer.drop_path(sublayer(y))
+    return x + residual
+
+
+def _attention(attn: reference.Attention, grid: tuple[int, int], axis: str, x: Tensor) -> Tensor:
+    qkv = attn.project(x)
+    if _drops(attn.attn_drop):
+        out = attn.attend(qkv, grid, axis)
+    else:
+        out = ops.space_time_attention(qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
+    return attn.proj_drop(attn.proj(out.flatten(2)))
+
+
+def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tensor:
+    """CLS (B, C_i) of branch i after it has read the patches (B, N, C_j) of the other branch."""
+    cls = block.projs[i](cls)
+    fusion = block.fusion[i]
+    attn, norm = fusion.attn, fusion.norm1
+    if _drops(attn.attn_drop):
+        return block.revert_projs[i](fusion(cls, patches))
+    weights = [
+        parameter for linear in (attn.wq, attn.wk, attn.wv) for parameter in (linear.weight, linear.bias)
+    ]
+    out = ops.cross_modal_attention(cls, patches, norm.weight, norm.bias, *weights, attn.num_heads, norm.eps)
+    return block.revert_projs[i](cls + fusion.drop_path(attn.proj_drop(attn.proj(out))))
+
+
+def _drops(dropout: nn.Dropout) -> bool:
+    return dropout.training and dropout.p > 0
+
+
+def _join(cls: Tensor, patches: Tensor) -> Tensor:
+    return torch.cat([cls[:, None], patches], dim=1)
