@@ -15,8 +15,8 @@ WIDENED = 1.5
 def find_face(frame: np.ndarray) -> tuple[int, int, int, int] | None:
     """The largest frontal face of an RGB uint8 (H, W, 3) frame as ``(x, y, width, height)``, or None.
 
-    The detector is OpenCV's Haar cascade (Viola and Jones, 2001); its square is widened to hold the whole face, and
-    moved or shrunk to lie within the frame.
+    The detector is OpenCV's Haar cascade (Viola and Jones, 2001); its square is widened to hold the whole
+    face, and moved or shrunk to lie within the frame.
     """
     grey = cv2.equalizeHist(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
     least = max(24, min(grey.shape) // 8)

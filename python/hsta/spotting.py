@@ -23,10 +23,11 @@ class Spotted:
 
 
 def motion_curve(frames: Sequence[np.ndarray], onset: int = 0) -> np.ndarray:
-    """How far the face has moved since frame ``onset``: float32 (N,), in pixels of a 224 frame, 0 at the onset.
+    """How far the face has moved since frame ``onset``: float32 (N,), in pixels of a 224 frame, 0 at the
+    onset.
 
-    ``frames`` are RGB uint8 crops of a face. The measure is the mean of the strongest tenth of optical flow, the
-    head's own motion (a similarity fitted to the flow) taken out.
+    ``frames`` are RGB uint8 crops of a face. The measure is the mean of the strongest tenth of optical flow,
+    the head's own motion (a similarity fitted to the flow) taken out.
     """
     if not 0 <= onset < max(len(frames), 1):
         raise ValueError(f"onset must index the {len(frames)} frames, got {onset}")
@@ -37,9 +38,9 @@ def motion_curve(frames: Sequence[np.ndarray], onset: int = 0) -> np.ndarray:
 def spot(frames: Sequence[np.ndarray], fps: float = 30.0) -> Spotted:
     """The likeliest micro-expression in face crops at ``fps`` frames a second.
 
-    The apex stands out from the frames a quarter of a second before and after alike (the feature difference of
-    Moilanen et al., 2014, on flow): slow head drift cancels. Onset and offset are where, within half a second, the
-    face last and first looks the least like the apex. Raises ValueError for no frames.
+    The apex stands out from the frames a quarter of a second before and after alike (the feature difference
+    of Moilanen et al., 2014, on flow): slow head drift cancels. Onset and offset are where, within half a
+    second, the face last and first looks the least like the apex. Raises ValueError for no frames.
     """
     count = len(frames)
     if not count:
@@ -84,7 +85,7 @@ def _motion(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _rigid(flow: np.ndarray) -> np.ndarray:
-    """The part of a flow that moving, turning and nearing the head explains: a robust least-squares similarity."""
+    """The part of a flow that moving, turning and nearing the head explains: a robust similarity."""
     height, width = flow.shape[:2]
     y, x = (a.astype(np.float32).ravel() for a in np.mgrid[:height, :width])
     x, y = x - x.mean(), y - y.mean()

@@ -21,8 +21,9 @@ LARGEST = 4 * 2**30  # bytes of decoded frames held in memory
 def read_frames(path: str | Path) -> tuple[list[np.ndarray], float | None]:
     """All frames, uint8 (H, W, 3) RGB, of a video file or a folder of images, and frames per second.
 
-    A folder's images come in the order of the numbers in their names, and their rate is None. A phone's rotation mark
-    is obeyed. Raises `UserError` when there is nothing there, it cannot be read, or it is too long to hold.
+    A folder's images come in the order of the numbers in their names, and their rate is None. A phone's
+    rotation mark is obeyed. Raises `UserError` when there is nothing there, it cannot be read, or it is too
+    long to hold.
     """
     path = Path(path)
     if path.is_dir():
@@ -36,7 +37,7 @@ def read_frames(path: str | Path) -> tuple[list[np.ndarray], float | None]:
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """Write RGB uint8 frames as H.264, nearly without loss: micro-expressions are small. An odd side gains a pixel."""
+    """Write RGB uint8 frames as H.264, nearly lossless: the motions are small. An odd side gains a pixel."""
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
     path = Path(path)
@@ -74,9 +75,7 @@ def _read_video(path: Path) -> tuple[list[np.ndarray], float | None]:
             frames.append(np.ascontiguousarray(np.rot90(picture, turns)))
             held += picture.nbytes
             if held > LARGEST:
-                raise UserError(
-                    f"{path} is too long: over {LARGEST >> 30} GiB of frames; cut it to the seconds of interest"
-                )
+                raise UserError(f"{path} is too long: over {LARGEST >> 30} GiB of frames; cut it shorter")
     if not frames:
         raise UserError(f"no frames in {path}")
     return frames, float(rate) if rate else None

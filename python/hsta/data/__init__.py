@@ -18,8 +18,8 @@ __all__ = ["DATASETS", "Clip", "ClipDataset", "DatasetIndex", "make_inputs", "re
 def read_dataset(name: str, root: str | Path) -> DatasetIndex:
     """The clips of data set ``name`` (one of `DATASETS`) under the folder ``root``.
 
-    Faults known of the real files are read through and told in ``notes``. Raises `UserError`, naming the path, for
-    an unknown set, a missing folder or annotation, or when no clip is left.
+    Faults known of the real files are read through and told in ``notes``. Raises `UserError`, naming the
+    path, for an unknown set, a missing folder or annotation, or when no clip is left.
     """
     if name not in _READERS:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")

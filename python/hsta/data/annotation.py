@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import unicodedata
 from pathlib import Path
@@ -28,20 +29,19 @@ def frame_number(value: object) -> int | None:
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    """The table in ``path``, every cell cleaned text, columns in lower case. Raises `UserError` if it cannot be read.
+    """The table in ``path``: every cell cleaned text, columns in lower case.
 
-    In a workbook the first sheet that has the required columns is taken.
+    In a workbook the first sheet that has the ``required`` columns is taken. Raises `UserError` when the file
+    cannot be read or lacks one of them.
     """
     try:
         if path.suffix.lower() == ".csv":
             sheets = [_read_csv(path)]
         else:
             sheets = list(pd.read_excel(path, sheet_name=None, dtype=str, engine="openpyxl").values())
-    except (OSError, ValueError, KeyError, pd.errors.ParserError) as error:
+    except Exception as error:  # openpyxl lets the errors of zipfile and of its XML parser through
         raise UserError(f"cannot read the annotation {path}: {error}") from error
-    except Exception as error:  # openpyxl lets zipfile's and its XML parser's own errors through
-        raise UserError(f"cannot read the annotation {path}: {type(error).__name__}: {error}") from error
-    missing: list[str] = list(required)
+    missing = list(required)
     for table in sheets:
         table.columns = [" ".join(clean(column).lower().split()) for column in table.columns]
         lacking = [column for column in required if column not in table.columns]
@@ -53,19 +53,29 @@ def read_table(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     data = path.read_bytes()
-    for encoding in ("utf-8-sig", "gb18030"):
-        try:
-            text = data.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            continue
-    else:
-        raise ValueError("it is neither UTF-8 nor GB 18030")
-    if not text.strip():
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("gb18030")  # what spreadsheets in Chinese write
+    rows = [row for row in csv.reader(text.splitlines()) if any(map(clean, row))]
+    if not rows:
         raise ValueError("it is empty")
-    # A full-width comma is a comma; where it stood inside a quoted cell it stays there.
-    from io import StringIO
+    header = _cells(rows[0], len(rows[0]) + 1)
+    units = next((i for i, name in enumerate(header) if clean(name).lower() == "au"), len(header) - 1)
+    table = []
+    for row in rows[1:]:
+        cells = _cells(row, len(header))
+        surplus = len(cells) - len(header)
+        if surplus > 0:  # units written "4,7" without quotes
+            cells[units : units + surplus + 1] = [",".join(cells[units : units + surplus + 1])]
+        table.append(cells + [""] * -surplus)
+    return pd.DataFrame(table, columns=header)
 
-    return pd.read_csv(
-        StringIO(text.replace("，", ",")), dtype=str, keep_default_na=False, skip_blank_lines=True
-    )
+
+def _cells(row: list[str], expected: int) -> list[str]:
+    """A row; full-width commas part its cells if plain ones give too few, else they belong to a cell."""
+    if len(row) < expected:
+        row = next(csv.reader([",".join(row).replace("\uff0c", ",")]))
+    while len(row) > expected and not clean(row[-1]):
+        row = row[:-1]
+    return row

@@ -19,6 +19,7 @@ SPELLINGS = {
     "sadness": "sad",
     "happiness": "happy",
 }
+OBJECTIVE_NAMES = ("I", "II", "III", "IV", "V", "VI", "VII")
 LONGEST = 50  # frames after the onset; spans of thousands occur, and HSTA's authors cut them here
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp"}
 
@@ -27,9 +28,14 @@ def read(root: Path) -> DatasetIndex:
     """Read the annotation in ``root`` (or ``root/annotation``) and find the frames of each row."""
     path = find_annotation(root)
     table = read_table(path, ("subject", "filename", "onset", "offset"))
-    if "emotion" not in table.columns:
-        raise UserError(f"{path} lacks the column(s) emotion")
     notes = []
+    if "emotion" in table.columns:
+        column, class_names = "emotion", CLASS_NAMES
+    elif "objective class" in table.columns:
+        column, class_names = "objective class", OBJECTIVE_NAMES
+        notes.append(f"{path.name} has no column emotion: the labels are the objective classes I to VII")
+    else:
+        raise UserError(f"{path} has neither a column emotion nor a column Objective class")
     if (root / MARKER).exists():
         notes.append("generated data: no evidence about real faces")
     if "apex" not in table.columns:
@@ -40,7 +46,7 @@ def read(root: Path) -> DatasetIndex:
     for position, row in enumerate(table.to_dict("records"), 2):
         if not any(row.values()):
             continue
-        clip, faults = _clip(row, folders)
+        clip, faults = _clip(row, column, class_names, folders)
         where = f"row {position} ({row['subject']} {row['filename']} {row['onset']})"
         notes += [f"{where}: {fault}" for fault in faults]
         if clip is None:
@@ -55,11 +61,11 @@ def read(root: Path) -> DatasetIndex:
         raise UserError(
             f"no usable clip in {path} and the folders beside it" + (f" ({detail})" if detail else "")
         )
-    return DatasetIndex("casme3", clips, CLASS_NAMES, notes)
+    return DatasetIndex("casme3", clips, class_names, notes)
 
 
 def find_annotation(root: Path) -> Path:
-    """The table of part A's micro-expressions under ``root``, by the name it is distributed with or any other."""
+    """The table of micro-expressions under ``root``: the name it is distributed with, else the only table."""
     folders = [folder for folder in (root, root / "annotation") if folder.is_dir()]
     tables = [
         path
@@ -99,14 +105,16 @@ class _Folders:
         return self.read[folder]
 
 
-def _clip(row: dict[str, str], folders: _Folders) -> tuple[Clip | None, list[str]]:
+def _clip(
+    row: dict[str, str], column: str, class_names: tuple[str, ...], folders: _Folders
+) -> tuple[Clip | None, list[str]]:
     """The clip of one row, or None, and what was wrong with the row."""
     faults: list[str] = []
     subject, filename = row["subject"], row["filename"]
-    emotion = row["emotion"].lower()
-    emotion = SPELLINGS.get(emotion, emotion)
-    if emotion not in CLASS_NAMES:
-        return None, [f"emotion {row['emotion']!r} is none of the seven classes, left out"]
+    emotion = SPELLINGS.get(row[column].lower(), row[column])
+    label = {name.lower(): label for label, name in enumerate(class_names)}.get(emotion.lower())
+    if label is None:
+        return None, [f"{column} {row[column]!r} is none of the seven classes, left out"]
     onset, offset = frame_number(row["onset"]), frame_number(row["offset"])
     if onset is None or offset is None:
         return None, [f"onset {row['onset']!r} or offset {row['offset']!r} is no frame number, left out"]
@@ -129,11 +137,11 @@ def _clip(row: dict[str, str], folders: _Folders) -> tuple[Clip | None, list[str
     apex = _apex(row.get("apex"), onset, offset, numbers, faults)
     name = f"{filename}_{onset}"
     frames = tuple(present[number] for number in numbers)
-    return Clip("casme3", subject, name, frames, apex, emotion, CLASS_NAMES.index(emotion)), faults
+    return Clip("casme3", subject, name, frames, apex, class_names[label], label), faults
 
 
 def _apex(cell: str | None, onset: int, offset: int, numbers: list[int], faults: list[str]) -> int | None:
-    """Index of the apex in ``numbers``; None, with the reason among the faults, where there is no use in the cell."""
+    """Index of the apex in ``numbers``, or None, with the reason added to the faults."""
     if cell is None:
         return None
     apex = frame_number(cell)

@@ -23,7 +23,7 @@ class Clip:
 
 @dataclass
 class DatasetIndex:
-    """The clips of a data set, the class names in the order of the labels, and in words what was wrong in its files."""
+    """The clips of a data set, class names in the order of the labels, and what was wrong in its files."""
 
     name: str
     clips: list[Clip]

@@ -29,10 +29,11 @@ def make_inputs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's inputs for one clip: video float32 (3, num_frames, H, W) and special float32 (3, 2, H, W).
 
-    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up. ``special`` is the onset
-    and apex frames, or flow images of onset → apex and apex → offset (u, v, strain). Without an ``apex`` the frame
-    of largest motion from the onset is taken. With ``rng`` frames are drawn and augmented as in training; without,
-    the result is the same each time. Raises ValueError for no frames, an apex out of range, an unknown ``special``.
+    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up. ``special`` is the
+    onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain). Without an
+    ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and augmented
+    as in training; without, the result is the same each time. Raises ValueError for no frames, an apex out of
+    range, an unknown ``special``.
     """
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
@@ -60,8 +61,9 @@ def make_inputs(
 class ClipDataset(Dataset):
     """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, label and index int64.
 
-    In training every choice comes from ``[seed, epoch, index]`` (`set_epoch`), so that a run that was stopped goes on
-    bit for bit and the number of loading processes does not matter; otherwise an item is the same each time.
+    In training every choice comes from ``[seed, epoch, index]`` (`set_epoch`), so that a run that was stopped
+    goes on bit for bit and the number of loading processes does not matter; otherwise an item is the same
+    each time.
     """
 
     def __init__(

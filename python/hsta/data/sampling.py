@@ -8,9 +8,9 @@ import numpy as np
 def choose_frames(length: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """``num_frames`` ordered indices into a clip of ``length`` frames, int64.
 
-    The clip is cut into equal segments and each gives one frame: its middle, or with ``rng`` (training) one drawn
-    from it (segment sampling, Wang et al., 2016). A clip that is too short is repeated at its ends, as much on either
-    side, or with ``rng`` a drawn share on either.
+    The clip is cut into equal segments and each gives one frame: its middle, or with ``rng`` (training) one
+    drawn from it (segment sampling, Wang et al., 2016). A clip that is too short is repeated at its ends, as
+    much on either side, or with ``rng`` a drawn share on either.
     """
     if length < 1 or num_frames < 1:
         raise ValueError(f"length and num_frames must be positive, got {length} and {num_frames}")

@@ -16,8 +16,8 @@ DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 class Augmentation:
     """One draw, applied alike to every frame of a clip: what moves between frames must stay the face.
 
-    ``scale`` and ``x``, ``y`` place the crop (shares of the frame's side and of the room left); ``gain`` and ``bias``
-    change brightness (frames in [0, 1]).
+    ``scale`` and ``x``, ``y`` place the crop (shares of the frame's side and of the room left); ``gain`` and
+    ``bias`` change brightness (frames in [0, 1]).
     """
 
     flip: bool = False
@@ -40,7 +40,7 @@ class Augmentation:
 
 
 def prepare(frames: Sequence[np.ndarray], size: int, augmentation: Augmentation) -> np.ndarray:
-    """Square, resized, augmented frames: float32 (N, size, size, 3) in [0, 1]. Of an oblong frame the middle is taken."""
+    """Resized, augmented frames: float32 (N, size, size, 3) in [0, 1]; the middle square of oblong ones."""
     a = augmentation
     out = np.empty((len(frames), size, size, 3), np.float32)
     for i, frame in enumerate(frames):
@@ -69,8 +69,9 @@ def normalize(frames: np.ndarray) -> np.ndarray:
 def flow_image(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Motion between two frames, float32 (H, W, 3) of about unit size: u, v and optical strain.
 
-    Dense inverse search flow (Kroeger et al., 2016) less its median, which is the head's own motion; u and v in
-    pixels of a 224 frame. Strain is the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
+    Dense inverse search flow (Kroeger et al., 2016) less its median, which is the head's own motion; u and v
+    in pixels of a 224 frame. Strain is the magnitude of the symmetric gradient (Shreve et al., 2011), times
+    10.
     """
     flow = dense_flow(before, after)
     flow -= np.median(flow, axis=(0, 1))

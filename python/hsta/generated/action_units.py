@@ -1,7 +1,8 @@
 """Action units (FACS) as displacement fields, and the combinations that the emotions are read from.
 
-The combinations are the prototypes of the emotional facial action coding system as far as the units below reach
-(Ekman, Friesen and Hager, 2002); the objective classes are those of Davison, Merghani and Yap (2018), by units alone.
+The combinations are the prototypes of the emotional facial action coding system as far as the units below
+reach (Ekman, Friesen and Hager, 2002); the objective classes are those of Davison, Merghani and Yap (2018),
+by units alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import numpy as np
 
 from .landmarks import SIDES, TWO_SIDED, Landmarks
 
-# Unit: (landmark, pull away from the middle line, pull down, radius in canonical pixels); the strongest pull is about 1.
+# Unit: (landmark, pull away from the middle line, pull down, radius in canonical pixels); the strongest
+# pull is about 1.
 ACTION_UNITS: dict[int, list[tuple[str, float, float, float]]] = {
     1: [("brow_inner", 0.0, -1.0, 12)],
     2: [("brow_outer", 0.0, -1.0, 12)],
@@ -50,7 +52,8 @@ def displacement(
 ) -> np.ndarray:
     """Where the skin goes: float32 (size, size, 2), x and y, in pixels of a ``size`` frame.
 
-    ``strengths`` gives each action unit's pull in canonical pixels; units on one side only are asked for with ``sides``.
+    ``strengths`` gives each action unit's pull in canonical pixels; units on one side only are asked for with
+    ``sides``.
     """
     scale = size / 224
     axis = (np.arange(size, dtype=np.float32) + 0.5) / scale

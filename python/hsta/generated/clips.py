@@ -1,4 +1,4 @@
-"""Films a portrait: one clip with a micro-expression on top of head drift, blinks, flicker and sensor noise."""
+"""Films a portrait: a micro-expression on top of head drift, blinks, flicker and sensor noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ DURATION = (0.12, 0.5)  # onset to offset, seconds
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """``frames`` uint8 (size, size, 3) RGB with some neutral ones around; ``onset``, ``apex``, ``offset`` index them.
+    """``frames`` uint8 (size, size, 3) RGB with some neutral ones around; ``onset``, ``apex``, ``offset``
+    index them.
 
-    ``amplitude`` is the strongest pull in pixels at 224; ``action_units`` is written as annotators do (``4+9``).
+    ``amplitude`` is the strongest unit's pull in pixels at 224; ``action_units`` is written as annotators do
+    (``4+9``).
     """
 
     frames: list[np.ndarray]
@@ -33,7 +35,7 @@ class GeneratedClip:
 
 
 def subject_portrait(seed: int, subject: int) -> Portrait:
-    """The person that subject number ``subject`` (from 1) of the data set ``seed`` is; number 1 is the photograph."""
+    """Who subject number ``subject`` (from 1) of the data set ``seed`` is; number 1 is the photograph."""
     if subject == 1:
         return photographed_portrait()
     return parametric_portrait(np.random.default_rng([seed, subject]))
@@ -49,10 +51,11 @@ def generate_clip(
     amplitude: float = 1.0,
     margin: float = 0.2,
 ) -> GeneratedClip:
-    """Film ``portrait`` showing ``emotion`` for 0.12 to 0.5 s, with about ``margin`` seconds of neutral face around.
+    """Film ``portrait`` showing ``emotion`` for 0.12 to 0.5 s, with about ``margin`` seconds of neutral face
+    around.
 
-    ``amplitude`` multiplies the movement (0.5 to 3 px at 224) and nothing else: with 0 the clip is the same but for it.
-    Raises ValueError for an unknown emotion.
+    ``amplitude`` multiplies the movement (0.5 to 3 px at 224) and nothing else: with 0 the clip is the same
+    but for it. Raises ValueError for an unknown emotion.
     """
     if emotion not in EMOTION_UNITS:
         raise ValueError(f"emotion must be one of {', '.join(EMOTION_UNITS)}, got {emotion!r}")

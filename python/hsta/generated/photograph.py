@@ -1,4 +1,4 @@
-"""The one real face: scikit-image's photograph of Eileen Collins (NASA, public domain), cropped and marked by hand."""
+"""The one real face: scikit-image's photograph of Eileen Collins (NASA, public domain), marked by hand."""
 
 from __future__ import annotations
 

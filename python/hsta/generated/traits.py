@@ -1,4 +1,4 @@
-"""What makes one parametric person: drawn from one seed, lengths in canonical pixels, colours in RGB 0 to 255."""
+"""What makes one parametric person. Lengths in canonical pixels, colours in RGB 0 to 255."""
 
 from __future__ import annotations
 

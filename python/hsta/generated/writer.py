@@ -45,13 +45,15 @@ def generate_casme3(
     emotions: Sequence[str] = tuple(EMOTION_UNITS),
     progress: bool = True,
 ) -> Path:
-    """Write ``subjects`` × ``clips_per_subject`` clips under ``output``; returns the path of the annotation file.
+    """Write ``subjects`` × ``clips_per_subject`` clips under ``output``; returns the path of the annotation
+    file.
 
-    Frames are ``output/spNO.1/a/color/175.jpg``; subject 1 is the photograph, the others are drawn from ``seed``.
-    A subject's emotions go round the list, so that classes are balanced. The same arguments give the same bytes,
-    and a subject or clip is the same whatever the number of others. ``amplitude`` 0 is the control: same clips,
-    no movement of the face. The annotation is written last: a tree without it is an interrupted one, and the same
-    call again completes it. Raises `UserError` when ``output`` holds files that are not of a generated set.
+    Frames are ``output/spNO.1/a/color/175.jpg``; subject 1 is the photograph, the others are drawn from
+    ``seed``. A subject's emotions go round the list, so that classes are balanced. The same arguments give
+    the same bytes, and a subject or clip is the same whatever the number of others. ``amplitude`` 0 is the
+    control: same clips, no movement of the face. The annotation is written last: a tree without it is an
+    interrupted one, and the same call again completes it. Raises `UserError` when ``output`` holds files that
+    are not of a generated set.
     """
     for name, value, least in (
         ("subjects", subjects, 1),
@@ -114,7 +116,7 @@ def _row(subject: str, video: str, first: int, clip: GeneratedClip) -> tuple:
 
 
 def _claim(root: Path, annotation: Path) -> None:
-    """Make ``root`` ours. Real recordings must never be written over, so a folder without the marker is refused."""
+    """Make ``root`` ours. Real recordings must never be written over: no marker, no entry."""
     if root.is_file():
         raise UserError(f"{root} is a file; the data set needs a folder")
     if root.is_dir() and any(root.iterdir()) and not (root / MARKER).exists():
