@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
 from hsta.data import Clip, ClipDataset, make_inputs
 from hsta.data.sampling import choose_frames
 from hsta.data.transforms import DEVIATION, MEAN, flow_image
@@ -94,7 +93,7 @@ def test_flow_image_measures_motion_and_strain():
     still = texture(112)
     after = still.copy()
     after[:, 70:] = moved(still, 2.0)[:, 70:]
-    u, v, strain = flow_image(still, after).transpose(2, 0, 1)
+    u, v, strain = flow_image(still / 255, after / 255).transpose(2, 0, 1)
     assert np.median(u[20:90, 80:105]) == pytest.approx(4.0, abs=0.4)  # 2 px of 112 are 4 of 224
     assert abs(np.median(u[20:90, 10:55])) < 0.2
     assert abs(np.median(v)) < 0.2
@@ -103,7 +102,7 @@ def test_flow_image_measures_motion_and_strain():
 
 def test_flow_image_leaves_out_the_motion_of_the_whole_head():
     still = texture(112)
-    assert np.abs(flow_image(still, moved(still, 1.5, -1.0))[20:90, 20:90, :2]).mean() < 0.25
+    assert np.abs(flow_image(still / 255, moved(still, 1.5, -1.0) / 255)[20:90, 20:90, :2]).mean() < 0.25
 
 
 def test_flow_inputs():
@@ -111,8 +110,12 @@ def test_flow_inputs():
     frames = [still, moved(still, 1), still]
     _, special = make_inputs(frames, 1, image_size=96, num_frames=2, special="flow")
     assert special.shape == (3, 2, 96, 96)
-    torch.testing.assert_close(special[:, 0].numpy(), flow_image(still, frames[1]).transpose(2, 0, 1))
-    torch.testing.assert_close(special[:, 1].numpy(), flow_image(frames[1], still).transpose(2, 0, 1))
+    torch.testing.assert_close(
+        special[:, 0].numpy(), flow_image(still / 255, frames[1] / 255).transpose(2, 0, 1)
+    )
+    torch.testing.assert_close(
+        special[:, 1].numpy(), flow_image(frames[1] / 255, still / 255).transpose(2, 0, 1)
+    )
 
 
 def test_augmentation_is_one_for_the_clip():

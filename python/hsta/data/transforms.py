@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..flow import dense_flow
+
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -67,26 +69,18 @@ def normalize(frames: np.ndarray) -> np.ndarray:
 
 
 def flow_image(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Motion between two frames, float32 (H, W, 3) of about unit size: u, v and optical strain.
+    """Motion between two frames in [0, 1], float32 (H, W, 3) of about unit size: u, v and optical strain.
 
-    Dense inverse search flow (Kroeger et al., 2016) less its median, which is the head's own motion; u and v
-    in pixels of a 224 frame. Strain is the magnitude of the symmetric gradient (Shreve et al., 2011), times
-    10.
+    The flow is taken less its median, the head's own motion; u and v are in pixels of a 224 frame. Strain is
+    the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
     """
-    flow = dense_flow(before, after)
+    grey = (
+        cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in (before, after)
+    )
+    flow = dense_flow(*grey)
     flow -= np.median(flow, axis=(0, 1))
     uy, ux = np.gradient(flow[..., 0])
     vy, vx = np.gradient(flow[..., 1])
     strain = np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
     scale = 224 / before.shape[0]
     return np.dstack([flow[..., 0] * scale, flow[..., 1] * scale, 10 * strain]).astype(np.float32)
-
-
-def dense_flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Optical flow in pixels, float32 (H, W, 2), between two RGB frames: uint8, or float in [0, 1]."""
-    grey = []
-    for frame in (before, after):
-        if frame.dtype != np.uint8:
-            frame = np.round(255 * frame).astype(np.uint8)
-        grey.append(cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (0, 0), 1.0))
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
