@@ -1,8 +1,8 @@
 """Which implementation of an operator runs, and why another one does not.
 
-``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors, and falls back to the
-plain PyTorch reference; why a backend was passed over is logged at debug level (logger ``hsta_kernels``). A backend asked
-for by name is taken or the call raises `BackendError` with the reason.
+``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors, and falls back to
+the plain PyTorch reference; why a backend was passed over is logged at debug level (logger ``hsta_kernels``). A backend
+asked for by name is taken or the call raises `BackendError` with the reason.
 
 The choice is process-wide, like PyTorch's own backend flags, and is made when an operator's forward runs: its backward
 uses the same backend, whichever thread it runs in.
@@ -43,9 +43,7 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
 
         _native.cpu_isa()  # raises when HSTA_CPU_ISA names what this processor cannot run
     except ImportError as error:
-        return None, (
-            f"the native kernels are not built ({error}); a C++ compiler and `pip install -e .` build them"
-        )
+        return None, (f"the native kernels are not built ({error}); a C++ compiler and `pip install -e .` build them")
     except RuntimeError as error:
         return None, str(error)
     return _native, None

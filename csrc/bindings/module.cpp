@@ -17,7 +17,7 @@ T* pointer(uintptr_t address) {
 
 hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<int64_t, 6> sizes, float scale,
                                               uintptr_t qkv, std::array<int64_t, 4> strides, uintptr_t out,
-                                              uintptr_t lse) {
+                                              uintptr_t stats) {
   hsta::SpaceTimeAttention op{};
   op.dtype = hsta::DType(dtype);
   op.axis = hsta::Axis(axis);
@@ -28,7 +28,7 @@ hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<in
   op.qkv_stride_batch = strides[0], op.qkv_stride_token = strides[1];
   op.qkv_stride_part = strides[2], op.qkv_stride_head = strides[3];
   op.out = pointer(out);
-  op.lse = pointer<float>(lse);
+  op.stats = pointer<float>(stats);
   return op;
 }
 
@@ -44,20 +44,20 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "space_time_attention_forward",
-      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv,
-         std::array<int64_t, 4> strides, uintptr_t out, uintptr_t lse) {
-        const auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, lse);
+      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv, std::array<int64_t, 4> strides,
+         uintptr_t out, uintptr_t stats) {
+        const auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, stats);
         hsta::kernels().space_time_attention_forward(op);
       },
       py::arg("dtype"), py::arg("axis"), py::arg("sizes"), py::arg("scale"), py::arg("qkv"), py::arg("strides"),
-      py::arg("out"), py::arg("lse"), py::call_guard<py::gil_scoped_release>());
+      py::arg("out"), py::arg("stats"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "space_time_attention_backward",
-      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv,
-         std::array<int64_t, 4> strides, uintptr_t out, uintptr_t lse, uintptr_t grad_out,
-         std::array<int64_t, 3> grad_out_strides, uintptr_t grad_qkv) {
-        auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, lse);
+      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv, std::array<int64_t, 4> strides,
+         uintptr_t out, uintptr_t stats, uintptr_t grad_out, std::array<int64_t, 3> grad_out_strides,
+         uintptr_t grad_qkv) {
+        auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, stats);
         op.grad_out = pointer(grad_out);
         op.grad_out_stride_batch = grad_out_strides[0], op.grad_out_stride_token = grad_out_strides[1];
         op.grad_out_stride_head = grad_out_strides[2];
@@ -65,6 +65,6 @@ PYBIND11_MODULE(_native, m) {
         hsta::kernels().space_time_attention_backward(op);
       },
       py::arg("dtype"), py::arg("axis"), py::arg("sizes"), py::arg("scale"), py::arg("qkv"), py::arg("strides"),
-      py::arg("out"), py::arg("lse"), py::arg("grad_out"), py::arg("grad_out_strides"), py::arg("grad_qkv"),
+      py::arg("out"), py::arg("stats"), py::arg("grad_out"), py::arg("grad_out_strides"), py::arg("grad_qkv"),
       py::call_guard<py::gil_scoped_release>());
 }

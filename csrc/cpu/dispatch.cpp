@@ -36,10 +36,8 @@ const Choice* choices(int* count) {
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
   const bool bf16 = v4 && __builtin_cpu_supports("avx512bf16");
-  static const Choice all[] = {{&x86_64_v4_bf16::table, bf16},
-                               {&x86_64_v4::table, v4},
-                               {&x86_64_v3::table, v3},
-                               {&baseline::table, true}};
+  static const Choice all[] = {
+      {&x86_64_v4_bf16::table, bf16}, {&x86_64_v4::table, v4}, {&x86_64_v3::table, v3}, {&baseline::table, true}};
 #else
   static const Choice all[] = {{&baseline::table, true}};
 #endif
@@ -54,9 +52,9 @@ const KernelTable* choose() {
   for (int i = 0; i < count; ++i)
     if (wanted && *wanted ? std::string(wanted) == all[i].table->isa && all[i].runnable : all[i].runnable)
       return all[i].table;
-  throw std::runtime_error("HSTA_CPU_ISA=" + std::string(wanted) +
-                           " is not one of the instruction sets built and supported by this processor: " +
-                           runnable_isas());
+  throw std::runtime_error(
+      "HSTA_CPU_ISA=" + std::string(wanted) +
+      " is not one of the instruction sets built and supported by this processor: " + runnable_isas());
 }
 
 }  // namespace

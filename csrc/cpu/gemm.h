@@ -61,20 +61,26 @@ static inline void gemm_rows(int64_t n_count, int64_t k_count, const float* a, i
 }
 
 // A (m_count, k_count), B (k_count, n_count), C (m_count, n_count); n_count a multiple of kLanes.
-static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b,
-                        int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b, int64_t ldb,
+                        float* c, int64_t ldc, bool accumulate) {
   int64_t m = 0;
   for (; m + kTileRows <= m_count; m += kTileRows)
     gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, ldb, c + m * ldc, ldc, accumulate);
   const float* rest = a.data + m * a.row;
   float* c_rest = c + m * ldc;
   switch (m_count - m) {
-    case 5: return gemm_rows<5>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
-    case 4: return gemm_rows<4>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
-    case 3: return gemm_rows<3>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
-    case 2: return gemm_rows<2>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
-    case 1: return gemm_rows<1>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
-    default: return;
+    case 5:
+      return gemm_rows<5>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 4:
+      return gemm_rows<4>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 3:
+      return gemm_rows<3>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 2:
+      return gemm_rows<2>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    case 1:
+      return gemm_rows<1>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+    default:
+      return;
   }
 }
 

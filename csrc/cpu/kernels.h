@@ -11,7 +11,9 @@ namespace hsta {
 enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
 
 // space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Strides count elements; the last
-// dimension is contiguous. `out` (B, L, H, D), `lse` (B, H, L) and `grad_qkv` (B, L, 3, H, D) are contiguous.
+// dimension is contiguous. `out` (B, L, H, D), `stats` (B, H, L, 2) and `grad_qkv` (B, L, 3, H, D) are contiguous.
+// A query's stats are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j = scale * log2(e) * q·k_j: kept apart,
+// because rounding their log-sum-exp to float would put a common error of several ulp on the recomputed probabilities.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -21,7 +23,7 @@ struct SpaceTimeAttention {
   int64_t qkv_stride_batch, qkv_stride_token, qkv_stride_part, qkv_stride_head;
   // Written by the forward pass, read by the backward pass.
   void* out;
-  float* lse;
+  float* stats;
   // Backward pass only.
   const void* grad_out;
   int64_t grad_out_stride_batch, grad_out_stride_token, grad_out_stride_head;

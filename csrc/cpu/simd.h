@@ -21,6 +21,15 @@ constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 
+// a * b + c as the vector code computes it: fused where the processor fuses.
+static inline float multiply_add(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 static inline Vec load(const float* p) {
   Vec v;
   std::memcpy(&v, p, sizeof v);

@@ -1,12 +1,16 @@
 // Factorized space-time attention on the CPU, forward and backward.
 //
 // Patches fall into groups that attend among themselves: a group is one place over all frames (time) or all places of
-// one frame (space). Prefix tokens belong to every group. As keys they are simply there; as queries they see all groups,
-// so every group contributes a partial result for them, and a second stage merges the partials in a fixed order. With
-// `joint` there is one group of all tokens and nothing to merge.
+// one frame (space). Prefix tokens belong to every group. As keys they are simply there; as queries they see all
+// groups, so every group contributes a partial result for them, and a second stage merges the partials in a fixed
+// order. With `joint` there is one group of all tokens and nothing to merge.
 //
 // One work item is a run of groups of one sample and a run of heads; items are independent and their arithmetic does
 // not depend on how threads share them, nor on the batch: results are the same bit for bit however they are run.
+//
+// Softmax works in base 2: queries are multiplied by scale * log2(e) as they are gathered, so a score is an exponent of
+// 2 as it leaves the product. Forward and backward pass compute it by the same operations, to the same bits, so that a
+// probability of one is recovered as exactly one, however large the scores.
 #include <cmath>
 
 #include "gemm.h"
@@ -17,7 +21,7 @@ namespace HSTA_ISA {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLn2 = 0.6931471805599453f;    // 1 / kLog2E
 constexpr int64_t kBlockRows = 4 * kTileRows;  // query rows whose scores are held at a time
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -85,10 +89,12 @@ struct Rows {
 
   const T* row(int64_t token) const { return base + token * stride_token; }
 
-  void gather(const Plan& plan, int64_t g, float* to) const {
+  void gather(const Plan& plan, int64_t g, float* to, float factor = 1) const {
     for (int64_t r = 0; r < plan.rows; ++r) {
       float* row_to = to + r * plan.dim_padded;
       load_row(row(plan.token(g, r)), plan.dim, row_to);
+      if (factor != 1)
+        for (int64_t d = 0; d < plan.dim; ++d) row_to[d] *= factor;
       for (int64_t d = plan.dim; d < plan.dim_padded; ++d) row_to[d] = 0;
     }
   }
@@ -109,14 +115,12 @@ void transpose(const Plan& plan, const float* from, float* to) {
 }
 
 // A prefix query's keys are the group's patches; the prefix itself counts once, in group 0.
-int64_t first_visible(const Plan& plan, int64_t g, int64_t row) {
-  return row < plan.prefix && g > 0 ? plan.prefix : 0;
-}
+int64_t first_visible(const Plan& plan, int64_t g, int64_t row) { return row < plan.prefix && g > 0 ? plan.prefix : 0; }
 
-// Turns a row of scores into exp2(scale2 * score - offset), zero where the query does not look; returns the sum.
-float exponentiate(float* scores, int64_t first, int64_t count, int64_t padded, float scale2, float offset) {
-  const Vec scale_vec = broadcast(scale2), offset_vec = broadcast(offset);
-  for (int64_t j = 0; j < padded; j += kLanes) store(scores + j, exp2(load(scores + j) * scale_vec - offset_vec));
+// Turns a row of scores into exp2(score - offset), zero where the query does not look; returns the sum.
+float exponentiate(float* scores, int64_t first, int64_t count, int64_t padded, float offset) {
+  const Vec offset_vec = broadcast(offset);
+  for (int64_t j = 0; j < padded; j += kLanes) store(scores + j, exp2(load(scores + j) - offset_vec));
   for (int64_t j = 0; j < first; ++j) scores[j] = 0;
   for (int64_t j = count; j < padded; ++j) scores[j] = 0;
   Vec sum{};
@@ -124,16 +128,16 @@ float exponentiate(float* scores, int64_t first, int64_t count, int64_t padded, 
   return reduce_add(sum);
 }
 
-// The largest scale2 * score a query sees.
-float row_max(const float* scores, int64_t first, int64_t count, float scale2) {
-  float best = scale2 * scores[first];
+// The largest score a query sees.
+float row_max(const float* scores, int64_t first, int64_t count) {
+  float best = scores[first];
   int64_t j = first + 1;
   if (count - j >= kLanes) {
     Vec best_vec = broadcast(best);
-    for (; j + kLanes <= count; j += kLanes) best_vec = max(best_vec, broadcast(scale2) * load(scores + j));
+    for (; j + kLanes <= count; j += kLanes) best_vec = max(best_vec, load(scores + j));
     best = reduce_max(best_vec);
   }
-  for (; j < count; ++j) best = scale2 * scores[j] > best ? scale2 * scores[j] : best;
+  for (; j < count; ++j) best = scores[j] > best ? scores[j] : best;
   return best;
 }
 
@@ -167,13 +171,13 @@ void write_output(const Plan& plan, const SpaceTimeAttention& op, int64_t sample
   for (int64_t d = 0; d < plan.dim; ++d) values[d] *= inverse;
   T* out = static_cast<T*>(op.out) + ((sample * plan.tokens + token) * op.heads + head) * plan.dim;
   store_row(values, plan.dim, out);
-  op.lse[(sample * op.heads + head) * plan.tokens + token] = (max2 + std::log2(sum)) * kLn2;
+  float* stats = op.stats + ((sample * op.heads + head) * plan.tokens + token) * 2;
+  stats[0] = max2, stats[1] = sum;
 }
 
 template <typename T>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op);
-  const float scale2 = op.scale * kLog2E;
   const int64_t row_floats = plan.rows * plan.dim_padded, transposed_floats = plan.dim * plan.rows_padded;
   const int64_t need = 3 * row_floats + transposed_floats + kBlockRows * (plan.rows_padded + plan.dim_padded);
   float* parts = scratch(Scratch::kShared, op.batch * plan.slots * op.heads * plan.prefix * (2 + plan.dim_padded));
@@ -192,7 +196,7 @@ void forward(const SpaceTimeAttention& op) {
 
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
-        part_rows<T>(op, item.sample, 0, h).gather(plan, g, q);
+        part_rows<T>(op, item.sample, 0, h).gather(plan, g, q, op.scale * kLog2E);
         part_rows<T>(op, item.sample, 1, h).gather(plan, g, k);
         part_rows<T>(op, item.sample, 2, h).gather(plan, g, v);
         transpose(plan, k, kt);
@@ -204,8 +208,8 @@ void forward(const SpaceTimeAttention& op) {
           for (int64_t i = 0; i < count; ++i) {
             float* row = scores + i * plan.rows_padded;
             const int64_t visible = first_visible(plan, g, first + i);
-            row_max2[i] = row_max(row, visible, plan.rows, scale2);
-            row_sum[i] = exponentiate(row, visible, plan.rows, plan.rows_padded, scale2, row_max2[i]);
+            row_max2[i] = row_max(row, visible, plan.rows);
+            row_sum[i] = exponentiate(row, visible, plan.rows, plan.rows_padded, row_max2[i]);
           }
           gemm(count, plan.dim_padded, plan.rows, {scores, plan.rows_padded, 1}, v, plan.dim_padded, values,
                plan.dim_padded, false);
@@ -235,18 +239,19 @@ void forward(const SpaceTimeAttention& op) {
 
 template <typename T>
 void write_gradient(const Plan& plan, const SpaceTimeAttention& op, int64_t sample, int64_t head, int64_t token,
-                    int part, const float* values) {
-  T* to = static_cast<T*>(op.grad_qkv) +
-          (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
+                    int part, float* values) {
+  // The scores' gradient is that of the natural exponents scale * q·k; the gathered q carries scale * log2(e).
+  const float factor = part == 0 ? op.scale : part == 1 ? kLn2 : 1.0f;
+  for (int64_t d = 0; d < plan.dim; ++d) values[d] *= factor;
+  T* to = static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   store_row(values, plan.dim, to);
 }
 
-// Probabilities are recomputed from the log-sum-exp. For patches, delta = sum_j p_j dp_j needs the whole row, which is
-// at hand; a prefix query's row is spread over the groups, so its delta comes from the saved output.
+// Probabilities are recomputed from each row's maximum and sum. For patches, delta = sum_j p_j dp_j needs the whole
+// row, which is at hand; a prefix query's row is spread over the groups, so its delta comes from the saved output.
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
   const Plan plan(op);
-  const float scale2 = op.scale * kLog2E;
   const int64_t row_floats = plan.rows * plan.dim_padded, transposed_floats = plan.dim * plan.rows_padded;
   const int64_t need = 7 * row_floats + 2 * transposed_floats + 2 * kBlockRows * plan.rows_padded;
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
@@ -275,12 +280,12 @@ void backward(const SpaceTimeAttention& op) {
 
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
-        const Rows<T> incoming{static_cast<const T*>(op.grad_out) + item.sample * op.grad_out_stride_batch +
-                                   h * op.grad_out_stride_head,
-                               op.grad_out_stride_token};
+        const Rows<T> incoming{
+            static_cast<const T*>(op.grad_out) + item.sample * op.grad_out_stride_batch + h * op.grad_out_stride_head,
+            op.grad_out_stride_token};
         const T* out = static_cast<const T*>(op.out) + (item.sample * plan.tokens * op.heads + h) * plan.dim;
-        const float* lse = op.lse + (item.sample * op.heads + h) * plan.tokens;
-        part_rows<T>(op, item.sample, 0, h).gather(plan, g, q);
+        const float* stats = op.stats + (item.sample * op.heads + h) * plan.tokens * 2;
+        part_rows<T>(op, item.sample, 0, h).gather(plan, g, q, op.scale * kLog2E);
         part_rows<T>(op, item.sample, 1, h).gather(plan, g, k);
         part_rows<T>(op, item.sample, 2, h).gather(plan, g, v);
         incoming.gather(plan, g, grad_out);
@@ -298,28 +303,31 @@ void backward(const SpaceTimeAttention& op) {
             float* p = probs + i * plan.rows_padded;
             float* dp = grad_scores + i * plan.rows_padded;
             const int64_t token = plan.token(g, first + i);
-            const float total = exponentiate(p, first_visible(plan, g, first + i), plan.rows, plan.rows_padded,
-                                             scale2, lse[token] * kLog2E);
+            const float normalizer = 1 / stats[2 * token + 1];
             float delta = 0;
+            exponentiate(p, first_visible(plan, g, first + i), plan.rows, plan.rows_padded, stats[2 * token]);
             if (first + i < plan.prefix) {
               const float* row = grad_out + at + i * plan.dim_padded;
               const T* out_row = out + token * op.heads * plan.dim;
-              for (int64_t d = 0; d < plan.dim; ++d) delta += row[d] * to_float(out_row[d]);
+              // In the order and with the instructions of the product that gave dp: where one key takes all the
+              // probability, out is its value and dp - delta must cancel exactly.
+              for (int64_t d = 0; d < plan.dim; ++d) delta = multiply_add(row[d], to_float(out_row[d]), delta);
             } else {
               Vec sum{};
               for (int64_t j = 0; j < plan.rows_padded; j += kLanes) sum += load(p + j) * load(dp + j);
-              // `total` is 1 but for the rounding of the saved log-sum-exp, which would not cancel in dp - delta.
-              delta = reduce_add(sum) / total;
+              delta = reduce_add(sum) * normalizer;
             }
-            for (int64_t j = 0; j < plan.rows_padded; j += kLanes)
-              store(dp + j, load(p + j) * (load(dp + j) - broadcast(delta)) * broadcast(op.scale));
+            for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
+              store(p + j, load(p + j) * broadcast(normalizer));
+              store(dp + j, load(p + j) * (load(dp + j) - broadcast(delta)));
+            }
           }
-          gemm(count, plan.dim_padded, plan.rows, {grad_scores, plan.rows_padded, 1}, k, plan.dim_padded,
-               grad[0] + at, plan.dim_padded, false);
-          gemm(plan.rows, plan.dim_padded, count, {grad_scores, 1, plan.rows_padded}, q + at, plan.dim_padded,
-               grad[1], plan.dim_padded, first > 0);
-          gemm(plan.rows, plan.dim_padded, count, {probs, 1, plan.rows_padded}, grad_out + at, plan.dim_padded,
-               grad[2], plan.dim_padded, first > 0);
+          gemm(count, plan.dim_padded, plan.rows, {grad_scores, plan.rows_padded, 1}, k, plan.dim_padded, grad[0] + at,
+               plan.dim_padded, false);
+          gemm(plan.rows, plan.dim_padded, count, {grad_scores, 1, plan.rows_padded}, q + at, plan.dim_padded, grad[1],
+               plan.dim_padded, first > 0);
+          gemm(plan.rows, plan.dim_padded, count, {probs, 1, plan.rows_padded}, grad_out + at, plan.dim_padded, grad[2],
+               plan.dim_padded, first > 0);
         }
 
         float* mine = parts_of(item.sample, item.slot, h);
@@ -349,17 +357,23 @@ void backward(const SpaceTimeAttention& op) {
 
 void space_time_attention_forward(const SpaceTimeAttention& op) {
   switch (op.dtype) {
-    case DType::kFloat32: return forward<float>(op);
-    case DType::kBFloat16: return forward<BFloat16>(op);
-    case DType::kFloat16: return forward<Float16>(op);
+    case DType::kFloat32:
+      return forward<float>(op);
+    case DType::kBFloat16:
+      return forward<BFloat16>(op);
+    case DType::kFloat16:
+      return forward<Float16>(op);
   }
 }
 
 void space_time_attention_backward(const SpaceTimeAttention& op) {
   switch (op.dtype) {
-    case DType::kFloat32: return backward<float>(op);
-    case DType::kBFloat16: return backward<BFloat16>(op);
-    case DType::kFloat16: return backward<Float16>(op);
+    case DType::kFloat32:
+      return backward<float>(op);
+    case DType::kBFloat16:
+      return backward<BFloat16>(op);
+    case DType::kFloat16:
+      return backward<Float16>(op);
   }
 }
 

@@ -19,8 +19,8 @@ def add_layer_norm(
     residual stream, its LayerNorm into the next projection.
 
     Args:
-        x, residual: same shape (..., C); float32, bfloat16, float16 or float64, both of one dtype. Under autocast they may
-            differ; the sum then has the wider of the two.
+        x, residual: same shape (..., C); float32, bfloat16, float16 or float64, both of one dtype. Under autocast they
+            may differ; the sum then has the wider of the two.
         weight, bias: the LayerNorm's affine parameters, shape (C,).
         eps: added to the variance.
 

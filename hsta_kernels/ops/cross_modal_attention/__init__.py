@@ -26,21 +26,22 @@ def cross_modal_attention(
 ) -> torch.Tensor:
     """The core of HSTA's CSTA (arXiv 2405.03202), without its output projection.
 
-    With y = LayerNorm([query_token, tokens]), the result is multi-head attention whose only query is row 0 of y and whose
-    keys and values are all rows. Keys and values of the N tokens are never computed: the query absorbs the key projection
-    (scores are (Wkᵀ q)·y, the key bias adds a constant that softmax ignores), the value projection is applied to the
-    weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result equals the
-    direct form up to rounding, at about 1/64 of its arithmetic for C = 768 and N = 588.
+    With y = LayerNorm([query_token, tokens]), the result is multi-head attention whose only query is row 0 of y and
+    whose keys and values are all rows. Keys and values of the N tokens are never computed: the query absorbs the key
+    projection (scores are (Wkᵀ q)·y, the key bias adds a constant that softmax ignores), the value projection is applied
+    to the weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result
+    equals the direct form up to rounding, at about 1/64 of its arithmetic for C = 768 and N = 588.
 
     Args:
         query_token: (B, C), the other branch's CLS token in this branch's width.
         tokens: (B, N, C), patch tokens; a slice of a longer sequence is read in place.
         norm_weight, norm_bias: (C,), the LayerNorm over the sequence.
-        q_weight, k_weight, v_weight: (C, C), as ``nn.Linear`` stores them; q_bias, k_bias, v_bias: (C,). The gradient of
-            k_bias is exactly zero.
+        q_weight, k_weight, v_weight: (C, C), as ``nn.Linear`` stores them; q_bias, k_bias, v_bias: (C,). The gradient
+            of k_bias is exactly zero.
         num_heads: H; C must be a multiple of it.
         eps: LayerNorm's epsilon.
-        All tensors share one dtype (float32, bfloat16, float16 or float64) and device; under autocast dtypes may differ.
+
+        All tensors share one dtype (float32, bfloat16, float16, float64) and device; under autocast dtypes may differ.
 
     Returns:
         (B, C), heads concatenated, ready for the output projection.

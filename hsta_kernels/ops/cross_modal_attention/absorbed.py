@@ -33,9 +33,7 @@ def backward(
     return grad_u_query + grad_u_rows, grad_query[:, 0].to(query_token.dtype), grad_rows.to(tokens.dtype)
 
 
-def _normalize(
-    x: torch.Tensor, u: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _normalize(x: torch.Tensor, u: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Centred rows (B, N, C), scores u · x̂ (B, H, N), and 1 / standard deviation (B, 1, N)."""
     variance, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
     rstd = (variance + eps).rsqrt().transpose(1, 2)

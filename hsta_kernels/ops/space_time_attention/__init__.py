@@ -28,14 +28,14 @@ def space_time_attention(
     - ``axis="joint"``: to all patches.
 
     Prefix tokens attend to everything. This is the divided attention of Frozen in Time (arXiv 2104.00650) and of
-    Motionformer's baseline (arXiv 2106.05392). TimeSformer (arXiv 2102.05095) differs: it leaves CLS out of attention over
-    time, and over space it gives each frame a copy of CLS and averages the copies. With no prefix tokens this is plain
-    factorized attention as ViViT (arXiv 2103.15691) and video diffusion models use it.
+    Motionformer's baseline (arXiv 2106.05392). TimeSformer (arXiv 2102.05095) differs: it leaves CLS out of attention
+    over time, and over space it gives each frame a copy of CLS and averages the copies. With no prefix tokens this is
+    plain factorized attention as ViViT (arXiv 2103.15691) and video diffusion models use it.
 
     Args:
-        qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them after
-            a view; float32, bfloat16, float16 or float64. Any strides with a contiguous last dimension are read in place.
-            Under autocast, float32 input is cast to the autocast dtype, as PyTorch's own attention does.
+        qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them
+            after a view; float32, bfloat16, float16 or float64. Any strides with a contiguous last dimension are read
+            in place. Under autocast, float32 input is cast to the autocast dtype, as PyTorch's own attention does.
         grid_size: (T, N), temporal positions and patches a frame.
         axis: ``"time"``, ``"space"`` or ``"joint"``.
         num_prefix_tokens: P, number of prefix tokens, 0 or more.

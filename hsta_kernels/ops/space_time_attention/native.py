@@ -26,7 +26,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
-    lse = qkv.new_empty((batch, heads, length), dtype=torch.float32)
+    stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
     if qkv.numel():
         backends.native.space_time_attention_forward(  # type: ignore[union-attr]
             _DTYPES[qkv.dtype],
@@ -36,16 +36,16 @@ def forward(
             qkv.data_ptr(),
             qkv.stride()[:4],
             out.data_ptr(),
-            lse.data_ptr(),
+            stats.data_ptr(),
         )
-    return out, lse
+    return out, stats
 
 
 def backward(
     grad_out: torch.Tensor,
     qkv: torch.Tensor,
     out: torch.Tensor,
-    lse: torch.Tensor,
+    stats: torch.Tensor,
     num_frames: int,
     num_patches: int,
     axis: str,
@@ -63,7 +63,7 @@ def backward(
             qkv.data_ptr(),
             qkv.stride()[:4],
             out.data_ptr(),
-            lse.data_ptr(),
+            stats.data_ptr(),
             grad_out.data_ptr(),
             grad_out.stride()[:3],
             grad_qkv.data_ptr(),

@@ -1,0 +1,43 @@
+# Each target does its own set-up on a fresh machine: a virtual environment in .venv, pinned packages, the native build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: help install demo test lint format bench gpu-check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## virtual environment, dependencies, native build
+
+demo: install  ## generate data, train, evaluate, predict, compare speed; pictures in demo/
+	$(BIN)/hsta demo --output demo
+
+test: install  ## the whole test suite (what needs a GPU is skipped without one)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install  ## formatting, linting, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/mypy
+
+format: install  ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: install  ## operators and model against every contender on this machine
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests, benchmarks, with the Python found there
+	bash benchmarks/gpu_check.sh
+
+clean:  ## remove everything the other targets made
+	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_native*.so

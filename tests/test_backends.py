@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hsta_kernels
+from hsta_kernels import BackendError, backends
+from hsta_kernels.ops import space_time_attention
+
+needs_native = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_reference_is_always_available():
+    assert hsta_kernels.available_backends()[-1] == "reference"
+
+
+@needs_native
+def test_auto_prefers_native_code_and_falls_back_by_dtype():
+    assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8)) == "cpu"
+    assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64)) == "reference"
+
+
+def test_context_manager_restores_even_after_an_error():
+    with pytest.raises(KeyError), hsta_kernels.backend("reference"):
+        assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8)) == "reference"
+        raise KeyError
+    assert backends._requested == "auto"
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="name must be one of auto, cuda, triton, cpu, reference; got 'gpu'"):
+        hsta_kernels.set_backend("gpu")
+
+
+@pytest.mark.parametrize("name", ("cuda", "triton"))
+def test_unavailable_backend_raises_and_says_why(name):
+    reason = backends.unavailable(name)
+    if reason is None:
+        hsta_kernels.set_backend(name)
+        hsta_kernels.set_backend("auto")
+        return
+    with pytest.raises(BackendError, match=f"backend '{name}' is not available: "):
+        hsta_kernels.set_backend(name)
+
+
+def test_automatic_choice_says_why_when_logging_is_on(caplog):
+    with caplog.at_level(logging.DEBUG, logger="hsta_kernels"):
+        space_time_attention(torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64), (2, 3), "time")
+    assert "space_time_attention: not triton: " in caplog.text
+
+
+def test_environment_variable():
+    code = (
+        "import torch, hsta_kernels.backends as b;print(b.choose('space_time_attention', torch.zeros(1, 7, 3, 1, 8)))"
+    )
+    assert python(code, HSTA_BACKEND="reference").stdout == "reference\n"
+    bad = python(code, HSTA_BACKEND="fast")
+    assert "the environment variable HSTA_BACKEND must be one of" in bad.stderr
+
+
+def test_environment_variable_that_cannot_be_met_raises_at_the_call():
+    code = (
+        "import torch; from hsta_kernels.ops import space_time_attention as f;"
+        "f(torch.zeros(1, 7, 3, 1, 8), (2, 3), 'time')"
+    )
+    assert "backend 'cuda' cannot run space_time_attention" in python(code, HSTA_BACKEND="cuda").stderr
+
+
+def test_without_native_code_the_library_runs_on_the_reference():
+    code = (
+        "import sys; sys.modules['hsta_kernels._native'] = None\n"
+        "import torch, hsta_kernels\n"
+        "print(hsta_kernels.available_backends())\n"
+        "print(hsta_kernels.ops.space_time_attention(torch.ones(1, 7, 3, 1, 8), (2, 3), 'time').sum().item())\n"
+        "try: hsta_kernels.set_backend('cpu')\n"
+        "except hsta_kernels.BackendError as error: print(error)\n"
+    )
+    lines = python(code).stdout.splitlines()
+    assert lines[:2] == ["('reference',)", "56.0"]
+    assert "the native kernels are not built" in lines[2]
+
+
+def test_info_names_everything():
+    done = subprocess.run([sys.executable, "-m", "hsta_kernels.info"], capture_output=True, text=True, check=True)
+    for word in (
+        "processor",
+        "GPU",
+        "cuda",
+        "triton",
+        "cpu",
+        "reference",
+        "space_time_attention",
+        "bfloat16",
+    ):
+        assert word in done.stdout
+
+
+@needs_native
+def test_instruction_set_can_be_forced():
+    for isa in backends.native.runnable_cpu_isas().split():
+        done = python("import hsta_kernels.backends as b; print(b.native.cpu_isa())", HSTA_CPU_ISA=isa)
+        assert done.stdout.strip() == isa
+    done = python("import hsta_kernels.backends as b; print(b.unavailable('cpu'))", HSTA_CPU_ISA="z80")
+    assert "HSTA_CPU_ISA=z80 is not one of the instruction sets built" in done.stdout
