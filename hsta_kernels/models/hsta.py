@@ -64,9 +64,7 @@ class HSTA(reference.HSTA):
         tubelet, patch, _ = proj.kernel_size
         times, height, width = self.config.grids[branch]
         pixels = frames[..., : height * patch, : width * patch]
-        pixels = (
-            pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
-        )
+        pixels = pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
         pixels = pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
         patches = F.linear(pixels, proj.weight.flatten(1), proj.bias)
         position = self.get_buffer(f"position_{branch}")
@@ -115,9 +113,7 @@ def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tenso
     attn, norm = fusion.attn, fusion.norm1
     if _drops(attn.attn_drop):
         return block.revert_projs[i](fusion(cls, patches))
-    weights = [
-        parameter for linear in (attn.wq, attn.wk, attn.wv) for parameter in (linear.weight, linear.bias)
-    ]
+    weights = [parameter for linear in (attn.wq, attn.wk, attn.wv) for parameter in (linear.weight, linear.bias)]
     out = ops.cross_modal_attention(cls, patches, norm.weight, norm.bias, *weights, attn.num_heads, norm.eps)
     return block.revert_projs[i](cls + fusion.drop_path(attn.proj_drop(attn.proj(out))))
 

@@ -92,9 +92,7 @@ class Checkpoints(nn.Module):
         ):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise ValueError(
-                    f"{source} does not fit the model: it {complaint} {', '.join(names[:3])}{more}"
-                )
+                raise ValueError(f"{source} does not fit the model: it {complaint} {', '.join(names[:3])}{more}")
         for name, tensor in expected.items():
             if state_dict[name].shape != tensor.shape:
                 shapes = f"{tuple(state_dict[name].shape)}, expected {tuple(tensor.shape)}"

@@ -211,9 +211,7 @@ class HSTA(Checkpoints):
     def __init__(self, config: HSTAConfig | None = None, **fields):
         super().__init__()
         if config is not None and (fields or not isinstance(config, HSTAConfig)):
-            raise TypeError(
-                f"HSTA takes an HSTAConfig or its fields as keywords, got {config!r} and {fields!r}"
-            )
+            raise TypeError(f"HSTA takes an HSTAConfig or its fields as keywords, got {config!r} and {fields!r}")
         self.config = config = config or HSTAConfig.from_dict(fields)
         self.patch_embed = nn.ModuleList(
             PatchEmbed(dim, config.tubelet_size, patch)
@@ -225,9 +223,7 @@ class HSTA(Checkpoints):
             self.register_buffer(f"position_{branch}", table, persistent=False)
         self.pos_drop = nn.Dropout(config.drop_rate)
         rates = [_drop_path_rates(config, branch) for branch in (0, 1)]
-        self.blocks = nn.ModuleList(
-            Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth))
-        )
+        self.blocks = nn.ModuleList(Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth)))
         self.norm = nn.ModuleList(nn.LayerNorm(dim, EPS) for dim in config.embed_dim)
         self.head_drop = nn.Dropout(config.head_drop_rate)
         self.head = nn.Linear(config.head_width, config.num_classes)

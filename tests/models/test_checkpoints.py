@@ -1,0 +1,238 @@
+"""Saved models, and the authors' checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+
+import pytest
+import safetensors.torch
+import torch
+
+from hsta_kernels import HSTA, reference
+from tests.models.parity import make_inputs, small_config, trained_reference
+
+KINDS = pytest.mark.parametrize("kind", [HSTA, reference.HSTA], ids=["fused", "reference"])
+
+# Of a published width, so that the number of heads is known; three classes.
+OFFICIAL = {
+    "embed_dim": (96, 192),
+    "num_heads": (3, 3),
+    "depth": ((1, 2), (1, 1)),
+    "attention": "joint",
+    "num_classes": 3,
+    "mlp_ratio": (4.0, 2.0),
+    "image_size": 50,
+}
+
+
+@pytest.fixture
+def official() -> reference.HSTA:
+    return trained_reference(small_config(**OFFICIAL)).eval()
+
+
+def assert_same_state(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    state, expected = model.state_dict(), other.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@KINDS
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_saved_and_loaded(tmp_path, kind, attention):
+    model = trained_reference(small_config(attention=attention, drop_rate=0.1)).eval()
+    model.save_pretrained(tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = kind.from_pretrained(tmp_path / "new/folder")
+    assert type(loaded) is kind and not loaded.training
+    assert loaded.config == model.config
+    assert_same_state(loaded, model)
+    inputs = make_inputs(model.config)
+    torch.testing.assert_close(loaded(*inputs), model(*inputs))
+
+
+def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
+    trained_reference(small_config()).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full_disk(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:10])
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        trained_reference(small_config()).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no directory nothing"):
+        HSTA.from_pretrained("nothing")
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json and no model\.safetensors"):
+        HSTA.from_pretrained(tmp_path)
+    HSTA(small_config()).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors$"):
+        HSTA.from_pretrained(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    HSTA(small_config()).save_pretrained(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "depth": [[2, 2], [2, 2]]}))
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors does not fit the model: it lacks blocks\.0\..* and \d+ more"
+    ):
+        HSTA.from_pretrained(tmp_path)
+    config.write_text(json.dumps({**fields, "num_classes": 6}))
+    with pytest.raises(ValueError, match=r"head\.weight has shape \(5, 72\), expected \(6, 72\)"):
+        HSTA.from_pretrained(tmp_path)
+    config.write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json must hold the fields of HSTAConfig"):
+        HSTA.from_pretrained(tmp_path)
+    config.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        HSTA.from_pretrained(tmp_path)
+    config.write_text(json.dumps(fields))
+    weights.write_bytes(b"not this")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file"):
+        HSTA.from_pretrained(tmp_path)
+
+
+def test_hub_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"no directory someone/model, .* `pip install hsta-kernels\[hub\]`"):
+        HSTA.from_pretrained("someone/model")
+
+
+def test_hub(tmp_path, monkeypatch):
+    """With a stand-in for the client: the test needs neither the extra nor a network."""
+
+    class HTTPError(Exception):
+        pass
+
+    def snapshot_download(name, allow_patterns):
+        assert sorted(allow_patterns) == ["config.json", "model.safetensors"]
+        if name != "someone/model":
+            raise HTTPError("404")
+        return str(tmp_path)
+
+    hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+    hub.snapshot_download = snapshot_download
+    errors.HfHubHTTPError = errors.HFValidationError = errors.LocalEntryNotFoundError = HTTPError
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    model = trained_reference(small_config())
+    model.save_pretrained(tmp_path)
+    assert_same_state(HSTA.from_pretrained("someone/model"), model)
+    with pytest.raises(FileNotFoundError, match=r"someone/else, and the Hub answers: 404"):
+        HSTA.from_pretrained("someone/else")
+
+
+def wrappings(state_dict: dict) -> dict[str, dict]:
+    training = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "args": argparse.Namespace(lr=1e-3)}
+    return {
+        "bare": state_dict,
+        "model": {"model": state_dict, **training},
+        "module": {"module": state_dict},
+        "state_dict": {"state_dict": {f"model.{name}": tensor for name, tensor in state_dict.items()}},
+        "nested": {"model": {"module": {f"module.model.{name}": t for name, t in state_dict.items()}}},
+    }
+
+
+@KINDS
+@pytest.mark.parametrize("wrapping", ["bare", "model", "module", "state_dict", "nested"])
+def test_official_checkpoints(tmp_path, official, kind, wrapping):
+    checkpoint = wrappings(official.state_dict())[wrapping]
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    for source in (checkpoint, tmp_path / "checkpoint.pth", str(tmp_path / "checkpoint.pth")):
+        model = kind.from_official(source, image_size=50)
+        assert type(model) is kind and not model.training
+        assert model.config == official.config
+        assert_same_state(model, official)
+
+
+def test_official_safetensors(tmp_path, official):
+    safetensors.torch.save_file(official.state_dict(), tmp_path / "checkpoint.safetensors")
+    assert_same_state(HSTA.from_official(tmp_path / "checkpoint.safetensors", image_size=50), official)
+
+
+def test_divided_checkpoints_are_recognized():
+    model = trained_reference(small_config(**{**OFFICIAL, "attention": "divided"}))
+    assert HSTA.from_official(model.state_dict(), image_size=50).config == model.config
+
+
+def test_overrides(official):
+    state_dict = official.state_dict()
+    config = HSTA.from_official(state_dict, num_frames=16, head="mean", drop_path_rate=0.1).config
+    assert (config.num_frames, config.head, config.drop_path_rate, config.image_size) == (16, "mean", 0.1, 224)
+    for field, value in (("num_classes", 4), ("attention", "divided"), ("depth", ((1, 2),))):
+        with pytest.raises(ValueError, match=f"the state dict has {field} .*, which contradicts {field}="):
+            HSTA.from_official(state_dict, **{field: value})
+    with pytest.raises(ValueError, match="classifier of 288 features, head='cls_last' has 576"):
+        HSTA.from_official(state_dict, head="cls_last")
+    with pytest.raises(ValueError, match="'classes' is not a field"):
+        HSTA.from_official(state_dict, classes=3)
+
+
+def test_a_wide_classifier_means_the_last_tokens():
+    model = reference.HSTA(small_config(**OFFICIAL, head="cls_last"))
+    assert HSTA.from_official(model.state_dict()).config.head == "cls_last"
+
+
+def test_unpublished_widths_need_their_heads():
+    model = reference.HSTA(small_config(attention="joint"))
+    with pytest.raises(ValueError, match=r"no model of embed_dim \(24, 48\) was published: give its num_heads"):
+        HSTA.from_official(model.state_dict())
+    assert HSTA.from_official(model.state_dict(), num_heads=(3, 6)).config.num_heads == (3, 6)
+
+
+def test_incomplete_and_foreign_state_dicts(official):
+    state_dict = official.state_dict()
+    without = {name: tensor for name, tensor in state_dict.items() if name != "norm.1.bias"}
+    with pytest.raises(ValueError, match=r"the state dict does not fit the model: it lacks norm\.1\.bias$"):
+        HSTA.from_official(without)
+    with pytest.raises(ValueError, match=r"it has unknown blocks\.0\.gamma$"):
+        HSTA.from_official({**state_dict, "blocks.0.gamma": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"not a checkpoint of an HSTA model: it lacks patch_embed\.0\.proj\.weight"):
+        HSTA.from_official({"weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"not a checkpoint of an HSTA model: head\.weight has shape \(3,\)"):
+        HSTA.from_official({**state_dict, "head.weight": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"norm\.1\.bias has shape \(5,\), expected \(192,\)"):
+        HSTA.from_official({**state_dict, "norm.1.bias": torch.zeros(5)})
+    with pytest.raises(ValueError, match="patch embeddings that HSTA does not know"):
+        HSTA.from_official({**state_dict, "patch_embed.0.proj.weight": torch.zeros(96, 1, 2, 12, 12)})
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nothing\.pth"):
+        HSTA.from_official(tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="is not a checkpoint: it is not a file"):
+        HSTA.from_official(tmp_path)
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("these are words, not weights")
+        with pytest.raises(ValueError, match=rf"{name} is not a checkpoint: it is damaged, or holds"):
+            HSTA.from_official(tmp_path / name)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ValueError, match=r"empty\.pth is not a checkpoint"):
+        HSTA.from_official(tmp_path / "empty.pth")
+    for content in ([1, 2], {}, {"model": 3}, {"epoch": 3}):
+        torch.save(content, tmp_path / "list.pth")
+        with pytest.raises(ValueError, match=r"list\.pth is not a checkpoint: "):
+            HSTA.from_official(tmp_path / "list.pth")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (pytest.fail, ("code of the checkpoint ran",))
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    torch.save({"model": Malicious()}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=r"bad\.pth is not a checkpoint: .* more than tensors"):
+        HSTA.from_official(tmp_path / "bad.pth")

@@ -1,0 +1,130 @@
+"""The fused model against the reference model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import hsta_kernels
+from hsta_kernels import HSTA, reference
+from tests.models.parity import assert_parity, make_inputs, same_model, small_config, trained_reference
+
+DROPS = {"drop_rate": 0.1, "drop_path_rate": 0.3, "head_drop_rate": 0.2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("num_frames", [2, 6, 16])
+@pytest.mark.parametrize("head", ["cls", "cls_last", "mean"])
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_logits_and_gradients(attention, head, num_frames, dtype):
+    config = small_config(attention=attention, head=head, num_frames=num_frames)
+    assert_parity(trained_reference(config), dtype=dtype)
+
+
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_autocast(attention):
+    assert_parity(trained_reference(small_config(attention=attention)), autocast=torch.bfloat16)
+
+
+def test_reference_backend():
+    with hsta_kernels.backend("reference"):
+        assert_parity(trained_reference(small_config()))
+
+
+def test_special_frames_with_time():
+    """With one frame a token the special branch has two moments, and a sub-layer over time."""
+    model = trained_reference(small_config(tubelet_size=1, num_frames=3))
+    assert model.blocks[0].blocks[0][0].has_time
+    assert_parity(model)
+
+
+@pytest.mark.parametrize("attn_drop_rate", [0.0, 0.2])
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_training_draws_the_same_random_numbers(attention, attn_drop_rate):
+    config = small_config(attention=attention, attn_drop_rate=attn_drop_rate, **DROPS)
+    assert_parity(trained_reference(config).train())
+
+
+def test_evaluation_drops_nothing():
+    config = small_config(attn_drop_rate=0.2, **DROPS)
+    model = trained_reference(config).eval()
+    assert_parity(model)
+    twin = same_model(HSTA, model)
+    inputs = make_inputs(config)
+    assert torch.equal(twin(*inputs), twin(*inputs))
+    twin.train()
+    assert not torch.equal(twin(*inputs), twin(*inputs))
+
+
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_compile_without_graph_breaks(attention):
+    torch._dynamo.reset()
+    config = small_config(attention=attention, depth=((1, 1),), num_frames=4)
+    compile = partial(torch.compile, fullgraph=True, backend="aot_eager")
+    assert_parity(trained_reference(config), fused=compile)
+
+
+@pytest.mark.slow  # minutes of C++ compilation
+def test_compile_to_native_code():
+    torch._dynamo.reset()
+    config = small_config(depth=((1, 1),), num_frames=4)
+    assert_parity(trained_reference(config), fused=partial(torch.compile, fullgraph=True))
+
+
+def test_compile_with_drop_path_and_dropout():
+    torch._dynamo.reset()
+    config = small_config(depth=((1, 2),), **DROPS)
+    model = same_model(HSTA, trained_reference(config).train())
+    inputs = make_inputs(config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(3)
+    expected = model(*inputs)
+    torch.manual_seed(3)
+    torch.testing.assert_close(compiled(*inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["divided", "joint"])
+def test_export_with_any_batch_size(attention):
+    config = small_config(attention=attention)
+    model = same_model(HSTA, trained_reference(config).eval())
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        model, make_inputs(config), dynamic_shapes={"video": {0: batch}, "special": {0: batch}}
+    ).module()
+    for size in (1, 5):
+        inputs = make_inputs(config, batch=size)
+        torch.testing.assert_close(exported(*inputs), model(*inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_are_those_of_the_reference():
+    config = small_config()
+    shapes = [{n: p.shape for n, p in kind(config).state_dict().items()} for kind in (HSTA, reference.HSTA)]
+    assert shapes[0] == shapes[1]
+
+
+def test_no_operator_is_left_out(monkeypatch):
+    """Attention dropout aside, the fused model never takes the reference's explicit attention."""
+
+    def explicit(*args):
+        raise AssertionError("explicit attention")
+
+    for attention in (reference.Attention, reference.CrossAttention):
+        monkeypatch.setattr(attention, "attend", explicit)
+    config = small_config(**DROPS)
+    HSTA(config)(*make_inputs(config)).sum().backward()
+
+
+def test_empty_batch():
+    config = small_config()
+    assert HSTA(config)(*make_inputs(config, batch=0)).shape == (0, config.num_classes)
+
+
+def test_samples_do_not_depend_on_their_batch():
+    config = small_config()
+    model = same_model(HSTA, trained_reference(config).eval())
+    video, special = make_inputs(config, batch=3)
+    together = model(video, special)
+    alone = torch.cat([model(video[i : i + 1], special[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
