@@ -44,9 +44,7 @@ def crop_face(frames: Sequence[np.ndarray], box: tuple[int, int, int, int], size
         if not (0 <= x < x + width <= frame.shape[1] and 0 <= y < y + height <= frame.shape[0]):
             raise ValueError(f"box must lie within the frame of shape {frame.shape}, got {box}")
         interpolation = cv2.INTER_AREA if min(width, height) > size else cv2.INTER_CUBIC
-        crops.append(
-            cv2.resize(frame[y : y + height, x : x + width], (size, size), interpolation=interpolation)
-        )
+        crops.append(cv2.resize(frame[y : y + height, x : x + width], (size, size), interpolation=interpolation))
     return crops
 
 
@@ -60,7 +58,5 @@ def _within(cx: float, cy: float, side: int, shape: tuple[int, ...]) -> tuple[in
 def _cascade() -> cv2.CascadeClassifier:
     cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
     if cascade.empty():
-        raise RuntimeError(
-            f"OpenCV {cv2.__version__} ships no Haar cascades; install opencv-python-headless 4"
-        )
+        raise RuntimeError(f"OpenCV {cv2.__version__} ships no Haar cascades; install opencv-python-headless 4")
     return cascade

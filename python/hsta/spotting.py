@@ -54,9 +54,7 @@ def spot(frames: Sequence[np.ndarray], fps: float = 30.0) -> Spotted:
     grey = [_grey(frame) for frame in frames]
     reach = max(1, min(round(0.25 * fps), (count - 1) // 2))
     contrast = [
-        min(_motion(grey[t - reach], grey[t]), _motion(grey[t + reach], grey[t]))
-        if reach <= t < count - reach
-        else 0.0
+        min(_motion(grey[t - reach], grey[t]), _motion(grey[t + reach], grey[t])) if reach <= t < count - reach else 0.0
         for t in range(count)
     ]
     apex = int(np.argmax(contrast)) if count > 2 else count - 1

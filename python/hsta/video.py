@@ -82,9 +82,7 @@ def _read_video(path: Path) -> tuple[list[np.ndarray], float | None]:
 
 
 def _read_folder(path: Path) -> list[np.ndarray]:
-    files = [
-        file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")
-    ]
+    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
     if not files:
         raise UserError(f"no images ({', '.join(sorted(IMAGES))}) in {path}")
     frames = [read_image(file) for file in sorted(files, key=_natural)]
@@ -96,6 +94,4 @@ def _read_folder(path: Path) -> list[np.ndarray]:
 
 def _natural(path: Path) -> list:
     """``img9`` before ``img10``."""
-    return [
-        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem.lower())
-    ]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem.lower())]

@@ -139,12 +139,7 @@ def test_faces_have_every_landmark_where_the_face_is(subject):
     points = portrait.landmarks
     assert set(points) == set(NAMES)
     assert points["brow_inner_left"][1] < points["lid_upper_left"][1] < points["lid_lower_left"][1]
-    assert (
-        points["lid_lower_left"][1]
-        < points["cheek_left"][1]
-        < points["lip_corner_left"][1]
-        < points["chin"][1]
-    )
+    assert points["lid_lower_left"][1] < points["cheek_left"][1] < points["lip_corner_left"][1] < points["chin"][1]
     for name in ("eye", "lip_corner", "brow_outer", "nose_wing"):
         assert 30 < points[f"{name}_left"][0] < 112 < points[f"{name}_right"][0] < 194
 

@@ -12,9 +12,7 @@ from hsta.errors import UserError
 
 def texture(size=96, seed=0):
     rng = np.random.default_rng(seed)
-    return cv2.resize(
-        rng.integers(0, 255, (24, 24, 3), np.uint8), (size, size), interpolation=cv2.INTER_CUBIC
-    )
+    return cv2.resize(rng.integers(0, 255, (24, 24, 3), np.uint8), (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def moved(picture, dx, dy=0.0):
@@ -110,12 +108,8 @@ def test_flow_inputs():
     frames = [still, moved(still, 1), still]
     _, special = make_inputs(frames, 1, image_size=96, num_frames=2, special="flow")
     assert special.shape == (3, 2, 96, 96)
-    torch.testing.assert_close(
-        special[:, 0].numpy(), flow_image(still / 255, frames[1] / 255).transpose(2, 0, 1)
-    )
-    torch.testing.assert_close(
-        special[:, 1].numpy(), flow_image(frames[1] / 255, still / 255).transpose(2, 0, 1)
-    )
+    torch.testing.assert_close(special[:, 0].numpy(), flow_image(still / 255, frames[1] / 255).transpose(2, 0, 1))
+    torch.testing.assert_close(special[:, 1].numpy(), flow_image(frames[1] / 255, still / 255).transpose(2, 0, 1))
 
 
 def test_augmentation_is_one_for_the_clip():

@@ -93,9 +93,7 @@ def test_a_folder_is_read_in_the_order_of_numbers(tmp_path):
 
 
 def test_colours_are_rgb(tmp_path):
-    cv2.imwrite(
-        str(tmp_path / "1.png"), np.full((6, 8, 3), (0, 0, 255), np.uint8)
-    )  # red, as OpenCV orders it
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((6, 8, 3), (0, 0, 255), np.uint8))  # red, as OpenCV orders it
     assert read_frames(tmp_path)[0][0][0, 0].tolist() == [255, 0, 0]
 
 

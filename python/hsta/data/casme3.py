@@ -58,9 +58,7 @@ def read(root: Path) -> DatasetIndex:
         clips.append(clip)
     if not clips:
         detail = "; ".join(notes[:3])
-        raise UserError(
-            f"no usable clip in {path} and the folders beside it" + (f" ({detail})" if detail else "")
-        )
+        raise UserError(f"no usable clip in {path} and the folders beside it" + (f" ({detail})" if detail else ""))
     return DatasetIndex("casme3", clips, class_names, notes)
 
 

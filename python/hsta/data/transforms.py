@@ -74,9 +74,7 @@ def flow_image(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     The flow is taken less its median, the head's own motion; u and v are in pixels of a 224 frame. Strain is
     the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
     """
-    grey = (
-        cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in (before, after)
-    )
+    grey = (cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in (before, after))
     flow = dense_flow(*grey)
     flow -= np.median(flow, axis=(0, 1))
     uy, ux = np.gradient(flow[..., 0])

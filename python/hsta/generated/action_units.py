@@ -64,9 +64,7 @@ def displacement(
             for point, sign in points:
                 px, py = landmarks[point]
                 # A Gaussian is separable: two lines in place of a plane of exponentials.
-                bump = np.outer(
-                    np.exp(-0.5 * ((axis - py) / radius) ** 2), np.exp(-0.5 * ((axis - px) / radius) ** 2)
-                )
+                bump = np.outer(np.exp(-0.5 * ((axis - py) / radius) ** 2), np.exp(-0.5 * ((axis - px) / radius) ** 2))
                 field[..., 0] += strength * scale * sign * outward * bump
                 field[..., 1] += strength * scale * down * bump
     return field

@@ -156,9 +156,7 @@ def _lids(landmarks: Landmarks, closure: float, size: int) -> np.ndarray:
     return offsets
 
 
-def _warp(
-    texture: np.ndarray, offsets: np.ndarray, pose: np.ndarray, drift: np.ndarray, size: int
-) -> np.ndarray:
+def _warp(texture: np.ndarray, offsets: np.ndarray, pose: np.ndarray, drift: np.ndarray, size: int) -> np.ndarray:
     """The portrait as the camera sees it, float32 (size, size, 3); one resampling, at twice the size."""
     double = 2 * size
     axis = (np.arange(double, dtype=np.float32) + 0.5) * (FRAME / double)

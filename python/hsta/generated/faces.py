@@ -99,9 +99,7 @@ def _skin(image, traits: Traits, x, y, outline, rng: np.random.Generator) -> Non
     blend(image, ear_colour, soft_step(ears - 1, 0.16))
     blend(image, ear_colour * 0.75, 0.6 * inner * soft_step(ears - 1, 0.16))
 
-    flush = 0.55 * pair(x, y, t.eye_distance + 6, t.eye_y + 32, 14, 12) + 0.45 * blob(
-        x, y, 112, t.nose_y, 9, 8
-    )
+    flush = 0.55 * pair(x, y, t.eye_distance + 6, t.eye_y + 32, 14, 12) + 0.45 * blob(x, y, 112, t.nose_y, 9, 8)
     flush += 0.25 * blob(x, y, 112, t.chin - 12, 12, 8)
     albedo = t.skin * (1 + flush[..., None] * np.array([0.03, -0.12, -0.12]))
     mottle = 0.022 * smooth_noise(rng, 24, SIDE) + 0.018 * smooth_noise(rng, 90, SIDE)
@@ -148,10 +146,7 @@ def _eyes(image, traits: Traits, x, y) -> None:
     gaze = np.hypot(u + 0.5 * side, v + 0.8)
     radius = 5.7
     iris = (
-        t.iris
-        * (0.75 + 0.5 * np.clip(gaze / radius, 0, 1) * (v > 0) + 0.12 * np.sin(14 * np.arctan2(v, u)))[
-            ..., None
-        ]
+        t.iris * (0.75 + 0.5 * np.clip(gaze / radius, 0, 1) * (v > 0) + 0.12 * np.sin(14 * np.arctan2(v, u)))[..., None]
     )
     blend(image, iris, inside * soft_step(gaze - radius, 1.2))
     blend(image, t.iris * 0.35, inside * np.exp(-0.5 * ((gaze - radius) / 0.7) ** 2) * 0.8)
@@ -200,9 +195,7 @@ def _mouth(image, traits: Traits, x, y) -> None:
     blend(image, t.skin * red * ((1.02 * level + gloss) * wrinkles)[..., None], 0.8 * lower)
     parting = np.exp(-0.5 * ((y - line) / (0.6 + 0.5 * arch)) ** 2) * soft_step(np.abs(s) - 1.0, 0.12)
     blend(image, t.skin * np.array([0.30, 0.18, 0.17]), 0.85 * parting)
-    blend(
-        image, t.skin * 0.5, 0.35 * blob(np.abs(x - 112), y, t.mouth_width + 0.5, t.mouth_y + 0.3, 2.2, 1.8)
-    )
+    blend(image, t.skin * 0.5, 0.35 * blob(np.abs(x - 112), y, t.mouth_width + 0.5, t.mouth_y + 0.3, 2.2, 1.8))
 
 
 def _long_hair(image, traits: Traits, x, y, strands) -> None:
@@ -225,18 +218,14 @@ def _hair(image, traits: Traits, x, y, outline, strands) -> None:
     # A second set of strands, swept away from the parting, over the top of the head.
     sweep = cv2.remap(
         strands.astype(np.float32),
-        (
-            (112 + (x - 112) * (1.1 + 0.004 * (112 - y)) + 18 * np.sign(apart) * np.sqrt(np.abs(apart))) * 2
-        ).astype(np.float32),
+        ((112 + (x - 112) * (1.1 + 0.004 * (112 - y)) + 18 * np.sign(apart) * np.sqrt(np.abs(apart))) * 2).astype(
+            np.float32
+        ),
         (y * 1.4).astype(np.float32),
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT,
     )
-    light = (
-        0.80
-        + 0.30 * np.exp(-0.5 * ((y - 22 - 10 * t.light[1]) / 14) ** 2)
-        + 0.25 * t.light[0] * (x - 112) / 80
-    )
+    light = 0.80 + 0.30 * np.exp(-0.5 * ((y - 22 - 10 * t.light[1]) / 14) ** 2) + 0.25 * t.light[0] * (x - 112) / 80
     shadow = soft_step(y - hairline - 9, 12) * soft_step(outline - 0.97, 0.05) * (1 - front)
     blend(image, t.skin * 0.35, 0.38 * shadow)
     blend(image, t.hair * (light * (1 + 0.20 * sweep))[..., None], sides)

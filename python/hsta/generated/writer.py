@@ -94,18 +94,14 @@ def generate_casme3(
             for number in range(clips_per_subject):
                 emotion = emotions[order[number % len(emotions)]]
                 rng = np.random.default_rng([seed, subject, 1 + number])
-                clip = generate_clip(
-                    portrait, emotion, rng, image_size=image_size, fps=FPS, amplitude=amplitude
-                )
+                clip = generate_clip(portrait, emotion, rng, image_size=image_size, fps=FPS, amplitude=amplitude)
                 # Thirteen videos a subject; further clips lie further on in the same videos.
                 video = VIDEOS[number % len(VIDEOS)]
                 first = 1000 * (number // len(VIDEOS)) + int(rng.integers(1, 900))
                 _write_frames(root / f"spNO.{subject}" / video / "color", clip.frames, first)
                 rows.append(_row(f"spNO.{subject}", video, first, clip))
                 bar.update()
-    _write_text(
-        annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
-    )
+    _write_text(annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
     return annotation
 
 
