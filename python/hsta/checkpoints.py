@@ -1,0 +1,96 @@
+"""What a stopped training needs to go on, and what prediction needs to begin. Nothing in it is pickled.
+
+A run's folder holds ``training_state.safetensors`` (weights, AdamW's moments, the number of epochs done: one
+file, so that they always belong together) and ``checkpoint/`` in the library's layout, with the class names
+and the preparation of the inputs beside it. Random states are not stored: every stream of random numbers is a
+function of the seed and the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+import hsta_kernels
+
+from .errors import UserError
+from .files import replacing, write_text
+
+STATE_FILE = "training_state.safetensors"
+CHECKPOINT = "checkpoint"
+TASK_FILE = "task.json"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the numbers that go in and out of a model mean."""
+
+    dataset: str
+    class_names: tuple[str, ...]
+    special: str
+    """What the special frames are: ``frames`` (onset, apex) or ``flow`` images."""
+
+
+def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, epochs_done: int) -> None:
+    """Write weights and the state of AdamW; the file is replaced in one step."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach().contiguous()
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"epochs_done": str(epochs_done)})
+
+
+def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put what `save_state` wrote into a model and its new AdamW; returns the number of epochs done.
+
+    Raises `UserError` when the file is damaged or of another model.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            epochs_done = int(file.metadata()["epochs_done"])
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(file.get_tensor(f"weight.{name}"))
+                    optimizer.state[parameter] = {
+                        # AdamW keeps its step counts on the CPU.
+                        moment: file.get_tensor(f"{moment}.{name}").to("cpu" if moment == "step" else parameter.device)
+                        for moment in MOMENTS
+                    }
+    except (safetensors.SafetensorError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"cannot go on from {path}: {error}") from error
+    return epochs_done
+
+
+def save_checkpoint(directory: Path, model: hsta_kernels.HSTA, task: Task) -> None:
+    """Write a model that `load_checkpoint` and ``hsta_kernels.HSTA.from_pretrained`` read."""
+    write_text(directory / TASK_FILE, json.dumps(asdict(task), indent=2) + "\n")
+    model.save_pretrained(directory)
+
+
+def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
+    """The model and its task from a run's folder or from the ``checkpoint`` folder in it.
+
+    Raises `UserError` when there is none or it is damaged.
+    """
+    directory = path / CHECKPOINT if (path / CHECKPOINT).is_dir() else path
+    if not (directory / TASK_FILE).is_file():
+        raise UserError(f"no checkpoint in {path}: {directory / TASK_FILE} is missing")
+    try:
+        values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
+        task = Task(**{**values, "class_names": tuple(values["class_names"])})
+        model = hsta_kernels.HSTA.from_pretrained(directory)
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot read the checkpoint {directory}: {error}") from error
+    if model.config.num_classes != len(task.class_names):
+        raise UserError(
+            f"{directory / TASK_FILE} names {len(task.class_names)} classes, the model has {model.config.num_classes}"
+        )
+    return model, task

@@ -1,0 +1,104 @@
+"""The field's scores, computed from one confusion matrix of all predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``matrix`` int64 (C, C): rows are the truth, columns the prediction. The rest follows from it.
+
+    A class of which the data hold no clip is never scored 1: it is named in `absent`, its recall is undefined
+    and its F1 is 0 where it was predicted all the same, else undefined. Undefined values (NaN) are left out
+    of the means, as scikit-learn does with ``zero_division=nan``.
+    """
+
+    matrix: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def support(self) -> np.ndarray:
+        """Clips of each class, int64 (C,)."""
+        return self.matrix.sum(axis=1)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Classes that the data do not hold."""
+        return tuple(name for name, n in zip(self.class_names, self.support, strict=True) if n == 0)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """2 TP / (2 TP + FP + FN) of each class, float64 (C,)."""
+        return _share(2 * np.diag(self.matrix), self.matrix.sum(axis=0) + self.support)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """TP / n of each class, float64 (C,)."""
+        return _share(np.diag(self.matrix), self.support)
+
+    @property
+    def uf1(self) -> float:
+        """Unweighted F1: the mean of `f1` (See et al., MEGC 2019)."""
+        return float(np.nanmean(self.f1))
+
+    @property
+    def uar(self) -> float:
+        """Unweighted average recall: the mean of `recall`, which is balanced accuracy."""
+        return float(np.nanmean(self.recall))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all clips that were told right."""
+        return float(np.trace(self.matrix) / self.matrix.sum())
+
+    def to_dict(self) -> dict:
+        """As JSON holds it; what is undefined is null."""
+        per_class = {
+            name: {
+                "f1": _number(f1),
+                "recall": _number(recall),
+                "support": int(n),
+                "predicted": int(predicted),
+            }
+            for name, f1, recall, n, predicted in zip(
+                self.class_names, self.f1, self.recall, self.support, self.matrix.sum(axis=0), strict=True
+            )
+        }
+        return {
+            "uf1": self.uf1,
+            "uar": self.uar,
+            "accuracy": self.accuracy,
+            "confusion_matrix": self.matrix.tolist(),
+            "class_names": list(self.class_names),
+            "absent_classes": list(self.absent),
+            "per_class": per_class,
+        }
+
+
+def score(truth: Sequence[int], prediction: Sequence[int], class_names: Sequence[str]) -> Scores:
+    """Scores of predictions, both sequences being labels that index ``class_names``.
+
+    Raises ValueError when there are none, when the numbers differ or for a label that is no class.
+    """
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    if truth.shape != prediction.shape or truth.ndim != 1 or not truth.size:
+        raise ValueError(f"truth and prediction must be as many labels, got {truth.shape} and {prediction.shape}")
+    count = len(class_names)
+    for name, labels in (("truth", truth), ("prediction", prediction)):
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= count:
+            raise ValueError(f"{name} must be labels from 0 to {count - 1}, got {np.unique(labels).tolist()}")
+    matrix = np.zeros((count, count), np.int64)
+    np.add.at(matrix, (truth, prediction), 1)
+    return Scores(matrix, tuple(class_names))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,121 @@
+"""Pictures: what was predicted and why, and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .files import replacing
+from .metrics import Scores
+
+if TYPE_CHECKING:
+    from .predict import Result
+
+BLUE, ORANGE = "#2c6fa6", "#d1681c"
+EVENTS = ("onset", "apex", "offset")
+
+
+def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
+    """Counts in the cells; the colour is the share of the row, which is the truth."""
+    names, matrix = scores.class_names, scores.matrix
+    shares = matrix / np.maximum(scores.support, 1)[:, None]
+    side = 2.2 + 0.75 * len(names)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    axes.set_title(_wrapped(title, 10 * side), fontsize="medium")
+    _save(figure, path)
+
+
+def plot_prediction(path: Path, result: Result, apex: np.ndarray, patch_sizes: Sequence[int]) -> None:
+    """The apex frame, CLS attention of both branches over it, the probabilities and the motion curve.
+
+    ``apex`` is the frame as the model sees it, uint8 (size, size, 3); ``patch_sizes`` are those of the
+    special and the video branch, in its pixels.
+    """
+    figure = Figure(figsize=(11, 7.6), layout="constrained")
+    grid = figure.add_gridspec(2, 6, height_ratios=(1.15, 1))
+    figure.suptitle(f"{result.label} ({max(result.probabilities.values()):.0%}): {Path(result.file).name}")
+
+    frame = figure.add_subplot(grid[0, :2])
+    frame.imshow(apex)
+    frame.set_title(f"apex, frame {result.apex}")
+    frame.axis("off")
+    for columns, branch, patch in zip((slice(2, 4), slice(4, 6)), ("special", "video"), patch_sizes, strict=True):
+        axes = figure.add_subplot(grid[0, columns])
+        _overlay(axes, apex, np.asarray(result.attention[branch]), patch)
+        axes.set_title(f"CLS attention, {branch} branch")
+
+    _bars(figure.add_subplot(grid[1, :2]), result.probabilities, result.label)
+    _motion(figure.add_subplot(grid[1, 2:]), result)
+    _save(figure, path)
+
+
+def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: int) -> None:
+    """The grid covers whole patches only: a border on the right and below may have none."""
+    height, width = attention.shape
+    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(
+        attention,
+        cmap="inferno",
+        alpha=0.55,
+        interpolation="bilinear",
+        extent=(-0.5, width * patch - 0.5, height * patch - 0.5, -0.5),
+    )
+    axes.set_xlim(-0.5, picture.shape[1] - 0.5)
+    axes.set_ylim(picture.shape[0] - 0.5, -0.5)
+    axes.axis("off")
+
+
+def _bars(axes: Axes, probabilities: dict[str, float], label: str) -> None:
+    names = list(probabilities)
+    values = list(probabilities.values())
+    bars = axes.barh(names, values, color=[ORANGE if name == label else BLUE for name in names])
+    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
+    axes.set_xlim(0, 1.15)
+    axes.set_xticks(np.linspace(0, 1, 5))
+    axes.invert_yaxis()
+    axes.set_xlabel("probability")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _motion(axes: Axes, result: Result) -> None:
+    curve = result.motion_curve
+    axes.plot(range(len(curve)), curve, color=BLUE, marker=".")
+    axes.axvspan(result.onset, result.offset, color=BLUE, alpha=0.08)
+    axes.set_ylim(0, 1.2 * max(*curve, 1e-3))
+    for event in EVENTS:
+        at = getattr(result, event)
+        axes.axvline(at, color=ORANGE, linestyle="-" if event == "apex" else "--", linewidth=1.2)
+        text = f"{event} {at}"
+        axes.annotate(text, (at, 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      rotation=90, va="top", color=ORANGE)  # fmt: skip
+    axes.set_xlabel("frame" if result.fps is None else f"frame (at {result.fps:g} a second)")
+    axes.set_ylabel("motion from onset (pixels at 224)")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _wrapped(text: str, width: float) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, round(width)))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with matplotlib.rc_context({"savefig.dpi": 110}), replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

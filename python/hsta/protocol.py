@@ -1,0 +1,74 @@
+"""Who is tested and who is learned from: folds that share no subject."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .data.clips import Clip
+
+
+@dataclass(frozen=True)
+class Fold:
+    """``train`` and ``test`` index the clips; ``subjects`` are those tested."""
+
+    name: str
+    subjects: tuple[str, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def subject_folds(clips: Sequence[Clip], folds: int | None = None) -> list[Fold]:
+    """Every clip is tested once, by a model that was trained on none of its subject's clips.
+
+    ``folds`` None is leave-one-subject-out: a fold a subject, named after it. A number gives that many groups
+    of subjects, filled in turn with the largest subject left. A subject is a pair of data set and name.
+    Raises ValueError when there are fewer than two subjects, or fewer than ``folds``.
+    """
+    sizes = Counter((clip.dataset, clip.subject) for clip in clips)
+    subjects = sorted(sizes, key=lambda subject: (subject[0], _natural(subject[1])))
+    if len(subjects) < 2:
+        raise ValueError(f"at least two subjects are needed to leave some out, got {len(subjects)}")
+    if folds is None:
+        groups = {f"{dataset}-{subject}": [(dataset, subject)] for dataset, subject in subjects}
+    else:
+        if not 2 <= folds <= len(subjects):
+            raise ValueError(f"folds must be from 2 to the {len(subjects)} subjects, got {folds}")
+        groups = {f"group-{number + 1}": [] for number in range(folds)}
+        for subject in sorted(subjects, key=lambda subject: -sizes[subject]):
+            smallest = min(groups.values(), key=lambda group: sum(sizes[member] for member in group))
+            smallest.append(subject)
+    return [_fold(name, group, clips) for name, group in groups.items()]
+
+
+def check_disjoint(fold: Fold, clips: Sequence[Clip]) -> None:
+    """Raises ValueError, naming them, when subjects are both learned from and tested."""
+    learned, tested = ({(clips[i].dataset, clips[i].subject) for i in indices} for indices in (fold.train, fold.test))
+    if shared := sorted(learned & tested):
+        raise ValueError(f"fold {fold.name} tests subjects that it was trained on: {shared}")
+
+
+def shuffled_labels(labels: Sequence[int], seed: Sequence[int]) -> list[int]:
+    """The labels dealt out anew: the control in which nothing can be learned that holds for others."""
+    return np.random.default_rng(list(seed)).permutation(np.asarray(labels)).tolist()
+
+
+def _fold(name: str, group: list[tuple[str, str]], clips: Sequence[Clip]) -> Fold:
+    tested = [(clip.dataset, clip.subject) in group for clip in clips]
+    fold = Fold(
+        name,
+        tuple(subject for _, subject in group),
+        tuple(i for i, out in enumerate(tested) if not out),
+        tuple(i for i, out in enumerate(tested) if out),
+    )
+    check_disjoint(fold, clips)
+    return fold
+
+
+def _natural(name: str) -> list:
+    """``sub9`` before ``sub10``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

@@ -1,0 +1,118 @@
+"""The training recipe of HSTA's authors, and what follows from it: rates, decay, the order of the clips."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults: what HSTA's authors train CAS(ME)³ with (arXiv 2405.03202)."""
+
+    epochs: int = 150
+    """Passes through the training clips. The last one's weights are used, none is picked."""
+    batch_size: int = 32
+    """Clips in a step, on each device."""
+    learning_rate: float = 5e-4
+    """For a batch of 256; scaled in proportion to the batch."""
+    warmup_epochs: int = 5
+    """Epochs in which the rate rises from 0; it then falls along a cosine to 0."""
+    weight_decay: float = 0.05
+    """Of AdamW; biases, norms and CLS tokens are spared."""
+    layer_decay: float = 0.9
+    """Factor on the rate from one HSTA block to the one before it."""
+    drop_rate: float = 0.2
+    """Dropout within the layers."""
+    drop_path_rate: float = 0.2
+    """Probability that the last layer is skipped; rises from 0 with depth."""
+    head_drop_rate: float = 0.2
+    """Dropout before the classifier."""
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "positive"),
+            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, f"from 0 to below epochs {self.epochs}"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+    def learning_rate_at(self, progress: float, batch_size: int) -> float:
+        """The rate when ``progress`` of the ``epochs`` are done, for a step of ``batch_size`` clips in all."""
+        peak = self.learning_rate * batch_size / 256
+        if progress < self.warmup_epochs:
+            return peak * progress / self.warmup_epochs
+        share = (progress - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return peak * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """Groups for AdamW; each has ``scale``, the factor that layer decay puts on its learning rate.
+
+    The embeddings lie one step below the first HSTA block, head and last norms one above the last.
+    """
+    depth = len(model.blocks)
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if block := re.match(r"blocks\.(\d+)\.", name):
+            level = int(block[1]) + 1
+        else:
+            level = 0 if name.startswith(("patch_embed", "cls_token")) else depth + 1
+        spared = parameter.ndim == 1 or name.startswith("cls_token")
+        group = groups.setdefault(
+            (level, spared),
+            {
+                "params": [],
+                "scale": recipe.layer_decay ** (depth + 1 - level),
+                "weight_decay": 0.0 if spared else recipe.weight_decay,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+class BalancedSampler:
+    """Clips of an epoch in random order, as many of each class: of rare classes clips come again.
+
+    The order is a function of seed and epoch (`set_epoch`). Within a class no clip comes a further time
+    before all others have.
+    """
+
+    def __init__(self, labels: Sequence[int], seed: int):
+        labels = np.asarray(labels)
+        self.classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self.length = len(labels)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        share = -(-self.length // len(self.classes))
+        drawn = []
+        for members in self.classes:
+            rounds = [rng.permutation(members) for _ in range(-(-share // len(members)))]
+            drawn.append(np.concatenate(rounds)[:share])
+        # One of each class in turn, so that cutting to length costs no class more than one clip.
+        turns = np.stack(drawn, axis=1)
+        order = rng.permuted(turns, axis=1).ravel()[: self.length]
+        return iter(rng.permutation(order).tolist())

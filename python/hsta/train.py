@@ -1,0 +1,78 @@
+"""``hsta train``: train one model on all clips of a data set."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import UserError
+from .options import DataOptions, MachineOptions, ModelOptions
+from .recipe import Recipe
+from .runs import open_run
+
+
+@dataclass
+class Train:
+    """Train a model on all clips of a data set.
+
+    For a figure that means something use `hsta evaluate`: it tests on subjects it has not trained on.
+    """
+
+    data: DataOptions
+    output: Path
+    """Folder of the run: checkpoint, log (TensorBoard), arguments."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    recipe: Recipe = field(default_factory=Recipe)
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    seed: int = 0
+    """Of weights, order, augmentation and dropout."""
+    resume: bool = False
+    """Go on with a run that was stopped; it ends as if it had not been."""
+    overwrite: bool = False
+    """Begin a run again that the folder holds."""
+
+    def run(self) -> None:
+        # These load torch, which --help has no use for.
+        from .checkpoints import CHECKPOINT, STATE_FILE, Task
+        from .training import LOG, fit
+
+        check_seed(self.seed)
+        index = self.data.read()
+        config = self.model.config(len(index.class_names), self.recipe)
+        fabric = self.machine.fabric()
+        if fabric.is_global_zero:
+            tell(index.notes)
+            open_run(
+                self,
+                output=self.output,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                owned=(CHECKPOINT, LOG, STATE_FILE),
+            )
+        fabric.barrier()
+        fit(
+            config,
+            Task(index.name, index.class_names, self.data.special),
+            index.clips,
+            self.recipe,
+            fabric=fabric,
+            directory=self.output,
+            seed=self.seed,
+            workers=self.data.workers,
+        )
+        if fabric.is_global_zero:
+            print(f"trained on {len(index.clips)} clips: {self.output / CHECKPOINT}")
+
+
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")
+
+
+def tell(notes: list[str], most: int = 10) -> None:
+    """Print what was wrong in a data set's files, not more of it than a screen takes."""
+    for note in notes[:most]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(notes) > most:
+        print(f"note: and {len(notes) - most} more", file=sys.stderr)
