@@ -52,7 +52,7 @@ def _choices(device: str) -> list[str]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             probe = torch.empty(shape, dtype=dtype, device=device)
             try:
-                choice = backends.choose(operator, probe)
+                choice = backends.choose(operator, *([probe] * (2 if operator == "add_layer_norm" else 1)))
             except backends.BackendError as error:
                 choice = f"refused: {error}"
             lines.append(f"  {operator:22} {device:5} {str(dtype).removeprefix('torch.'):9} {choice}")

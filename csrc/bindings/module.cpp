@@ -15,7 +15,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<int64_t, 6> sizes, float scale,
+hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<int64_t, 6> sizes, double scale,
                                               uintptr_t qkv, std::array<int64_t, 4> strides, uintptr_t out,
                                               uintptr_t stats) {
   hsta::SpaceTimeAttention op{};
@@ -32,6 +32,20 @@ hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<in
   return op;
 }
 
+hsta::CrossModalAttention cross_modal_attention(int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u,
+                                                uintptr_t query, int64_t query_stride, uintptr_t token,
+                                                std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats) {
+  hsta::CrossModalAttention op{};
+  op.dtype = hsta::DType(dtype);
+  op.batch = sizes[0], op.tokens = sizes[1], op.heads = sizes[2], op.width = sizes[3];
+  op.eps = eps;
+  op.u = pointer<const float>(u);
+  op.query = pointer(query), op.query_stride_batch = query_stride;
+  op.token = pointer(token), op.token_stride_batch = token_strides[0], op.token_stride_row = token_strides[1];
+  op.z = pointer<float>(z), op.stats = pointer<float>(stats);
+  return op;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -44,7 +58,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "space_time_attention_forward",
-      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv, std::array<int64_t, 4> strides,
+      [](int dtype, int axis, std::array<int64_t, 6> sizes, double scale, uintptr_t qkv, std::array<int64_t, 4> strides,
          uintptr_t out, uintptr_t stats) {
         const auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, stats);
         hsta::kernels().space_time_attention_forward(op);
@@ -54,7 +68,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.def(
       "space_time_attention_backward",
-      [](int dtype, int axis, std::array<int64_t, 6> sizes, float scale, uintptr_t qkv, std::array<int64_t, 4> strides,
+      [](int dtype, int axis, std::array<int64_t, 6> sizes, double scale, uintptr_t qkv, std::array<int64_t, 4> strides,
          uintptr_t out, uintptr_t stats, uintptr_t grad_out, std::array<int64_t, 3> grad_out_strides,
          uintptr_t grad_qkv) {
         auto op = space_time_attention(dtype, axis, sizes, scale, qkv, strides, out, stats);
@@ -66,5 +80,68 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("dtype"), py::arg("axis"), py::arg("sizes"), py::arg("scale"), py::arg("qkv"), py::arg("strides"),
       py::arg("out"), py::arg("stats"), py::arg("grad_out"), py::arg("grad_out_strides"), py::arg("grad_qkv"),
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "cross_modal_attention_forward",
+      [](int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u, uintptr_t query, int64_t query_stride,
+         uintptr_t token, std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats) {
+        hsta::kernels().cross_modal_attention_forward(
+            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats));
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("u"), py::arg("query"), py::arg("query_stride"),
+      py::arg("token"), py::arg("token_strides"), py::arg("z"), py::arg("stats"),
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "cross_modal_attention_backward",
+      [](int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u, uintptr_t query, int64_t query_stride,
+         uintptr_t token, std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats, uintptr_t grad_z,
+         uintptr_t grad_u, uintptr_t grad_query, uintptr_t grad_token) {
+        auto op = cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats);
+        op.grad_z = pointer<const float>(grad_z);
+        op.grad_u = pointer<float>(grad_u);
+        op.grad_query = pointer(grad_query);
+        op.grad_token = pointer(grad_token);
+        hsta::kernels().cross_modal_attention_backward(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("u"), py::arg("query"), py::arg("query_stride"),
+      py::arg("token"), py::arg("token_strides"), py::arg("z"), py::arg("stats"), py::arg("grad_z"), py::arg("grad_u"),
+      py::arg("grad_query"), py::arg("grad_token"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "add_layer_norm_forward",
+      [](int dtype, int residual_dtype, std::array<int64_t, 2> sizes, float eps, uintptr_t x, uintptr_t residual,
+         std::array<int64_t, 2> row_strides, uintptr_t weight, uintptr_t bias, uintptr_t sum, uintptr_t norm) {
+        hsta::AddLayerNorm op{};
+        op.dtype = hsta::DType(dtype), op.residual_dtype = hsta::DType(residual_dtype);
+        op.rows = sizes[0], op.width = sizes[1], op.eps = eps;
+        op.x = pointer(x), op.x_stride_row = row_strides[0];
+        op.residual = pointer(residual), op.residual_stride_row = row_strides[1];
+        op.weight = pointer<const float>(weight), op.bias = pointer<const float>(bias);
+        op.sum = pointer(sum), op.norm = pointer(norm);
+        hsta::kernels().add_layer_norm_forward(op);
+      },
+      py::arg("dtype"), py::arg("residual_dtype"), py::arg("sizes"), py::arg("eps"), py::arg("x"), py::arg("residual"),
+      py::arg("row_strides"), py::arg("weight"), py::arg("bias"), py::arg("sum"), py::arg("norm"),
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "add_layer_norm_backward",
+      [](int dtype, std::array<int64_t, 2> sizes, float eps, uintptr_t sum, uintptr_t weight, uintptr_t grad_norm,
+         uintptr_t grad_sum, std::array<int64_t, 2> row_strides, uintptr_t grad_x, uintptr_t grad_weight,
+         uintptr_t grad_bias) {
+        hsta::AddLayerNorm op{};
+        op.dtype = hsta::DType(dtype);
+        op.rows = sizes[0], op.width = sizes[1], op.eps = eps;
+        op.sum = pointer(sum), op.weight = pointer<const float>(weight);
+        op.grad_norm = pointer(grad_norm), op.grad_norm_stride_row = row_strides[0];
+        op.grad_sum = pointer(grad_sum), op.grad_sum_stride_row = row_strides[1];
+        op.grad_x = pointer(grad_x);
+        op.grad_weight = pointer<float>(grad_weight), op.grad_bias = pointer<float>(grad_bias);
+        hsta::kernels().add_layer_norm_backward(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("sum"), py::arg("weight"), py::arg("grad_norm"),
+      py::arg("grad_sum"), py::arg("row_strides"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"),
       py::call_guard<py::gil_scoped_release>());
 }

@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, con
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < kVecs; ++n) sum[m][n] = accumulate ? load(c + m * ldc + n * kLanes) : Vec{};
+    for (int n = 0; n < kVecs; ++n) sum[m][n] = Vec{};
   for (int64_t k = 0; k < k_count; ++k) {
     Vec row[kVecs];
 #pragma GCC unroll 4
@@ -43,7 +43,8 @@ static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, con
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < kVecs; ++n) store(c + m * ldc + n * kLanes, sum[m][n]);
+    for (int n = 0; n < kVecs; ++n)
+      store(c + m * ldc + n * kLanes, accumulate ? load(c + m * ldc + n * kLanes) + sum[m][n] : sum[m][n]);
 }
 
 template <int kRows>
@@ -60,9 +61,8 @@ static inline void gemm_rows(int64_t n_count, int64_t k_count, const float* a, i
   if (n < n_count) gemm_tile<kRows, 1>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
 }
 
-// A (m_count, k_count), B (k_count, n_count), C (m_count, n_count); n_count a multiple of kLanes.
-static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b, int64_t ldb,
-                        float* c, int64_t ldc, bool accumulate) {
+static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b,
+                              int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   int64_t m = 0;
   for (; m + kTileRows <= m_count; m += kTileRows)
     gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, ldb, c + m * ldc, ldc, accumulate);
@@ -82,6 +82,32 @@ static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, Strid
     default:
       return;
   }
+}
+
+// A (m_count, k_count), B (k_count, n_count), C (m_count, n_count); n_count a multiple of kLanes. Long sums are taken
+// in blocks of kDepth terms: rounding errors grow with the length of a chain of additions.
+constexpr int64_t kDepth = 128;
+
+static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b, int64_t ldb,
+                        float* c, int64_t ldc, bool accumulate) {
+  for (int64_t k = 0; k == 0 || k < k_count; k += kDepth) {
+    const int64_t depth = k_count - k < kDepth ? k_count - k : kDepth;
+    gemm_block(m_count, n_count, depth, {a.data + k * a.col, a.row, a.col}, b + k * ldb, ldb, c, ldc,
+               accumulate || k > 0);
+  }
+}
+
+// a · b in the order and with the instructions of gemm, hence to the same bits: what must cancel against an element of
+// a product does.
+template <typename T>
+static inline float dot(int64_t count, const float* a, const T* b) {
+  float total = 0;
+  for (int64_t k = 0; k < count; k += kDepth) {
+    float sum = 0;
+    for (int64_t i = k; i < count && i < k + kDepth; ++i) sum = multiply_add(a[i], to_float(b[i]), sum);
+    total += sum;
+  }
+  return total;
 }
 
 }  // namespace HSTA_ISA

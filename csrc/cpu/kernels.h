@@ -18,7 +18,7 @@ struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
   int64_t batch, prefix, frames, patches, heads, head_dim;
-  float scale;
+  double scale;
   const void* qkv;
   int64_t qkv_stride_batch, qkv_stride_token, qkv_stride_part, qkv_stride_head;
   // Written by the forward pass, read by the backward pass.
@@ -30,10 +30,56 @@ struct SpaceTimeAttention {
   void* grad_qkv;
 };
 
+// The streaming pass of cross_modal_attention. Float arrays u, z, grad_z, grad_u (B, H, C), stats (B, H, 2; as above)
+// and the gradients of the tokens are contiguous; the rows of `query` and `token` are contiguous, their other strides
+// any.
+struct CrossModalAttention {
+  DType dtype;  // of the query token, the tokens, and their gradients
+  int64_t batch, tokens, heads, width;
+  float eps;
+  const float* u;
+  const void* query;
+  int64_t query_stride_batch;
+  const void* token;
+  int64_t token_stride_batch, token_stride_row;
+  // Written by the forward pass, read by the backward pass.
+  float *z, *stats;
+  // Backward pass only.
+  const float* grad_z;
+  float* grad_u;
+  void *grad_query, *grad_token;
+};
+
+// sum = x + residual, norm = LayerNorm(sum), over rows of `width` contiguous elements. Written tensors are contiguous.
+struct AddLayerNorm {
+  DType dtype;           // of x, sum, norm and their gradients
+  DType residual_dtype;  // the same, or a half type beside float (autocast)
+  int64_t rows, width;
+  float eps;
+  const void* x;
+  int64_t x_stride_row;
+  const void* residual;
+  int64_t residual_stride_row;
+  const float *weight, *bias;
+  // Written by the forward pass; the backward pass reads sum.
+  void *sum, *norm;
+  // Backward pass only. grad_x is the gradient of the sum, hence of x and of the residual alike.
+  const void* grad_norm;
+  int64_t grad_norm_stride_row;
+  const void* grad_sum;
+  int64_t grad_sum_stride_row;
+  void* grad_x;
+  float *grad_weight, *grad_bias;
+};
+
 struct KernelTable {
   const char* isa;
   void (*space_time_attention_forward)(const SpaceTimeAttention&);
   void (*space_time_attention_backward)(const SpaceTimeAttention&);
+  void (*cross_modal_attention_forward)(const CrossModalAttention&);
+  void (*cross_modal_attention_backward)(const CrossModalAttention&);
+  void (*add_layer_norm_forward)(const AddLayerNorm&);
+  void (*add_layer_norm_backward)(const AddLayerNorm&);
   void (*exp2)(const float* x, float* y, int64_t count);  // for the test of its error bound
 };
 

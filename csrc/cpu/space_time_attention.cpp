@@ -20,7 +20,7 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr double kLog2E = 1.4426950408889634;
 constexpr float kLn2 = 0.6931471805599453f;    // 1 / kLog2E
 constexpr int64_t kBlockRows = 4 * kTileRows;  // query rows whose scores are held at a time
 
@@ -89,12 +89,14 @@ struct Rows {
 
   const T* row(int64_t token) const { return base + token * stride_token; }
 
-  void gather(const Plan& plan, int64_t g, float* to, float factor = 1) const {
+  void gather(const Plan& plan, int64_t g, float* to, double factor = 1) const {
+    // In two parts: an error of the factor itself would scale every score of every row alike.
+    const float high = float(factor), low = float(factor - high);
     for (int64_t r = 0; r < plan.rows; ++r) {
       float* row_to = to + r * plan.dim_padded;
       load_row(row(plan.token(g, r)), plan.dim, row_to);
       if (factor != 1)
-        for (int64_t d = 0; d < plan.dim; ++d) row_to[d] *= factor;
+        for (int64_t d = 0; d < plan.dim; ++d) row_to[d] = row_to[d] * high + row_to[d] * low;
       for (int64_t d = plan.dim; d < plan.dim_padded; ++d) row_to[d] = 0;
     }
   }
@@ -241,7 +243,7 @@ template <typename T>
 void write_gradient(const Plan& plan, const SpaceTimeAttention& op, int64_t sample, int64_t head, int64_t token,
                     int part, float* values) {
   // The scores' gradient is that of the natural exponents scale * q·k; the gathered q carries scale * log2(e).
-  const float factor = part == 0 ? op.scale : part == 1 ? kLn2 : 1.0f;
+  const float factor = part == 0 ? float(op.scale) : part == 1 ? kLn2 : 1.0f;
   for (int64_t d = 0; d < plan.dim; ++d) values[d] *= factor;
   T* to = static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   store_row(values, plan.dim, to);
@@ -309,9 +311,7 @@ void backward(const SpaceTimeAttention& op) {
             if (first + i < plan.prefix) {
               const float* row = grad_out + at + i * plan.dim_padded;
               const T* out_row = out + token * op.heads * plan.dim;
-              // In the order and with the instructions of the product that gave dp: where one key takes all the
-              // probability, out is its value and dp - delta must cancel exactly.
-              for (int64_t d = 0; d < plan.dim; ++d) delta = multiply_add(row[d], to_float(out_row[d]), delta);
+              delta = dot(plan.dim, row, out_row);
             } else {
               Vec sum{};
               for (int64_t j = 0; j < plan.rows_padded; j += kLanes) sum += load(p + j) * load(dp + j);

@@ -10,6 +10,10 @@ namespace HSTA_ISA {
 
 void space_time_attention_forward(const SpaceTimeAttention&);
 void space_time_attention_backward(const SpaceTimeAttention&);
+void cross_modal_attention_forward(const CrossModalAttention&);
+void cross_modal_attention_backward(const CrossModalAttention&);
+void add_layer_norm_forward(const AddLayerNorm&);
+void add_layer_norm_backward(const AddLayerNorm&);
 
 static void exp2_array(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -22,7 +26,13 @@ static void exp2_array(const float* x, float* y, int64_t count) {
 }
 
 extern const KernelTable table;
-const KernelTable table = {HSTA_NAME(HSTA_ISA), space_time_attention_forward, space_time_attention_backward,
+const KernelTable table = {HSTA_NAME(HSTA_ISA),
+                           space_time_attention_forward,
+                           space_time_attention_backward,
+                           cross_modal_attention_forward,
+                           cross_modal_attention_backward,
+                           add_layer_norm_forward,
+                           add_layer_norm_backward,
                            exp2_array};
 
 }  // namespace HSTA_ISA

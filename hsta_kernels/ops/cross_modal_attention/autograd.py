@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.cross_modal_attention import absorbed
+from hsta_kernels.ops.cross_modal_attention import native
 
-# Each module has forward(u, query_token, tokens, eps) -> (z, lse) and
-# backward(grad_z, u, query_token, tokens, z, lse, eps) -> (grad_u, grad_query_token, grad_tokens).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": absorbed}
+# Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
+# backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
 
 
 @torch.library.custom_op("hsta_kernels::cross_modal_attention_forward", mutates_args=())
@@ -31,7 +31,7 @@ def _forward(
 
 @_forward.register_fake
 def _(u, query_token, tokens, eps, backend):
-    return u.new_empty(u.shape), u.new_empty(u.shape[:2])
+    return u.new_empty(u.shape), u.new_empty((*u.shape[:2], 2))
 
 
 @torch.library.custom_op("hsta_kernels::cross_modal_attention_backward", mutates_args=())
@@ -41,21 +41,22 @@ def _backward(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     z: torch.Tensor,
-    lse: torch.Tensor,
+    stats: torch.Tensor,
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    tensors = (grad_z.contiguous(), u.contiguous(), rows_contiguous(query_token), tokens, z, lse)
+    tensors = (grad_z.contiguous(), u.contiguous(), rows_contiguous(query_token), tokens, z, stats)
     return _IMPLEMENTATIONS[backend].backward(*tensors, eps)
 
 
 @_backward.register_fake
-def _(grad_z, u, query_token, tokens, z, lse, eps, backend):
+def _(grad_z, u, query_token, tokens, z, stats, eps, backend):
     return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
 
 
 class NormalizedPooling(torch.autograd.Function):
-    """Saves z and the log-sum-exp of the scores; statistics and probabilities are recomputed in the backward pass.
+    """Saves z and each head's softmax statistics (as in space-time attention); the tokens' means and variances and the
+    probabilities are recomputed in the backward pass.
 
     The key bias is an argument only to receive its gradient: it shifts all scores of a head alike, so that is zero.
     """
@@ -70,8 +71,8 @@ class NormalizedPooling(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> torch.Tensor:
-        z, lse = _forward(u, query_token, tokens, eps, backend)
-        ctx.save_for_backward(u, query_token, tokens, z, lse)
+        z, stats = _forward(u, query_token, tokens, eps, backend)
+        ctx.save_for_backward(u, query_token, tokens, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
         ctx.arguments = (eps, backend)
         return z

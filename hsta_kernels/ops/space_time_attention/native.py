@@ -5,20 +5,11 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
+from hsta_kernels.ops import native
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _AXES = {"time": 0, "space": 1, "joint": 2}
 
-
-def refuse(qkv: torch.Tensor) -> str | None:
-    if qkv.device.type != "cpu":
-        return f"qkv is on {qkv.device}"
-    if qkv.dtype not in _DTYPES:
-        return f"qkv is {qkv.dtype}; the kernel takes float32, bfloat16 and float16"
-    return None
-
-
-backends.register("space_time_attention", "cpu", refuse)
+backends.register("space_time_attention", "cpu", lambda qkv: native.refuse("qkv", qkv))
 
 
 def forward(
@@ -28,8 +19,8 @@ def forward(
     out = qkv.new_empty((batch, length, heads, head_dim))
     stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
     if qkv.numel():
-        backends.native.space_time_attention_forward(  # type: ignore[union-attr]
-            _DTYPES[qkv.dtype],
+        native.module().space_time_attention_forward(
+            native.DTYPES[qkv.dtype],
             _AXES[axis],
             (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
             scale,
@@ -55,8 +46,8 @@ def backward(
     batch, _, _, heads, head_dim = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     if qkv.numel():
-        backends.native.space_time_attention_backward(  # type: ignore[union-attr]
-            _DTYPES[qkv.dtype],
+        native.module().space_time_attention_backward(
+            native.DTYPES[qkv.dtype],
             _AXES[axis],
             (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
             scale,

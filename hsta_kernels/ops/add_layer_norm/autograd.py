@@ -1,0 +1,71 @@
+"""The custom ops and the autograd Function of add_layer_norm. Tensors are matrices of rows; weights are float32."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hsta_kernels.ops.add_layer_norm import native
+from hsta_kernels.ops.checks import rows_contiguous
+
+# Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
+# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+
+
+@torch.library.custom_op("hsta_kernels::add_layer_norm_forward", mutates_args=())
+def _forward(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = rows_contiguous(x), rows_contiguous(residual)
+    return _IMPLEMENTATIONS[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
+
+
+@_forward.register_fake
+def _(x, residual, weight, bias, eps, backend):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hsta_kernels::add_layer_norm_backward", mutates_args=())
+def _backward(
+    grad_norm: torch.Tensor,
+    grad_sum: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = rows_contiguous(grad_norm), rows_contiguous(grad_sum), total
+    return _IMPLEMENTATIONS[backend].backward(*rows, weight.contiguous(), eps)
+
+
+@_backward.register_fake
+def _(grad_norm, grad_sum, total, weight, eps, backend):
+    return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+
+
+class AddLayerNorm(torch.autograd.Function):
+    """Saves the sum; its mean and variance are recomputed in the backward pass, where the row is read anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        norm, total = _forward(x, residual, weight, bias, eps, backend)
+        ctx.save_for_backward(total, weight)
+        ctx.arguments = (eps, backend)
+        ctx.residual_dtype = residual.dtype
+        return norm, total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias = _backward(*grad_outputs, *ctx.saved_tensors, *ctx.arguments)
+        return grad_x, grad_x.to(ctx.residual_dtype), grad_weight, grad_bias, None, None

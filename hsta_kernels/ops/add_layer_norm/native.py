@@ -1,0 +1,60 @@
+"""Calls into csrc/cpu/add_layer_norm.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops import native
+
+
+def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
+    reason = native.refuse("x", x) or native.refuse("residual", residual)
+    if reason is None and residual.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
+    return reason
+
+
+backends.register("add_layer_norm", "cpu", refuse)
+
+
+def forward(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
+    if x.numel():
+        native.module().add_layer_norm_forward(
+            native.DTYPES[x.dtype],
+            native.DTYPES[residual.dtype],
+            tuple(x.shape),
+            eps,
+            x.data_ptr(),
+            residual.data_ptr(),
+            (x.stride(0), residual.stride(0)),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            total.data_ptr(),
+            norm.data_ptr(),
+        )
+    return norm, total
+
+
+def backward(
+    grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad_x, grad_weight, grad_bias = total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+    if total.numel():
+        native.module().add_layer_norm_backward(
+            native.DTYPES[total.dtype],
+            tuple(total.shape),
+            eps,
+            total.data_ptr(),
+            weight.data_ptr(),
+            grad_norm.data_ptr(),
+            grad_sum.data_ptr(),
+            (grad_norm.stride(0), grad_sum.stride(0)),
+            grad_x.data_ptr(),
+            grad_weight.data_ptr(),
+            grad_bias.data_ptr(),
+        )
+    return grad_x, grad_weight, grad_bias

@@ -1,0 +1,55 @@
+"""Calls into csrc/cpu/cross_modal_attention.cpp."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops import native
+
+backends.register("cross_modal_attention", "cpu", lambda tokens: native.refuse("tokens", tokens))
+
+
+def forward(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads = u.shape[:2]
+    z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
+    if z.numel():
+        native.module().cross_modal_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
+    return z, stats
+
+
+def backward(
+    grad_z: torch.Tensor,
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
+    if z.numel():
+        native.module().cross_modal_attention_backward(
+            *_arguments(u, query_token, tokens, eps, z, stats), grad_z.data_ptr(), *(grad.data_ptr() for grad in grads)
+        )
+    return grads
+
+
+def _arguments(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, z: torch.Tensor, stats: torch.Tensor
+) -> tuple:
+    batch, heads, width = u.shape
+    return (
+        native.DTYPES[tokens.dtype],
+        (batch, tokens.shape[1], heads, width),
+        eps,
+        u.data_ptr(),
+        query_token.data_ptr(),
+        query_token.stride(0),
+        tokens.data_ptr(),
+        tokens.stride()[:2],
+        z.data_ptr(),
+        stats.data_ptr(),
+    )
