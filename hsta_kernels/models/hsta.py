@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -78,11 +79,11 @@ def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor],
     return [_csta(block, i, xs[i][:, 0], xs[1 - i][:, 1:]) for i in (0, 1)], xs
 
 
-def _usta(layers: nn.Sequential, x: Tensor) -> Tensor:
+def _usta(layers: Iterable[reference.Layer], x: Tensor) -> Tensor:
     """The layers of one branch. A sub-layer's output is added by the norm of the next one."""
-    residual = None
+    residual: Tensor | None = None
     for layer in layers:
-        sublayers = [
+        sublayers: list[tuple[nn.LayerNorm, Callable[[Tensor], Tensor]]] = [
             (layer.norm1, partial(_attention, layer.attn, layer.grid, layer.axis)),
             (layer.norm2, layer.mlp),
         ]
@@ -94,7 +95,7 @@ def _usta(layers: nn.Sequential, x: Tensor) -> Tensor:
             else:
                 y, x = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
             residual = layer.drop_path(sublayer(y))
-    return x + residual
+    return x if residual is None else x + residual
 
 
 def _attention(attn: reference.Attention, grid: tuple[int, int], axis: str, x: Tensor) -> Tensor:
@@ -113,8 +114,20 @@ def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tenso
     attn, norm = fusion.attn, fusion.norm1
     if _drops(attn.attn_drop):
         return block.revert_projs[i](fusion(cls, patches))
-    weights = [parameter for linear in (attn.wq, attn.wk, attn.wv) for parameter in (linear.weight, linear.bias)]
-    out = ops.cross_modal_attention(cls, patches, norm.weight, norm.bias, *weights, attn.num_heads, norm.eps)
+    out = ops.cross_modal_attention(
+        cls,
+        patches,
+        norm.weight,
+        norm.bias,
+        attn.wq.weight,
+        attn.wq.bias,
+        attn.wk.weight,
+        attn.wk.bias,
+        attn.wv.weight,
+        attn.wv.bias,
+        attn.num_heads,
+        norm.eps,
+    )
     return block.revert_projs[i](cls + fusion.drop_path(attn.proj_drop(attn.proj(out))))
 
 

@@ -56,7 +56,7 @@ def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[
     if any(s[1] != IN_CHANNELS or s[2] != patch_embed[0][2] or s[3] != s[4] for s in patch_embed):
         shapes = ", ".join(str(tuple(s)) for s in patch_embed)
         raise ValueError(f"{source} has patch embeddings that HSTA does not know, of shapes {shapes}")
-    embed_dim = tuple(s[0] for s in patch_embed)
+    embed_dim = (patch_embed[0][0], patch_embed[1][0])
     hidden = [shape(f"blocks.0.blocks.{branch}.0.mlp.fc1.weight", 2)[0] for branch in (0, 1)]
     num_classes, features = shape("head.weight", 2)
     head = overrides.get("head") or ("cls_last" if features == 2 * sum(embed_dim) else "cls")
@@ -96,7 +96,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} is not a checkpoint: {reason} ({type(error).__name__})") from error
 
 
-def _heads(embed_dim: tuple[int, ...], overrides: Mapping[str, Any]) -> Any:
+def _heads(embed_dim: tuple[int, int], overrides: Mapping[str, Any]) -> Any:
     heads = overrides.get("num_heads") or PUBLISHED_HEADS.get(embed_dim)
     if heads is None:
         raise ValueError(f"no model of embed_dim {embed_dim} was published: give its num_heads, a pair")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -64,7 +64,7 @@ class Checkpoints(nn.Module):
 
     @classmethod
     def from_official(
-        cls: type[Model], checkpoint: str | os.PathLike[str] | Mapping[str, Tensor], **overrides
+        cls: type[Model], checkpoint: str | os.PathLike[str] | Mapping[str, Tensor], **overrides: Any
     ) -> Model:
         """The model in a checkpoint of the authors' code (`OceanSummerDay/HSTA_MER`), in evaluation mode.
 

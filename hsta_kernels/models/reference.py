@@ -8,6 +8,7 @@ Parameter names are those of the authors' released code, so state dicts can be e
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,12 +170,12 @@ class Block(nn.Module):
     def __init__(self, config: HSTAConfig, drop_paths: list[list[float]]):
         super().__init__()
         dim = config.embed_dim
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             nn.Sequential(*(Layer(config, branch, rate) for rate in drop_paths[branch])) for branch in (0, 1)
         )
-        self.projs = nn.ModuleList(_norm_gelu_linear(dim[i], dim[1 - i]) for i in (0, 1))
-        self.fusion = nn.ModuleList(Fusion(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
-        self.revert_projs = nn.ModuleList(_norm_gelu_linear(dim[1 - i], dim[i]) for i in (0, 1))
+        self.projs: Any = nn.ModuleList(_norm_gelu_linear(dim[i], dim[1 - i]) for i in (0, 1))
+        self.fusion: Any = nn.ModuleList(Fusion(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
+        self.revert_projs: Any = nn.ModuleList(_norm_gelu_linear(dim[1 - i], dim[i]) for i in (0, 1))
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         xs = [layers(x) for layers, x in zip(self.blocks, xs, strict=True)]
@@ -208,23 +209,23 @@ class HSTA(Checkpoints):
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
 
-    def __init__(self, config: HSTAConfig | None = None, **fields):
+    def __init__(self, config: HSTAConfig | None = None, **fields: Any):
         super().__init__()
         if config is not None and (fields or not isinstance(config, HSTAConfig)):
             raise TypeError(f"HSTA takes an HSTAConfig or its fields as keywords, got {config!r} and {fields!r}")
         self.config = config = config or HSTAConfig.from_dict(fields)
-        self.patch_embed = nn.ModuleList(
+        self.patch_embed: Any = nn.ModuleList(
             PatchEmbed(dim, config.tubelet_size, patch)
             for dim, patch in zip(config.embed_dim, config.patch_size, strict=True)
         )
-        self.cls_token = nn.ParameterList(nn.Parameter(torch.empty(1, 1, dim)) for dim in config.embed_dim)
+        self.cls_token: Any = nn.ParameterList(nn.Parameter(torch.empty(1, 1, dim)) for dim in config.embed_dim)
         for branch, (frames, height, width) in enumerate(config.grids):
             table = sinusoid_table(NUM_PREFIX_TOKENS + frames * height * width, config.embed_dim[branch])
             self.register_buffer(f"position_{branch}", table, persistent=False)
         self.pos_drop = nn.Dropout(config.drop_rate)
         rates = [_drop_path_rates(config, branch) for branch in (0, 1)]
-        self.blocks = nn.ModuleList(Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth)))
-        self.norm = nn.ModuleList(nn.LayerNorm(dim, EPS) for dim in config.embed_dim)
+        self.blocks: Any = nn.ModuleList(Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth)))
+        self.norm: Any = nn.ModuleList(nn.LayerNorm(dim, EPS) for dim in config.embed_dim)
         self.head_drop = nn.Dropout(config.head_drop_rate)
         self.head = nn.Linear(config.head_width, config.num_classes)
         self.apply(_init_weights)

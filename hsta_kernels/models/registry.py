@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 from .config import PUBLISHED_HEADS, HSTAConfig
 from .hsta import HSTA
@@ -23,7 +24,7 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, **overrides) -> HSTA:
+def create_model(name: str, **overrides: Any) -> HSTA:
     """A fused model with new weights.
 
     Args:

@@ -13,9 +13,7 @@ from tests.tolerances import assert_close_to_reference
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 KERNELS = [name for name in ("cpu",) if backends.unavailable(name) is None]
-NAMES = (
-    "query_token", "tokens", "norm_weight", "norm_bias", "q_weight", "q_bias", "k_weight", "k_bias", "v_weight", "v_bias",
-)  # fmt: skip
+NAMES = ("query_token", "tokens", *(f"{x}_{y}" for x in ("norm", "q", "k", "v") for y in ("weight", "bias")))
 
 
 def arguments(batch: int, tokens: int, width: int, scale: float = 1.0) -> dict[str, torch.Tensor]:

@@ -28,8 +28,8 @@ def cross_modal_attention(
 
     With y = LayerNorm([query_token, tokens]), the result is multi-head attention whose only query is row 0 of y and
     whose keys and values are all rows. Keys and values of the N tokens are never computed: the query absorbs the key
-    projection (scores are (Wkᵀ q)·y; the key bias adds a constant that softmax ignores), the value projection meets only
-    the weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result
+    projection (scores are (Wkᵀ q)·y; the key bias adds a constant that softmax ignores), the value projection meets
+    only the weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result
     equals the direct form up to rounding, at about 1/64 of its arithmetic for C = 768 and N = 588.
 
     Args:

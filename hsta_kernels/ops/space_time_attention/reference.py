@@ -10,7 +10,7 @@ def space_time_attention(
 ) -> torch.Tensor:
     """Shapes and meaning as in the public function; any floating dtype, differentiable any number of times."""
     if axis == "joint":
-        return _attend(*qkv.unbind(2), scale)
+        return _attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], scale)
 
     prefix, patches = qkv.split([num_prefix_tokens, num_frames * num_patches], dim=1)
     grid = patches.unflatten(1, (num_frames, num_patches))
