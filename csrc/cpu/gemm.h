@@ -1,5 +1,6 @@
-// C = A B (or C += A B) for the small matrices of one attention group. B and C have rows of whole vectors; A is read
-// one broadcast element at a time, through any two strides, so that a transposed A needs no copy.
+// C = A B (or C += A B) for the small matrices of one attention group, A and B of words (simd.h), C of floats. B and C
+// have rows of whole vectors; A is read one broadcast word at a time, through any two strides, so that a transposed A
+// needs no copy.
 #pragma once
 
 #include "simd.h"
@@ -15,14 +16,15 @@ constexpr int kTileRows = 4, kTileVecs = 2;  // 8 of 16
 constexpr int kTileRows = 4, kTileVecs = 2;
 #endif
 
+template <typename Word>
 struct StridedMatrix {
-  const float* data;
+  const Word* data;
   int64_t row, col;
 };
 
-template <int kRows, int kVecs>
-static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, const float* a, int64_t a_row,
-                                                            int64_t a_col, const float* b, int64_t ldb, float* c,
+template <int kRows, int kVecs, typename Word>
+static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, const Word* a, int64_t a_row,
+                                                            int64_t a_col, const Word* b, int64_t ldb, float* c,
                                                             int64_t ldc, bool accumulate) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 8
@@ -30,14 +32,14 @@ static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, con
 #pragma GCC unroll 4
     for (int n = 0; n < kVecs; ++n) sum[m][n] = Vec{};
   for (int64_t k = 0; k < k_count; ++k) {
-    Vec row[kVecs];
+    decltype(load(b)) row[kVecs];
 #pragma GCC unroll 4
     for (int n = 0; n < kVecs; ++n) row[n] = load(b + k * ldb + n * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const Vec x = broadcast(a[m * a_row + k * a_col]);
+      const auto x = broadcast(a[m * a_row + k * a_col]);
 #pragma GCC unroll 4
-      for (int n = 0; n < kVecs; ++n) sum[m][n] += x * row[n];
+      for (int n = 0; n < kVecs; ++n) sum[m][n] = multiply_add(sum[m][n], x, row[n]);
     }
   }
 #pragma GCC unroll 8
@@ -47,9 +49,9 @@ static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, con
       store(c + m * ldc + n * kLanes, accumulate ? load(c + m * ldc + n * kLanes) + sum[m][n] : sum[m][n]);
 }
 
-template <int kRows>
-static inline void gemm_rows(int64_t n_count, int64_t k_count, const float* a, int64_t a_row, int64_t a_col,
-                             const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+template <int kRows, typename Word>
+static inline void gemm_rows(int64_t n_count, int64_t k_count, const Word* a, int64_t a_row, int64_t a_col,
+                             const Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   int64_t n = 0;
   for (; n + kTileVecs * kLanes <= n_count; n += kTileVecs * kLanes)
     gemm_tile<kRows, kTileVecs>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
@@ -61,12 +63,13 @@ static inline void gemm_rows(int64_t n_count, int64_t k_count, const float* a, i
   if (n < n_count) gemm_tile<kRows, 1>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
 }
 
-static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b,
+template <typename Word>
+static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
                               int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   int64_t m = 0;
   for (; m + kTileRows <= m_count; m += kTileRows)
     gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, ldb, c + m * ldc, ldc, accumulate);
-  const float* rest = a.data + m * a.row;
+  const Word* rest = a.data + m * a.row;
   float* c_rest = c + m * ldc;
   switch (m_count - m) {
     case 5:
@@ -84,27 +87,28 @@ static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count,
   }
 }
 
-// A (m_count, k_count), B (k_count, n_count), C (m_count, n_count); n_count a multiple of kLanes. Long sums are taken
-// in blocks of kDepth terms: rounding errors grow with the length of a chain of additions.
+// A (m_count, k_count), B (k_count, n_count), C (m_count, n_count), k_count in words; n_count a multiple of kLanes.
+// Long sums are taken in blocks of kDepth terms: rounding errors grow with the length of a chain of additions.
 constexpr int64_t kDepth = 128;
 
-static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix a, const float* b, int64_t ldb,
-                        float* c, int64_t ldc, bool accumulate) {
+template <typename Word>
+static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
+                        int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   for (int64_t k = 0; k == 0 || k < k_count; k += kDepth) {
     const int64_t depth = k_count - k < kDepth ? k_count - k : kDepth;
-    gemm_block(m_count, n_count, depth, {a.data + k * a.col, a.row, a.col}, b + k * ldb, ldb, c, ldc,
-               accumulate || k > 0);
+    gemm_block<Word>(m_count, n_count, depth, {a.data + k * a.col, a.row, a.col}, b + k * ldb, ldb, c, ldc,
+                     accumulate || k > 0);
   }
 }
 
 // a · b in the order and with the instructions of gemm, hence to the same bits: what must cancel against an element of
-// a product does.
-template <typename T>
-static inline float dot(int64_t count, const float* a, const T* b) {
+// a product of floats does.
+template <typename A, typename B>
+static inline float dot(int64_t count, const A* a, const B* b) {
   float total = 0;
   for (int64_t k = 0; k < count; k += kDepth) {
     float sum = 0;
-    for (int64_t i = k; i < count && i < k + kDepth; ++i) sum = multiply_add(a[i], to_float(b[i]), sum);
+    for (int64_t i = k; i < count && i < k + kDepth; ++i) sum = multiply_add(to_float(a[i]), to_float(b[i]), sum);
     total += sum;
   }
   return total;

@@ -4,8 +4,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "../common/dtype.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -20,6 +25,23 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+
+// What products are made of, 4 bytes each: a float, or two bfloat16 where the processor multiplies and adds pairs of
+// them. Everything that handles words handles both.
+struct Pair {
+  BFloat16 low, high;
+};
+typedef uint16_t PairVec __attribute__((vector_size(4 * kLanes)));
+template <typename T>
+struct WordOf {
+  using type = float;
+};
+#ifdef __AVX512BF16__
+template <>
+struct WordOf<BFloat16> {
+  using type = Pair;
+};
+#endif
 
 // a * b + c as the vector code computes it: fused where the processor fuses.
 static inline float multiply_add(float a, float b, float c) {
@@ -36,12 +58,105 @@ static inline Vec load(const float* p) {
   return v;
 }
 
-static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+static inline PairVec load(const Pair* p) {
+  PairVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename Word, typename V>
+static inline void store(Word* p, V v) {
+  std::memcpy(static_cast<void*>(p), &v, sizeof v);
+}
 
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
+static inline PairVec broadcast(Pair x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (PairVec)(bits - IntVec{});
+}
+
+// sum + a * b, word by word.
+static inline Vec multiply_add(Vec sum, Vec a, Vec b) { return sum + a * b; }
+#ifdef __AVX512BF16__
+static inline Vec multiply_add(Vec sum, PairVec a, PairVec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// The value of x as rounded here: the compiler may not fuse its last product into what follows.
+static inline Vec rounded(Vec x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
+// Lanes of the concatenation (a, b), chosen at compile time: lane i of the result is lane Choice::of(i).
+template <typename Choice, typename V, int... kLane>
+static inline V shuffle_by(V a, V b, std::integer_sequence<int, kLane...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, Choice::of(kLane)...);
+#else
+  using Index = decltype(a < b);
+  return __builtin_shuffle(a, b, Index{Choice::of(kLane)...});
+#endif
+}
+
+template <typename Choice, typename V>
+static inline V shuffle(V a, V b) {
+  return shuffle_by<Choice>(a, b, std::make_integer_sequence<int, int(sizeof(V) / sizeof(a[0]))>());
+}
+
+// In every run of four lanes the same choice: 0-3 from a, 4-7 from b.
+template <int k0, int k1, int k2, int k3>
+struct InFours {
+  static constexpr int of(int lane) {
+    const int choices[4] = {k0, k1, k2, k3};
+    const int k = choices[lane % 4];
+    return lane / 4 * 4 + k % 4 + (k < 4 ? 0 : kLanes);
+  }
+};
+
 // A NaN in `a` stays a NaN.
 static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
+
+// The largest, and the sum, of each run of four lanes, in all four of them.
+static inline Vec max_in_fours(Vec v) {
+  v = max(v, shuffle<InFours<1, 0, 3, 2>>(v, v));
+  return max(v, shuffle<InFours<2, 3, 0, 1>>(v, v));
+}
+
+static inline Vec add_in_fours(Vec v) {
+  v += shuffle<InFours<1, 0, 3, 2>>(v, v);
+  return v + shuffle<InFours<2, 3, 0, 1>>(v, v);
+}
+
+// Lane i of vector j to lane j of vector i: every step swaps blocks of half the size across the diagonal.
+template <int kBlock, bool kUpper>
+struct SwappedBlocks {
+  static constexpr int of(int lane) {
+    const bool odd = lane / kBlock % 2;
+    return kUpper ? (odd ? kLanes + lane - kBlock : lane) : (odd ? kLanes + lane : lane + kBlock);
+  }
+};
+
+template <int kBlock = kLanes / 2>
+static inline void transpose_block(Vec* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (i / kBlock % 2 == 0) {
+      const Vec a = rows[i], b = rows[i + kBlock];
+      rows[i] = shuffle<SwappedBlocks<kBlock, true>>(a, b);
+      rows[i + kBlock] = shuffle<SwappedBlocks<kBlock, false>>(a, b);
+    }
+  if constexpr (kBlock > 1) transpose_block<kBlock / 2>(rows);
+}
 
 static inline float reduce_max(Vec v) {
   float m = v[0];

@@ -1,0 +1,184 @@
+// What small_groups.h and large_groups.h share: who attends to whom, how the work is dealt out, how prefix queries are
+// put together from the groups, how results are written.
+//
+// Patches fall into groups that attend among themselves: a group is one place over all frames (time) or all places of
+// one frame (space). Prefix tokens belong to every group. As keys they are simply there; as queries they see all
+// groups, so every group contributes a partial result for them, and a second stage merges the partials in a fixed
+// order. With `joint` there is one group of all tokens and nothing to merge.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "panels.h"
+
+namespace hsta {
+namespace HSTA_ISA {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
+constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries are dealt out to several items
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Which tokens form a group, and how groups, heads and queries are dealt out to work items.
+struct Plan {
+  int64_t tokens, prefix, groups, group_patches, group_step, patch_step;
+  int64_t rows, rows_padded, dim, dim_padded;
+  bool small;
+  int64_t groups_per_item, heads_per_item, queries_per_item, slots, head_runs, query_runs, items;
+
+  Plan(const SpaceTimeAttention& op, bool split_queries) {
+    tokens = op.prefix + op.frames * op.patches;
+    prefix = op.axis == Axis::kJoint ? 0 : op.prefix;
+    groups = op.axis == Axis::kTime ? op.patches : op.axis == Axis::kSpace ? op.frames : 1;
+    group_patches = op.axis == Axis::kTime ? op.frames : op.axis == Axis::kSpace ? op.patches : tokens;
+    group_step = op.axis == Axis::kTime ? 1 : op.patches;
+    patch_step = op.axis == Axis::kTime ? op.patches : 1;
+    rows = prefix + group_patches;
+    rows_padded = round_up(rows, kLanes);
+    dim = op.head_dim;
+    dim_padded = round_up(dim, kLanes);
+    small = rows <= kMaxSmallRows;
+    // Groups over time are neighbours in memory: take all heads of a few small ones at a time, in the order they lie.
+    groups_per_item = small ? 8 : 1;
+    heads_per_item = small ? op.heads : 1;
+    queries_per_item = split_queries && !small ? kQueriesPerItem : rows;
+    slots = (groups + groups_per_item - 1) / groups_per_item;
+    head_runs = op.heads / heads_per_item;
+    query_runs = (rows + queries_per_item - 1) / queries_per_item;
+    items = op.batch * slots * head_runs * query_runs;
+  }
+
+  // Row r of group g: the prefix tokens come first.
+  int64_t token(int64_t g, int64_t r) const {
+    return r < prefix ? r : prefix + g * group_step + (r - prefix) * patch_step;
+  }
+
+  // A prefix query's keys are the group's patches; the prefix itself counts once, in group 0.
+  int64_t first_visible(int64_t g, int64_t row) const { return row < prefix && g > 0 ? prefix : 0; }
+};
+
+struct Item {
+  int64_t sample, slot, first_group, last_group, first_head, last_head, first_query, last_query;
+
+  Item(const Plan& plan, int64_t index) {
+    first_query = index % plan.query_runs * plan.queries_per_item;
+    last_query = min(first_query + plan.queries_per_item, plan.rows);
+    index /= plan.query_runs;
+    first_head = index % plan.head_runs * plan.heads_per_item;
+    last_head = first_head + plan.heads_per_item;
+    index /= plan.head_runs;
+    slot = index % plan.slots;
+    sample = index / plan.slots;
+    first_group = slot * plan.groups_per_item;
+    last_group = min(first_group + plan.groups_per_item, plan.groups);
+  }
+};
+
+// Runs body(item, scratch of this thread) over all items.
+template <typename Body>
+void for_each_item(const Plan& plan, int64_t scratch_floats, const Body& body) {
+#pragma omp parallel
+  {
+    float* buffer = scratch(Scratch::kThread, scratch_floats);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < plan.items; ++i) body(Item(plan, i), buffer);
+  }
+}
+
+// One group and head of a sample: its tokens' rows in every tensor.
+template <typename T>
+struct Group {
+  const Plan& plan;
+  const SpaceTimeAttention& op;
+  int64_t sample, index, head;
+
+  Rows<T> part(int part) const {
+    return {static_cast<const T*>(op.qkv) + sample * op.qkv_stride_batch + part * op.qkv_stride_part +
+                head * op.qkv_stride_head,
+            op.qkv_stride_token};
+  }
+  Rows<T> grad_out() const {
+    return {static_cast<const T*>(op.grad_out) + sample * op.grad_out_stride_batch + head * op.grad_out_stride_head,
+            op.grad_out_stride_token};
+  }
+  T* out(int64_t token) const {
+    return static_cast<T*>(op.out) + ((sample * plan.tokens + token) * op.heads + head) * plan.dim;
+  }
+  float* stats(int64_t token) const { return op.stats + ((sample * op.heads + head) * plan.tokens + token) * 2; }
+  T* grad(int64_t token, int part) const {
+    return static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
+  }
+};
+
+// `values` is the sum weighted by 2^(score - max2), `sum` the weights' sum.
+template <typename T>
+void write_output(const Group<T>& group, int64_t token, float max2, float sum, float* values) {
+  const Vec inverse = broadcast(1.0f / sum);
+  for (int64_t d = 0; d < group.plan.dim_padded; d += kLanes) store(values + d, load(values + d) * inverse);
+  store_row(values, group.plan.dim, group.out(token));
+  float* stats = group.stats(token);
+  stats[0] = max2, stats[1] = sum;
+}
+
+template <typename T>
+void write_gradient(const Group<T>& group, int64_t token, int part, float* values) {
+  const float factor = part == 2 ? 1.0f : float(group.op.scale);
+  for (int64_t d = 0; d < group.plan.dim_padded; d += kLanes) store(values + d, load(values + d) * broadcast(factor));
+  store_row(values, group.plan.dim, group.grad(token, part));
+}
+
+// The running softmax state of one prefix query: maximum (base 2), sum, and weighted sum of values.
+// `parts` is laid out (batch, slots, heads, prefix, 2 + dim_padded).
+struct Partial {
+  float *max2, *sum, *values;
+  Partial(const Plan& plan, float* parts, int64_t heads, int64_t sample, int64_t slot, int64_t head, int64_t p) {
+    max2 = parts + (((sample * plan.slots + slot) * heads + head) * plan.prefix + p) * (2 + plan.dim_padded);
+    sum = max2 + 1;
+    values = max2 + 2;
+  }
+  void clear(const Plan& plan) const {
+    *max2 = -INFINITY;
+    *sum = 0;
+    for (int64_t d = 0; d < plan.dim_padded; ++d) values[d] = 0;
+  }
+  void merge(const Plan& plan, float other_max2, float other_sum, const float* other_values) const {
+    const float top = other_max2 > *max2 ? other_max2 : *max2;
+    Vec exponents{};
+    exponents[0] = *max2 - top, exponents[1] = other_max2 - top;
+    const Vec factors = exp2(exponents);
+    const Vec mine = broadcast(factors[0]), theirs = broadcast(factors[1]);
+    *sum = *sum * factors[0] + other_sum * factors[1];
+    for (int64_t d = 0; d < plan.dim_padded; d += kLanes)
+      store(values + d, load(values + d) * mine + load(other_values + d) * theirs);
+    *max2 = top;
+  }
+};
+
+// scale * log2(e) in two parts: an error of the factor itself would scale every score of every row alike.
+struct ScoreScale {
+  float high, low;
+
+  explicit ScoreScale(double scale) : high(float(scale * kLog2E)), low(float(scale * kLog2E - high)) {}
+
+  Vec operator()(Vec scores) const { return rounded(rounded(scores * broadcast(low)) + scores * broadcast(high)); }
+};
+
+// Typed pieces of a thread's working memory, one after the other; counts what was taken.
+struct Arena {
+  float* base;
+  int64_t floats = 0;
+
+  template <typename Word>
+  Word* take(int64_t words) {
+    static_assert(sizeof(Word) == sizeof(float), "words have the size of a float");
+    floats += words;
+    return reinterpret_cast<Word*>(base + (floats - words));
+  }
+};
+
+}  // namespace
+}  // namespace HSTA_ISA
+}  // namespace hsta

@@ -1,0 +1,239 @@
+// Attention within a group of many tokens, one head: attention over space and over everything.
+//
+// Whole rows of scores are held for a block of queries at a time, as products of small matrices (gemm.h), and their
+// softmax is taken at once: below some thousand keys that costs less than the corrections of an online softmax.
+#pragma once
+
+#include "attention_groups.h"
+#include "gemm.h"
+
+namespace hsta {
+namespace HSTA_ISA {
+namespace {
+
+constexpr int64_t kBlockRows = 8 * kTileRows;  // queries whose scores are held at a time
+
+// Scales scores to base 2, puts -inf where the query does not look (before `first`, from `count` on); the largest one.
+inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale) {
+  Vec top = broadcast(-INFINITY);
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    Vec s = scale(load(scores + j));
+    if (j < first || j + kLanes > count)
+      for (int lane = 0; lane < kLanes; ++lane) s[lane] = j + lane < first || j + lane >= count ? -INFINITY : s[lane];
+    store(scores + j, s);
+    top = max(top, s);
+  }
+  return reduce_max(top);
+}
+
+// Weights of a row, as the products read them, in place of scores or beside them.
+inline void store_weights(float* to, Vec p) { store(to, p); }
+#ifdef __AVX512BF16__
+inline void store_weights(Pair* to, Vec p) { store_pairs(to, p); }
+#endif
+
+// Writes 2^(score - top); returns the sum.
+template <typename Word>
+float exponentiate(const float* scores, int64_t padded, float top, Word* weights) {
+  Vec sum[2] = {};
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Vec p = exp2(load(scores + j) - broadcast(top));
+    store_weights(weights + j / kPerWord<Word>, p);
+    sum[j / kLanes % 2] += p;
+  }
+  return reduce_add(sum[0] + sum[1]);
+}
+
+template <typename T>
+struct LargeGroups {
+  using Word = typename WordOf<T>::type;
+  static constexpr bool kPairs = kPerWord<Word> == 2;
+
+  const Plan& plan;
+  const ScoreScale scale;
+  const int64_t words, padded_words;  // of a row of the tensors, of a row of weights
+
+  LargeGroups(const Plan& plan, const SpaceTimeAttention& op)
+      : plan(plan),
+        scale(op.scale),
+        words(row_words<Word>(plan.dim)),
+        padded_words(plan.rows_padded / kPerWord<Word>) {}
+
+  // Operands of a group, and room for what is computed from them.
+  struct Buffers {
+    Arena arena;
+    Word *rows, *kt, *v_terms;
+    float *scores, *values;
+    Word* weights;
+    // Backward pass only.
+    Word *grad_out, *vt, *q_terms, *k_terms, *grad_out_terms, *grad_weights, *probs_across, *grad_across;
+    float *grad_scores, *grad_k, *grad_v;
+
+    Buffers(const LargeGroups& groups, float* base, bool backward) : arena{base} {
+      const Plan& plan = groups.plan;
+      const int64_t panel = plan.rows * groups.words, terms = depth_words<Word>(plan.rows) * plan.dim_padded;
+      const int64_t block = kBlockRows * plan.rows_padded;
+      rows = arena.take<Word>(panel);
+      kt = arena.take<Word>(groups.words * plan.rows_padded);
+      v_terms = arena.take<Word>(terms);
+      scores = arena.take<float>(block);
+      values = arena.take<float>(kBlockRows * plan.dim_padded);
+      weights = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
+      if (!backward) return;
+      grad_out = arena.take<Word>(panel);
+      vt = arena.take<Word>(groups.words * plan.rows_padded);
+      q_terms = kPairs ? arena.take<Word>(terms) : rows;
+      k_terms = v_terms;
+      grad_out_terms = kPairs ? arena.take<Word>(terms) : grad_out;
+      grad_scores = arena.take<float>(block);
+      grad_weights = kPairs ? weights : reinterpret_cast<Word*>(grad_scores);
+      probs_across = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
+      grad_across = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(grad_scores);
+      grad_k = arena.take<float>(plan.rows * plan.dim_padded);
+      grad_v = arena.take<float>(plan.rows * plan.dim_padded);
+    }
+  };
+
+  int64_t scratch_floats(bool backward) const { return Buffers(*this, nullptr, backward).arena.floats; }
+
+  void pack(const Group<T>& group, const Rows<T>& from, Word* to) const {
+    for (int64_t r = 0; r < plan.rows; ++r) pack_row(from.row(plan.token(group.index, r)), plan.dim, to + r * words);
+  }
+
+  // Rows as the terms of a sum over rows: two interleaved where words are pairs.
+  void pack_terms(const Word* rows, Word* to) const {
+    if constexpr (kPairs) {
+      for (int64_t r = 0; r < plan.rows; r += 2, to += plan.dim_padded)
+        interleave_rows(rows + r * words, r + 1 < plan.rows ? rows + (r + 1) * words : nullptr, plan.dim_padded, to);
+    } else if (to != rows) {
+      std::memcpy(to, rows, plan.rows * words * sizeof(Word));
+    }
+  }
+
+  // Queries first to last of the group. merge(prefix row, max2, sum, values) takes in what it gives to a prefix query.
+  template <typename Merge>
+  void forward(const Group<T>& group, int64_t first_query, int64_t last_query, float* base, const Merge& merge) const {
+    const Buffers b(*this, base, false);
+    pack(group, group.part(1), b.rows);
+    transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
+    pack(group, group.part(2), b.rows);
+    pack_terms(b.rows, b.v_terms);
+    pack(group, group.part(0), b.rows);
+
+    for (int64_t first = first_query; first < last_query; first += kBlockRows) {
+      const int64_t count = min(kBlockRows, last_query - first);
+      float row_max2[kBlockRows], row_sum[kBlockRows];
+      gemm<Word>(count, plan.rows_padded, words, {b.rows + first * words, words, 1}, b.kt, plan.rows_padded, b.scores,
+                 plan.rows_padded, false);
+      for (int64_t i = 0; i < count; ++i) {
+        float* row = b.scores + i * plan.rows_padded;
+        const int64_t visible = plan.first_visible(group.index, first + i);
+        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale);
+        row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
+      }
+      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.weights, padded_words, 1}, b.v_terms,
+                 plan.dim_padded, b.values, plan.dim_padded, false);
+      for (int64_t i = 0; i < count; ++i) {
+        float* row = b.values + i * plan.dim_padded;
+        if (first + i < plan.prefix)
+          merge(first + i, row_max2[i], row_sum[i], row);
+        else
+          write_output(group, plan.token(group.index, first + i), row_max2[i], row_sum[i], row);
+      }
+    }
+  }
+
+  // Probabilities are recomputed from each row's maximum and sum. For patches, delta = sum_j p_j dp_j needs the whole
+  // row, which is at hand; a prefix query's row is spread over the groups, so its delta comes from the saved output.
+  // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
+  template <typename Add>
+  void backward(const Group<T>& group, float* base, const Add& add) const {
+    const Buffers b(*this, base, true);
+    pack(group, group.part(2), b.rows);
+    transpose(b.rows, plan.rows, words, b.vt, plan.rows_padded);
+    pack(group, group.part(1), b.rows);
+    transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
+    pack_terms(b.rows, b.k_terms);
+    pack(group, group.part(0), b.rows);
+    pack_terms(b.rows, b.q_terms);
+    pack(group, group.grad_out(), b.grad_out);
+    pack_terms(b.grad_out, b.grad_out_terms);
+
+    for (int64_t first = 0; first < plan.rows; first += kBlockRows) {
+      const int64_t count = min(kBlockRows, plan.rows - first), depth = depth_words<Word>(count);
+      gemm<Word>(count, plan.rows_padded, words, {b.rows + first * words, words, 1}, b.kt, plan.rows_padded, b.scores,
+                 plan.rows_padded, false);
+      gemm<Word>(count, plan.rows_padded, words, {b.grad_out + first * words, words, 1}, b.vt, plan.rows_padded,
+                 b.grad_scores, plan.rows_padded, false);
+      for (int64_t i = 0; i < count; ++i) score_gradients(group, first + i, b, i);
+      if constexpr (kPairs) pair_up_rows(count, b);
+
+      const int64_t terms_at = first / kPerWord<Word> * plan.dim_padded;
+      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.grad_weights, padded_words, 1}, b.k_terms,
+                 plan.dim_padded, b.values, plan.dim_padded, false);
+      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.grad_across, 1, plan.rows_padded}, b.q_terms + terms_at,
+                 plan.dim_padded, b.grad_k, plan.dim_padded, first > 0);
+      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.probs_across, 1, plan.rows_padded}, b.grad_out_terms + terms_at,
+                 plan.dim_padded, b.grad_v, plan.dim_padded, first > 0);
+      write(group, first, count, 0, b.values, add);
+    }
+    write(group, 0, plan.rows, 1, b.grad_k, add);
+    write(group, 0, plan.rows, 2, b.grad_v, add);
+  }
+
+  // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).
+  void score_gradients(const Group<T>& group, int64_t query, const Buffers& b, int64_t i) const {
+    float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
+    const int64_t token = plan.token(group.index, query);
+    const float top = group.stats(token)[0];
+    const Vec inverse = broadcast(1 / group.stats(token)[1]);
+    prepare_scores(p, plan.first_visible(group.index, query), plan.rows, plan.rows_padded, scale);
+    Vec sum[2] = {};
+    for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
+      const Vec prob = exp2(load(p + j) - broadcast(top)) * inverse;
+      store(p + j, prob);
+      sum[j / kLanes % 2] += prob * load(dp + j);
+    }
+    Vec delta = broadcast(reduce_add(sum[0] + sum[1]));
+    if (query < plan.prefix) delta = broadcast(prefix_delta(b.grad_out + query * words, group.out(token)));
+    for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
+      const Vec ds = load(p + j) * (load(dp + j) - delta);
+      store(dp + j, ds);
+      if constexpr (kPairs) store_pairs(b.grad_weights + i * padded_words + j / 2, ds);
+    }
+  }
+
+  float prefix_delta(const float* grad_out, const T* out) const { return dot(plan.dim, grad_out, out); }
+  float prefix_delta(const Pair* grad_out, const T* out) const {
+    return dot(plan.dim, reinterpret_cast<const BFloat16*>(grad_out), out);
+  }
+
+#ifdef __AVX512BF16__
+  // Words of two neighbouring queries' weights of a key; the row after an odd last one counts as zeros.
+  void pair_up_rows(int64_t count, const Buffers& b) const {
+    const int64_t padded = plan.rows_padded;
+    for (int64_t i = 0; i < count; i += 2)
+      for (int64_t j = 0; j < padded; j += kLanes) {
+        const float *p = b.scores + i * padded + j, *ds = b.grad_scores + i * padded + j;
+        const bool alone = i + 1 == count;
+        store(b.probs_across + i / 2 * padded + j, pair_up(load(p), alone ? Vec{} : load(p + padded)));
+        store(b.grad_across + i / 2 * padded + j, pair_up(load(ds), alone ? Vec{} : load(ds + padded)));
+      }
+  }
+#endif
+
+  template <typename Add>
+  void write(const Group<T>& group, int64_t first, int64_t count, int part, float* values, const Add& add) const {
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = values + i * plan.dim_padded;
+      if (first + i < plan.prefix)
+        add(part, first + i, row);
+      else
+        write_gradient(group, plan.token(group.index, first + i), part, row);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace HSTA_ISA
+}  // namespace hsta
