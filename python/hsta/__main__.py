@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
 
 from .errors import UserError
@@ -28,11 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(f"hsta: {error}", file=sys.stderr)
+        _complain(str(error))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in FRONTEND:
             raise
-        print(f"hsta: {error.name} is not installed: pip install hsta-kernels[frontend]", file=sys.stderr)
+        _complain(f"{error.name} is not installed: pip install hsta-kernels[frontend]")
     except KeyboardInterrupt:
         resumable = arguments and arguments[0] in RESUMABLE
         hint = ": the same command with --resume goes on from here" if resumable else ""
@@ -50,21 +56,45 @@ def _run(arguments: list[str]) -> int:
     from .predict import Predict
     from .train import Train
 
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "generate": Generate,
-            "train": Train,
-            "evaluate": Evaluate,
-            "predict": Predict,
-            "demo": Demo,
-        },
-        prog="hsta",
-        description="Micro-expression recognition with hierarchical space-time attention.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.extras.subcommand_cli_from_dict(
+                {
+                    "generate": Generate,
+                    "train": Train,
+                    "evaluate": Evaluate,
+                    "predict": Predict,
+                    "demo": Demo,
+                },
+                prog="hsta",
+                description="Micro-expression recognition with hierarchical space-time attention.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            return 0
+        raise UserError(_one_line(complaint.getvalue())) from None
     command.run()
     return 0
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box of a title and several sections about wrong arguments, without help text."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines():
+        line = line.removeprefix("│").removeprefix(" ").rstrip("│ ")
+        if line.strip().startswith(("╭", "╰", "───", "---")):
+            sections.append([])
+        elif not line.startswith(8 * " ") and line.strip() not in sections[-1]:
+            sections[-1].append(line.strip())
+    said = [" ".join(section).rstrip(".: ") for section in sections[1:] if any(section)]
+    return "; ".join(section for section in said if not section.startswith("Argument helptext"))
+
+
+def _complain(message: str) -> None:
+    print("hsta:", *message.split(), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Task:
     class_names: tuple[str, ...]
     special: str
     """What the special frames are: ``frames`` (onset, apex) or ``flow`` images."""
+    generated: bool
+    """Learned from generated data: what it says is no evidence about real faces."""
 
 
 def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, epochs_done: int) -> None:
@@ -87,7 +89,7 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
         values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
         task = Task(**{**values, "class_names": tuple(values["class_names"])})
         model = hsta_kernels.HSTA.from_pretrained(directory)
-    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {directory}: {error}") from error
     if model.config.num_classes != len(task.class_names):
         raise UserError(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from .errors import UserError
 from .files import write_text
+from .generated import NO_EVIDENCE
 from .metrics import Scores, score
-from .options import DataOptions, MachineOptions, ModelOptions
+from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt
 from .recipe import Recipe
 from .runs import open_run, remove
 from .train import check_seed, tell
@@ -44,7 +45,7 @@ class Evaluate:
     """Folder for metrics.json, predictions.csv, megc2019.log, confusion_matrix.png."""
     protocol: Literal["loso", "leave-subjects-out"] = "loso"
     """Leave one subject out, or groups of subjects (see --folds; other figures than with loso)."""
-    folds: int | None = None
+    folds: OptionalInt = None
     """Number of groups for leave-subjects-out."""
     shuffle_labels: bool = False
     """Control: train on labels dealt out anew; the score must be at chance."""
@@ -72,7 +73,7 @@ class Evaluate:
         except ValueError as error:
             raise UserError(str(error)) from error
         config = self.model.config(len(index.class_names), self.recipe)
-        task = Task(index.name, index.class_names, self.data.special)
+        task = Task(index.name, index.class_names, self.data.special, index.generated)
         fabric = self.machine.fabric()
         if fabric.is_global_zero:
             tell(index.notes)
@@ -160,8 +161,17 @@ class Evaluate:
         metrics, table, log, picture = (self.output / name for name in RESULTS)
         write_csv(table, predictions, index.class_names)
         write_megc_log(log, predictions)
-        plot_confusion_matrix(picture, scores, summary(scores, index))
+        plot_confusion_matrix(picture, scores, self._title(scores, index))
         write_text(metrics, json.dumps(self._metrics(scores, index, folds, fabric), indent=2) + "\n")
+
+    def _title(self, scores: Scores, index: DatasetIndex) -> str:
+        subjects = len({clip.subject for clip in index.clips})
+        lines = [f"{index.name}: {len(index.clips)} clips of {subjects} subjects, {self.protocol}", figures(scores)]
+        if self.shuffle_labels:
+            lines.append("control: labels shuffled in training")
+        if index.generated:
+            lines.append(NO_EVIDENCE)
+        return "\n".join(lines)
 
     def _metrics(self, scores: Scores, index: DatasetIndex, folds: int, fabric: Fabric) -> dict:
         import numpy
@@ -177,7 +187,7 @@ class Evaluate:
             "clips": len(index.clips),
             "shuffled_labels": self.shuffle_labels,
             "dataset": index.name,
-            "generated_data": is_generated(index),
+            "generated_data": index.generated,
             "model": self.model.model,
             "seed": self.seed,
             "device": str(fabric.device),
@@ -190,15 +200,13 @@ class Evaluate:
         }
 
 
-def is_generated(index: DatasetIndex) -> bool:
-    return any(note.startswith("generated data") for note in index.notes)
-
-
 def summary(scores: Scores, index: DatasetIndex) -> str:
     """One line for people."""
-    classes = len(index.class_names)
-    line = (
-        f"{index.name}, {classes} classes: UF1 {scores.uf1:.3f}, UAR {scores.uar:.3f}, "
-        f"accuracy {scores.accuracy:.3f} (chance {1 / classes:.3f})"
-    )
-    return line + (" — generated data, no evidence about real faces" if is_generated(index) else "")
+    line = f"{index.name}, {len(scores.class_names)} classes: {figures(scores)}"
+    return line + (f" ({NO_EVIDENCE})" if index.generated else "")
+
+
+def figures(scores: Scores) -> str:
+    """The scores beside what guessing gives."""
+    chance = 1 / len(scores.class_names)
+    return f"UF1 {scores.uf1:.3f}, UAR {scores.uar:.3f}, accuracy {scores.accuracy:.3f} (chance {chance:.3f})"

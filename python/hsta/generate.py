@@ -17,7 +17,7 @@ class Generate:
     output: Path
     """Folder to write to; made if missing."""
     format: Literal["casme3"] = "casme3"
-    """Whose layout and file names: casme3 is CAS(ME)³ part A."""
+    """Whose layout and file names: casme3 is CAS(ME)^3 part A."""
     subjects: int = 10
     """Number of people; the first is a photograph, the others are drawn."""
     clips_per_subject: int = 8

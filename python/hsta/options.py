@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from .errors import UserError
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
     from .data import DatasetIndex
     from .recipe import Recipe
+
+
+# Left out unless given; --help shows the type alone.
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,13 @@ class DataOptions:
 class ModelOptions:
     model: str = "hsta_tiny_224"
     """Size: hsta_tiny_224, hsta_small_224, hsta_base_224, or one of these with _k3 before _224."""
-    image_size: int | None = None
+    image_size: OptionalInt = None
     """Side of the frames in pixels, if not the model's."""
-    num_frames: int | None = None
+    num_frames: OptionalInt = None
     """Frames of the video, if not the model's."""
     attention: Literal["divided", "joint"] = "divided"
     """Over time and then over space, or over both at once."""
-    depth: tuple[tuple[int, int], ...] | None = None
+    depth: Annotated[tuple[tuple[int, int], ...] | None, tyro.conf.arg(metavar="INT INT ...")] = None
     """Layers of the special and of the video branch in each block, if not the model's: 1 2 1 2 is two blocks."""
 
     def config(self, num_classes: int, recipe: Recipe) -> hsta_kernels.HSTAConfig:
@@ -110,8 +116,6 @@ class MachineOptions:
                 strategy=self.strategy,
             )
             fabric.launch()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"cannot use {self.devices} device(s) of {self.accelerator}: {error}".replace("\n", " ")
-            ) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"cannot use {self.devices} device(s) of {self.accelerator}: {error}") from error
         return fabric

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .files import replacing
+from .generated import NO_EVIDENCE
 from .metrics import Scores
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ EVENTS = ("onset", "apex", "offset")
 
 
 def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
-    """Counts in the cells; the colour is the share of the row, which is the truth."""
+    """Counts in the cells; the colour is the share of the row, which is the truth. ``title`` may have lines."""
     names, matrix = scores.class_names, scores.matrix
     shares = matrix / np.maximum(scores.support, 1)[:, None]
-    side = 2.2 + 0.75 * len(names)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    side = 2.6 + 0.75 * len(names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
@@ -38,25 +39,26 @@ def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    axes.set_title(_wrapped(title, 10 * side), fontsize="medium")
+    figure.suptitle(title, fontsize="small")
     _save(figure, path)
 
 
-def plot_prediction(path: Path, result: Result, apex: np.ndarray, patch_sizes: Sequence[int]) -> None:
+def plot_prediction(path: Path, result: Result, apex: np.ndarray, patch_shares: Sequence[float]) -> None:
     """The apex frame, CLS attention of both branches over it, the probabilities and the motion curve.
 
-    ``apex`` is the frame as the model sees it, uint8 (size, size, 3); ``patch_sizes`` are those of the
-    special and the video branch, in its pixels.
+    ``apex`` is the crop of the face, uint8 (H, W, 3); ``patch_shares`` are the sides of a patch of the special
+    and of the video branch as shares of its side.
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(1.15, 1))
-    figure.suptitle(f"{result.label} ({max(result.probabilities.values()):.0%}): {Path(result.file).name}")
+    title = f"{result.label} ({max(result.probabilities.values()):.0%}): {Path(result.file).name}"
+    figure.suptitle(title + (f"\n(learned from {NO_EVIDENCE})" if result.generated else ""))
 
     frame = figure.add_subplot(grid[0, :2])
     frame.imshow(apex)
     frame.set_title(f"apex, frame {result.apex}")
     frame.axis("off")
-    for columns, branch, patch in zip((slice(2, 4), slice(4, 6)), ("special", "video"), patch_sizes, strict=True):
+    for columns, branch, patch in zip((slice(2, 4), slice(4, 6)), ("special", "video"), patch_shares, strict=True):
         axes = figure.add_subplot(grid[0, columns])
         _overlay(axes, apex, np.asarray(result.attention[branch]), patch)
         axes.set_title(f"CLS attention, {branch} branch")
@@ -66,19 +68,24 @@ def plot_prediction(path: Path, result: Result, apex: np.ndarray, patch_sizes: S
     _save(figure, path)
 
 
-def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: int) -> None:
-    """The grid covers whole patches only: a border on the right and below may have none."""
+def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: float) -> None:
+    """The grid covers whole patches only: a border on the right and below may have none.
+
+    Vision transformers send much attention to a few patches of background (Darcet et al., 2023); were the
+    scale to end at their values, nothing else would be seen.
+    """
     height, width = attention.shape
-    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
     axes.imshow(
-        attention,
+        np.minimum(attention, np.quantile(attention, 0.95)),
         cmap="inferno",
-        alpha=0.55,
+        alpha=0.5,
+        vmin=0,
         interpolation="bilinear",
-        extent=(-0.5, width * patch - 0.5, height * patch - 0.5, -0.5),
+        extent=(0, width * patch, height * patch, 0),
     )
-    axes.set_xlim(-0.5, picture.shape[1] - 0.5)
-    axes.set_ylim(picture.shape[0] - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(1, 0)
     axes.axis("off")
 
 
@@ -98,7 +105,7 @@ def _motion(axes: Axes, result: Result) -> None:
     curve = result.motion_curve
     axes.plot(range(len(curve)), curve, color=BLUE, marker=".")
     axes.axvspan(result.onset, result.offset, color=BLUE, alpha=0.08)
-    axes.set_ylim(0, 1.2 * max(*curve, 1e-3))
+    axes.set_ylim(0, 1.4 * max(*curve, 1e-3))  # room above for the names of the events
     for event in EVENTS:
         at = getattr(result, event)
         axes.axvline(at, color=ORANGE, linestyle="-" if event == "apex" else "--", linewidth=1.2)
@@ -108,12 +115,6 @@ def _motion(axes: Axes, result: Result) -> None:
     axes.set_xlabel("frame" if result.fps is None else f"frame (at {result.fps:g} a second)")
     axes.set_ylabel("motion from onset (pixels at 224)")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _wrapped(text: str, width: float) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, round(width)))
 
 
 def _save(figure: Figure, path: Path) -> None:

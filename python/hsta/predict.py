@@ -14,6 +14,8 @@ import tyro
 
 from .errors import UserError
 from .files import write_text
+from .generated import NO_EVIDENCE
+from .options import OptionalInt
 
 if TYPE_CHECKING:
     import hsta_kernels
@@ -43,6 +45,8 @@ class Result:
     """For each frame, motion from the onset in pixels of a 224 frame."""
     attention: dict[str, list[list[float]]]
     """Of the branches special and video: CLS attention to the patches, mean over heads and time."""
+    generated: bool
+    """The model learned from generated data."""
 
 
 @dataclass
@@ -57,11 +61,11 @@ class Predict:
     """Folder for the picture and the same as JSON."""
     json: bool = False
     """Print JSON and nothing else."""
-    onset: int | None = None
+    onset: OptionalInt = None
     """First frame of the expression, counted from 0; found if not given."""
-    apex: int | None = None
+    apex: OptionalInt = None
     """Frame of the strongest expression; found if not given."""
-    offset: int | None = None
+    offset: OptionalInt = None
     """Last frame of the expression; found if not given."""
 
     def run(self) -> Result:
@@ -75,26 +79,24 @@ class Predict:
         if not found:
             print(f"hsta: no face found in {self.path}, the centre is taken", file=sys.stderr)
         result, apex = recognize(model, task, frames, fps, box, (self.onset, self.apex, self.offset))
-        result = Result(file=str(self.path), face=box, face_found=found, **result)
-        saved = self._save(result, apex, model.config.patch_size)
+        result = Result(file=str(self.path), face=box, face_found=found, generated=task.generated, **result)
         if self.json:
-            print(json.dumps(asdict(result)))
+            print(json.dumps(asdict(result)), flush=True)
         else:
             self._print(result)
+        saved = self._save(result, apex, [size / model.config.image_size for size in model.config.patch_size])
+        if not self.json:
             print(f"picture: {saved}")
         return result
 
-    def _save(self, result: Result, apex: np.ndarray, patch_sizes: tuple[int, int]) -> Path:
+    def _save(self, result: Result, apex: np.ndarray, patch_shares: list[float]) -> Path:
         from .plots import plot_prediction
 
         # A folder's name may hold dots; a file's ending is not part of its name.
         name = self.path.resolve().name if self.path.is_dir() else self.path.stem
         picture = self.output / f"{name}.png"
-        try:
-            write_text(self.output / f"{name}.json", json.dumps(asdict(result), indent=2) + "\n")
-            plot_prediction(picture, result, apex, patch_sizes)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.output}: {error.strerror}") from error
+        write_text(self.output / f"{name}.json", json.dumps(asdict(result), indent=2) + "\n")
+        plot_prediction(picture, result, apex, patch_shares)
         return picture
 
     @staticmethod
@@ -104,6 +106,8 @@ class Predict:
             print(f"  {name:<12} {probability:.3f}")
         how = "spotted" if result.spotted else "given"
         print(f"  onset {result.onset}, apex {result.apex}, offset {result.offset} ({how})")
+        if result.generated:
+            print(f"  learned from {NO_EVIDENCE}")
 
 
 def locate_face(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int, int, int], bool]:
@@ -124,7 +128,7 @@ def recognize(
     box: tuple[int, int, int, int],
     given: tuple[int | None, int | None, int | None] = (None, None, None),
 ) -> tuple[dict, np.ndarray]:
-    """The fields of `Result` that follow from the frames, and the apex frame as the model sees it.
+    """The fields of `Result` that follow from the frames, and the face in the apex frame.
 
     ``given`` are onset, apex and offset or None. Raises `UserError` when they are not in the video or not in
     order.
@@ -166,7 +170,7 @@ def recognize(
         "fps": fps,
         "motion_curve": motion_curve(crops, onset).tolist(),
         "attention": attention,
-    }, crop_face([frames[apex]], box, config.image_size)[0]
+    }, clip[apex - onset]
 
 
 def _events(

@@ -44,14 +44,19 @@ def write_csv(path: Path, predictions: Sequence[Prediction], class_names: Sequen
 
 
 def read_csv(path: Path, class_names: Sequence[str]) -> list[Prediction]:
-    """What `write_csv` wrote. Raises `UserError` for another table or other classes."""
+    """What `write_csv` wrote. Raises `UserError` for another table, other classes or a damaged file."""
     header = _header(class_names)
     with path.open(encoding="utf-8", newline="") as file:
-        header_read, *rows = csv.reader(file)
+        header_read, *rows = list(csv.reader(file)) or [[]]
     if header_read != header:
         raise UserError(f"{path} must have the columns {','.join(header)}, got {','.join(header_read)}")
-    labels = {name: label for label, name in enumerate(class_names)}
-    return [Prediction(*row[:3], labels[row[3]], tuple(map(float, row[5:]))) for row in rows]
+    try:
+        return [
+            Prediction(dataset, subject, clip, class_names.index(truth), tuple(map(float, numbers)))
+            for dataset, subject, clip, truth, _, *numbers in rows
+        ]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write_megc_log(path: Path, predictions: Sequence[Prediction]) -> None:

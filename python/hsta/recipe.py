@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -18,7 +20,7 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults: what HSTA's authors train CAS(ME)³ with (arXiv 2405.03202)."""
+    """Defaults: what HSTA's authors train CAS(ME)^3 with (arXiv 2405.03202)."""
 
     epochs: int = 150
     """Passes through the training clips. The last one's weights are used, none is picked."""
@@ -49,7 +51,7 @@ class Recipe:
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
         ):
             if not good:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
 
     def learning_rate_at(self, progress: float, batch_size: int) -> float:
         """The rate when ``progress`` of the ``epochs`` are done, for a step of ``batch_size`` clips in all."""
@@ -88,22 +90,23 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 class BalancedSampler:
     """Clips of an epoch in random order, as many of each class: of rare classes clips come again.
 
-    The order is a function of seed and epoch (`set_epoch`). Within a class no clip comes a further time
-    before all others have.
+    The order is a function of seed and ``epoch``, which the training sets; each of several devices (``ranks``)
+    gets every so many-th clip of it. Within a class no clip comes a further time before all others have.
     """
 
-    def __init__(self, labels: Sequence[int], seed: int):
+    # No set_epoch: Lightning would call it with the number of passes since the process began.
+    epoch = 0
+
+    def __init__(self, labels: Sequence[int], seed: int, rank: int = 0, ranks: int = 1):
         labels = np.asarray(labels)
         self.classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.length = len(labels)
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.rank = rank
+        self.ranks = ranks
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.ranks
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -115,4 +118,4 @@ class BalancedSampler:
         # One of each class in turn, so that cutting to length costs no class more than one clip.
         turns = np.stack(drawn, axis=1)
         order = rng.permuted(turns, axis=1).ravel()[: self.length]
-        return iter(rng.permutation(order).tolist())
+        return iter(rng.permutation(order)[self.rank :: self.ranks][: len(self)].tolist())

@@ -53,7 +53,7 @@ class Train:
         fabric.barrier()
         fit(
             config,
-            Task(index.name, index.class_names, self.data.special),
+            Task(index.name, index.class_names, self.data.special, index.generated),
             index.clips,
             self.recipe,
             fabric=fabric,

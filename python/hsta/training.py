@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import hsta_kernels
 
 from .checkpoints import CHECKPOINT, STATE_FILE, Task, load_state, save_checkpoint, save_state
 from .data import Clip, ClipDataset
+from .errors import UserError
 from .recipe import BETAS, BalancedSampler, Recipe, parameter_groups
 
 LOG = "log"
@@ -39,7 +41,8 @@ def fit(
     After each epoch ``directory`` holds the state of the training and a checkpoint; when it holds a state
     from before, training goes on from there. Weights, order of the clips, augmentation and dropout are
     functions of ``seed`` and epoch, so that on the CPU a training that was stopped ends with the same bits as
-    one that was not (other than with ``16-mixed``, whose loss scale begins anew).
+    one that was not (other than with ``16-mixed``, whose loss scale begins anew). Raises `UserError` when the
+    loss is no longer a number.
     """
     seed_everything(seed, 0)
     model = hsta_kernels.HSTA(config)
@@ -50,27 +53,36 @@ def fit(
     done = load_state(state, model, adamw) if state.is_file() else 0
 
     dataset = clip_dataset(clips, config, task, training=True, seed=seed)
-    sampler = BalancedSampler([clip.label for clip in clips], seed)
+    sampler = BalancedSampler([clip.label for clip in clips], seed, fabric.global_rank, fabric.world_size)
     loader = fabric.setup_dataloaders(
         DataLoader(
             dataset,
-            min(recipe.batch_size, len(clips) // fabric.world_size),
+            min(recipe.batch_size, len(sampler)),
             sampler=sampler,
             num_workers=workers,
+            # Else a new iterator over the clips would draw from the stream that dropout draws from.
+            generator=torch.Generator(),
             persistent_workers=workers > 0,
             drop_last=True,
-        )
+        ),
+        use_distributed_sampler=False,
     )
     steps = len(loader)
     batch_size = loader.batch_size * fabric.world_size
-    log = SummaryWriter(directory / LOG, purge_step=done * steps) if fabric.is_global_zero else None
-    bar = tqdm(total=recipe.epochs * steps, initial=done * steps, unit="step", disable=not fabric.is_global_zero)
+    log = SummaryWriter(directory / LOG) if fabric.is_global_zero else None
+    bar = tqdm(
+        desc=title,
+        total=recipe.epochs * steps,
+        initial=done * steps,
+        unit="step",
+        disable=not fabric.is_global_zero,
+    )
     with bar:
         for epoch in range(done, recipe.epochs):
             bar.set_description(f"{title} epoch {epoch + 1}/{recipe.epochs}")
             seed_everything(seed, epoch + 1, fabric.global_rank)
             dataset.set_epoch(epoch)
-            sampler.set_epoch(epoch)
+            sampler.epoch = epoch
             wrapped.train()
             losses = []
             for step, batch in enumerate(loader):
@@ -82,6 +94,11 @@ def fit(
                 fabric.backward(loss)
                 optimizer.step()
                 losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise UserError(
+                        f"the loss is {losses[-1]} in epoch {epoch + 1}: try a lower learning rate than "
+                        f"{recipe.learning_rate:g}; {directory} holds what the epochs before gave"
+                    )
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", lr=f"{rate:.1e}", refresh=False)
                 bar.update()
             if log:

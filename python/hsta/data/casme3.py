@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
-from ..generated.writer import MARKER
+from ..generated import MARKER, NO_EVIDENCE
 from .annotation import frame_number, read_table
 from .clips import Clip, DatasetIndex
 
@@ -36,8 +36,9 @@ def read(root: Path) -> DatasetIndex:
         notes.append(f"{path.name} has no column emotion: the labels are the objective classes I to VII")
     else:
         raise UserError(f"{path} has neither a column emotion nor a column Objective class")
-    if (root / MARKER).exists():
-        notes.append("generated data: no evidence about real faces")
+    generated = (root / MARKER).exists()
+    if generated:
+        notes.append(NO_EVIDENCE)
     if "apex" not in table.columns:
         notes.append(f"{path.name} has no column Apex: the frame of largest motion is taken")
     folders = _Folders(root)
@@ -59,7 +60,7 @@ def read(root: Path) -> DatasetIndex:
     if not clips:
         detail = "; ".join(notes[:3])
         raise UserError(f"no usable clip in {path} and the folders beside it" + (f" ({detail})" if detail else ""))
-    return DatasetIndex("casme3", clips, class_names, notes)
+    return DatasetIndex("casme3", clips, class_names, notes, generated)
 
 
 def find_annotation(root: Path) -> Path:

@@ -23,9 +23,13 @@ class Clip:
 
 @dataclass
 class DatasetIndex:
-    """The clips of a data set, class names in the order of the labels, and what was wrong in its files."""
+    """The clips of a data set, class names in the order of the labels, and what was wrong in its files.
+
+    ``generated`` marks data that are no evidence about real faces.
+    """
 
     name: str
     clips: list[Clip]
     class_names: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    generated: bool = False

@@ -2,8 +2,8 @@
 
 from .action_units import EMOTION_UNITS
 from .clips import GeneratedClip, generate_clip, subject_portrait
-from .writer import MARKER, generate_casme3
+from .writer import MARKER, NO_EVIDENCE, generate_casme3
 
 EMOTIONS = tuple(EMOTION_UNITS)
 
-__all__ = ["EMOTIONS", "MARKER", "GeneratedClip", "generate_casme3", "generate_clip", "subject_portrait"]
+__all__ = ["EMOTIONS", "MARKER", "NO_EVIDENCE", "GeneratedClip", "generate_casme3", "generate_clip", "subject_portrait"]

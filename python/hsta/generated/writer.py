@@ -18,6 +18,7 @@ from .clips import GeneratedClip, generate_clip, subject_portrait
 
 ANNOTATION = "cas(me)3_part_A_ME_label_JpgIndex_v2.csv"
 MARKER = "generated.json"  # says of a folder that what is in it is generated, and how
+NO_EVIDENCE = "generated data: no evidence about real faces"
 COLUMNS = (
     "Subject",
     "Filename",
@@ -75,7 +76,7 @@ def generate_casme3(
         root / MARKER,
         json.dumps(
             {
-                "what": "generated data: no evidence about real faces",
+                "what": NO_EVIDENCE,
                 "subjects": subjects,
                 "clips_per_subject": clips_per_subject,
                 "seed": seed,

@@ -1,0 +1,32 @@
+"""A generated data set and a training so small that they take no time."""
+
+import pytest
+from hsta.__main__ import main
+from hsta.generated import generate_casme3
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """Three subjects, the first the photograph, of four clips in two classes."""
+    root = tmp_path_factory.mktemp("people")
+    generate_casme3(root, 3, 4, 0, image_size=48, emotions=("happy", "surprise"), progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def learning(people):
+    """Arguments of a training of three epochs of three steps; drop rates are the recipe's."""
+    options = """
+        --image-size 32 --num-frames 2 --depth 1 1
+        --epochs 3 --warmup-epochs 1 --batch-size 4
+        --accelerator cpu
+    """
+    return ["--data", str(people), *options.split()]
+
+
+@pytest.fixture(scope="session")
+def trained(learning, tmp_path_factory):
+    """The folder of that training, never stopped."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", *learning, "--output", str(run)]) == 0
+    return run

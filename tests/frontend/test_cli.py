@@ -1,0 +1,146 @@
+"""What the command line says: help, and one line where something is wrong."""
+
+import os
+import subprocess
+import sys
+
+import hsta.training
+import pytest
+from hsta.__main__ import main
+from hsta.data import read_dataset
+
+TRAIN = "train --data {people} --output {run} --accelerator cpu"
+EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
+PREDICT = "predict {film} --checkpoint {trained}"
+
+WRONG = {
+    "": "Expected one of {generate, train, evaluate, predict, demo}",
+    "learn": "Unrecognized options: learn",
+    "train": "Missing from hsta train: --output PATH --data PATH",
+    "demo --output": "Missing value for argument '--output'",
+    f"{TRAIN} --epoch 3": "Unrecognized options: --epoch, 3; Perhaps you meant: --epochs INT",
+    f"{TRAIN} --epochs many": "Error parsing --epochs: invalid literal for int() with base 10: 'many'",
+    f"{TRAIN} --attention both": "invalid choice 'both' for argument '--attention'",
+    f"{TRAIN} --depth 1 2 3": "Error parsing --depth",
+    f"{TRAIN} --epochs 0": "epochs must be at least 1, got 0",
+    f"{TRAIN} --warmup-epochs 150": "warmup_epochs must be from 0 to below epochs 150, got 150",
+    f"{TRAIN} --drop-rate 2": "drop_rate must be a number in [0, 1), got 2.0",
+    f"{TRAIN} --num-frames 3": "num_frames must be a multiple of tubelet_size 2, got 3",
+    f"{TRAIN} --model hsta_huge": "there is no model 'hsta_huge'; did you mean",
+    f"{TRAIN} --seed -1": "seed must be 0 or more, got -1",
+    f"{TRAIN} --workers -1": "workers must be 0 or more, got -1",
+    f"{TRAIN} --dataset nothing": "unknown data set 'nothing'; known: casme3",
+    f"{TRAIN} --devices some": "cannot use some device(s) of cpu",
+    f"{TRAIN} --resume --overwrite": "resume and overwrite exclude each other",
+    "train --data {people} --output {film}": "is a file; the run needs a folder",
+    "train --data {missing} --output {run}": "no such folder: {missing}",
+    "train --data {empty} --output {run}": "no annotation table (csv or xlsx) in {empty}",
+    f"{EVALUATE} --protocol random": "invalid choice 'random' for argument '--protocol'",
+    f"{EVALUATE} --folds 2": "--folds and --protocol leave-subjects-out go together",
+    f"{EVALUATE} --protocol leave-subjects-out": "--folds and --protocol leave-subjects-out go together",
+    f"{EVALUATE} --protocol leave-subjects-out --folds 9": "folds must be from 2 to the 3 subjects, got 9",
+    "predict --checkpoint {trained}": "Missing from hsta predict: PATH",
+    "predict {film} --checkpoint {missing}": "no checkpoint in {missing}",
+    "predict {film} --checkpoint {empty}": "no checkpoint in {empty}",
+    "predict {missing} --checkpoint {trained}": "no such file or folder: {missing}",
+    "predict {empty} --checkpoint {trained}": "no images (.bmp, .jpeg, .jpg, .png) in {empty}",
+    PREDICT: "cannot read {film} as a video",
+    "generate --output {film}": "is a file; the data set needs a folder",
+    "generate --output {run} --subjects 0": "subjects must be at least 1, got 0",
+    "generate --output {run} --emotions joy": "emotions must be some of others, disgust",
+    "demo --output {run} --seed -1": "seed must be 0 or more, got -1",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_one_line_and_exit_code_2(line, people, trained, tmp_path, capsys):
+    paths = {"people": people, "trained": trained, **{n: tmp_path / n for n in ("run", "film", "empty", "missing")}}
+    paths["film"].write_text("no video")
+    paths["empty"].mkdir()
+    assert main([word.format(**paths) for word in line.split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    complaint = [text for text in said.err.splitlines() if not text.startswith("note: ")]
+    assert len(complaint) == 1, said.err
+    message = WRONG[line]
+    for name in ("missing", "empty", "film"):
+        message = message.replace(f"{{{name}}}", str(paths[name]))
+    assert complaint[0].startswith("hsta: ")
+    assert message in complaint[0]
+    assert not paths["run"].exists()
+
+
+def test_as_a_program():
+    """Through the interpreter: exit code, nothing on stdout, no traceback."""
+    child = subprocess.run([sys.executable, "-m", "hsta", "trane"], capture_output=True, text=True)
+    assert (child.returncode, child.stdout, child.stderr.count("\n")) == (2, "", 1)
+    assert child.stderr.startswith("hsta: Unrecognized options: trane")
+
+
+def test_help_does_not_wait_for_torch_and_is_plain_text():
+    program = """
+import sys
+from hsta.__main__ import main
+for command in ("generate", "train", "evaluate", "predict", "demo"):
+    assert main([command, "--help"]) == 0
+assert not {"torch", "lightning_fabric", "matplotlib"} & set(sys.modules)
+"""
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=plain)
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("generate", "--format --output --subjects --clips-per-subject --seed"),
+        ("train", "--dataset --data --model --output --epochs --resume --accelerator --devices --precision --strategy"),
+        ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
+        ("predict", "--checkpoint --json --output --onset --apex --offset"),
+        ("demo", "--output --seed"),
+    ],
+)
+def test_help_tells_every_option(command, options, capsys):
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    for option in options.split():
+        assert f" {option} " in said, option
+    assert "{None}" not in said
+
+
+def test_help_names_the_commands(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for command in ("generate", "train", "evaluate", "predict", "demo"):
+        assert command in said
+
+
+def test_ctrl_c_is_exit_code_130(people, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hsta.training, "fit", interrupted)
+    assert main(["evaluate", "--data", str(people), "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.endswith("\nhsta: stopped: the same command with --resume goes on from here\n")
+    monkeypatch.setattr("hsta.generate.generate_casme3", interrupted)
+    assert main(["generate", "--output", str(tmp_path / "faces")]) == 130
+    assert capsys.readouterr().err == "\nhsta: stopped\n"
+
+
+def test_an_error_of_the_program_is_not_hidden(people, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise AssertionError("a fault of ours")
+
+    monkeypatch.setattr(hsta.training, "fit", broken)
+    with pytest.raises(AssertionError, match="a fault of ours"):
+        main(["train", "--data", str(people), "--output", str(tmp_path / "run")])
+
+
+def test_generate_writes_what_train_reads(tmp_path, capsys):
+    line = f"generate --format casme3 --output {tmp_path} --subjects 2 --clips-per-subject 2 --seed 5 --image-size 32"
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.startswith("4 generated clips: ")
+    index = read_dataset("casme3", tmp_path)
+    assert len(index.clips) == 4
+    assert {clip.subject for clip in index.clips} == {"spNO.1", "spNO.2"}
+    assert index.generated

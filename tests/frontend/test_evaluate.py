@@ -1,0 +1,150 @@
+"""`hsta evaluate`: what is tested was not learned from, and what was computed is not lost."""
+
+import csv
+import json
+from collections import defaultdict
+from types import SimpleNamespace
+
+import cv2
+import hsta.training
+import numpy as np
+import pytest
+from hsta.__main__ import main
+from hsta.data import read_dataset
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+
+FILES = {"metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png"}
+
+
+@pytest.fixture(scope="module")
+def short(learning):
+    return ["evaluate", *learning, "--epochs", "2"]  # of an option given twice the last counts
+
+
+@pytest.fixture(scope="module")
+def evaluated(short, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated") / "run"
+    assert main([*short, "--protocol", "loso", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def folds(monkeypatch):
+    """What each fold learned from and was tested on; ``stop`` is the fold whose test is interrupted."""
+    fit, probabilities = hsta.training.fit, hsta.training.probabilities
+    seen = SimpleNamespace(learned=[], tested=[], stop=None)
+
+    def spying_fit(config, task, clips, *rest, **options):
+        seen.learned.append(clips)
+        return fit(config, task, clips, *rest, **options)
+
+    def spying_probabilities(model, clips, *rest, **options):
+        if seen.stop == len(seen.tested):
+            raise KeyboardInterrupt
+        seen.tested.append(clips)
+        return probabilities(model, clips, *rest, **options)
+
+    monkeypatch.setattr(hsta.training, "fit", spying_fit)
+    monkeypatch.setattr(hsta.training, "probabilities", spying_probabilities)
+    return seen
+
+
+def rows(output):
+    with (output / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files(evaluated):
+    assert {path.name for path in evaluated.iterdir()} == FILES | {"config.json", "folds"}
+    assert sorted(path.name for path in (evaluated / "folds").iterdir()) == [
+        "casme3-spNO.1.csv",
+        "casme3-spNO.2.csv",
+        "casme3-spNO.3.csv",
+    ]
+    picture = cv2.imread(str(evaluated / "confusion_matrix.png"))
+    assert min(picture.shape[:2]) > 300
+    assert picture.std() > 10
+
+
+def test_the_table_has_every_clip_once(evaluated, people):
+    index = read_dataset("casme3", people)
+    table = rows(evaluated)
+    columns = ["dataset", "subject", "clip", "truth", "prediction", "prob_surprise", "prob_happy"]
+    assert list(table[0]) == columns
+    assert sorted((row["subject"], row["clip"], row["truth"]) for row in table) == sorted(
+        (clip.subject, clip.name, clip.emotion) for clip in index.clips
+    )
+    for row in table:
+        chances = {name: float(row[f"prob_{name}"]) for name in ("surprise", "happy")}
+        assert sum(chances.values()) == pytest.approx(1)
+        assert row["prediction"] == max(chances, key=chances.get)
+
+
+def test_the_metrics_are_those_of_the_pooled_table(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    truth, prediction = zip(*((row["truth"], row["prediction"]) for row in rows(evaluated)), strict=True)
+    names = ["surprise", "happy"]
+    assert metrics["class_names"] == names
+    assert metrics["confusion_matrix"] == confusion_matrix(truth, prediction, labels=names).tolist()
+    assert metrics["uf1"] == pytest.approx(f1_score(truth, prediction, average="macro", labels=names))
+    assert metrics["uar"] == pytest.approx(balanced_accuracy_score(truth, prediction))
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, prediction))
+    assert set(metrics["per_class"]) == set(names)
+    assert (metrics["protocol"], metrics["folds"], metrics["clips"], metrics["subjects"]) == ("loso", 3, 12, 3)
+    assert metrics["generated_data"] is True
+
+
+def test_the_log_is_the_table_by_subject(evaluated):
+    expected = defaultdict(list)
+    label = {"surprise": 0, "happy": 1}
+    for row in rows(evaluated):
+        expected[f"casme3 {row['subject']}"].append(f"{row['clip']} {label[row['truth']]} {label[row['prediction']]}")
+    lines = [line for header, clips in expected.items() for line in (header, *clips)]
+    assert (evaluated / "megc2019.log").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize("protocol", [["loso"], ["leave-subjects-out", "--folds", "2"]])
+def test_no_subject_is_learned_from_and_tested(short, folds, tmp_path, protocol):
+    assert main([*short, "--protocol", *protocol, "--output", str(tmp_path / "run")]) == 0
+    assert len(folds.learned) == len(folds.tested) == (3 if protocol == ["loso"] else 2)
+    for learned, tested in zip(folds.learned, folds.tested, strict=True):
+        assert not {clip.subject for clip in learned} & {clip.subject for clip in tested}
+        assert len(learned) + len(tested) == 12
+
+
+def test_interrupted_and_resumed_it_ends_the_same_and_repeats_no_fold(short, evaluated, folds, tmp_path, capsys):
+    arguments = [*short, "--protocol", "loso", "--output", str(tmp_path / "run")]
+    folds.stop = 1
+    assert main(arguments) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not FILES & {path.name for path in (tmp_path / "run").iterdir()}
+    folds.stop = None
+    folds.learned.clear(), folds.tested.clear()
+    assert main([*arguments, "--resume"]) == 0
+    assert [{clip.subject for clip in clips} for clips in folds.tested] == [{"spNO.2"}, {"spNO.3"}]
+    for name in FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (evaluated / name).read_bytes(), name
+
+
+def test_the_control_shuffles_what_is_learned_and_nothing_else(short, folds, tmp_path, people):
+    assert main([*short, "--shuffle-labels", "--output", str(tmp_path / "run")]) == 0
+    changed = 0
+    for learned, tested in zip(folds.learned, folds.tested, strict=True):
+        assert all(clip.label == ["surprise", "happy"].index(clip.emotion) for clip in tested)
+        truth = [["surprise", "happy"].index(clip.emotion) for clip in learned]
+        assert sorted(clip.label for clip in learned) == sorted(truth)
+        changed += np.sum([clip.label for clip in learned] != np.array(truth))
+    assert changed > 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["shuffled_labels"] is True
+
+
+def test_predictions_of_other_clips_are_refused(short, folds, tmp_path, capsys):
+    arguments = [*short, "--output", str(tmp_path / "run")]
+    folds.stop = 1
+    assert main(arguments) == 130
+    table = tmp_path / "run" / "folds" / "casme3-spNO.1.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    for damaged, message in ((lines[:-1], "holds other clips"), ([*lines[:-1], "casme3,spNO.1\n"], "is damaged")):
+        table.write_text("".join(damaged))
+        assert main([*arguments, "--resume"]) == 2
+        assert message in capsys.readouterr().err
