@@ -34,7 +34,7 @@ RECIPE = Recipe(
 class Demo:
     """Generate faces, train, evaluate beside a control, predict on a video, and measure speed.
 
-    Takes some four minutes on two cores. The data are generated: no figure says anything about real faces.
+    Takes some three minutes on two cores. The data are generated: no figure says anything about real faces.
     """
 
     output: Path
@@ -82,10 +82,10 @@ class Demo:
             print(f"{name:<18} {scores.uf1:>6.3f} {scores.uar:>6.3f} {scores.accuracy:>9.3f}")
         print(f"{'chance':<18} {'':>6} {chance:>6.3f} {chance:>9.3f}")
         print(
-            f"\nDone in {time.perf_counter() - start:.0f} s. Pictures:\n"
-            f"  {self.output / 'predictions' / (video.stem + '.png')}  ({result.label})\n"
-            f"  {evaluation / 'confusion_matrix.png'}\n  {control / 'confusion_matrix.png'}\n"
-            "All figures are from generated data: they are no evidence about real faces."
+            "All figures are from generated data: they are no evidence about real faces.\n\n"
+            f"Done in {time.perf_counter() - start:.0f} s. Pictures:\n"
+            f"  {self.output / 'predictions' / (video.stem + '.png')}  (the video: {result.label})\n"
+            f"  {evaluation / 'confusion_matrix.png'}\n  {control / 'confusion_matrix.png'}"
         )
 
     def _film(self) -> tuple[Path, str]:

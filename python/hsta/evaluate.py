@@ -203,7 +203,7 @@ class Evaluate:
 def summary(scores: Scores, index: DatasetIndex) -> str:
     """One line for people."""
     line = f"{index.name}, {len(scores.class_names)} classes: {figures(scores)}"
-    return line + (f" ({NO_EVIDENCE})" if index.generated else "")
+    return line + (f"; {NO_EVIDENCE}" if index.generated else "")
 
 
 def figures(scores: Scores) -> str:

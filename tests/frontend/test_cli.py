@@ -17,7 +17,7 @@ WRONG = {
     "": "Expected one of {generate, train, evaluate, predict, demo}",
     "learn": "Unrecognized options: learn",
     "train": "Missing from hsta train: --output PATH --data PATH",
-    "demo --output": "Missing value for argument '--output'",
+    "demo --output": "Missing value for argument",
     f"{TRAIN} --epoch 3": "Unrecognized options: --epoch, 3; Perhaps you meant: --epochs INT",
     f"{TRAIN} --epochs many": "Error parsing --epochs: invalid literal for int() with base 10: 'many'",
     f"{TRAIN} --attention both": "invalid choice 'both' for argument '--attention'",
