@@ -184,6 +184,18 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_epoch(learning, tmp_
     assert epochs_done(tmp_path / "run") == 1
 
 
+def test_each_epoch_shows_all_clips_anew(learning, tmp_path, monkeypatch):
+    forward, seen = hsta_kernels.HSTA.forward, []
+
+    def spying(model, video, special):
+        seen.extend(clip.numpy().tobytes() for clip in video)
+        return forward(model, video, special)
+
+    monkeypatch.setattr(hsta_kernels.HSTA, "forward", spying)
+    assert main(["train", *learning, "--output", str(tmp_path / "run")]) == 0
+    assert len(seen) == len(set(seen)) == 3 * 12
+
+
 def test_the_log_has_loss_and_rate_of_each_epoch(trained):
     losses, rates = scalars(trained, "loss"), scalars(trained, "learning rate")
     assert [step for step, _ in losses] == [step for step, _ in rates] == [3, 6, 9]
