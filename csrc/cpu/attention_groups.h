@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "kernels.h"
 #include "panels.h"
@@ -107,20 +108,27 @@ struct Group {
   T* out(int64_t token) const {
     return static_cast<T*>(op.out) + ((sample * plan.tokens + token) * op.heads + head) * plan.dim;
   }
-  float* stats(int64_t token) const { return op.stats + ((sample * op.heads + head) * plan.tokens + token) * 2; }
+  float* stats(int64_t p) const { return op.stats + ((sample * op.heads + head) * plan.prefix + p) * 2; }
   T* grad(int64_t token, int part) const {
     return static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   }
 };
 
+// Asks for a row's memory, which the group after this one will read or write. Groups over time lie in more streams than
+// a processor follows by itself; the requests are spread over the work on the group before, because a processor waits
+// when too many are under way.
+template <bool kForWriting, typename T>
+inline void prefetch_row(const T* row, int64_t dim) {
+  for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, kForWriting, 2);
+}
+
 // `values` is the sum weighted by 2^(score - max2), `sum` the weights' sum.
 template <typename T>
-void write_output(const Group<T>& group, int64_t token, float max2, float sum, float* values) {
+void write_output(const Group<T>& group, int64_t token, float sum, float* values) {
   const Vec inverse = broadcast(1.0f / sum);
   for (int64_t d = 0; d < group.plan.dim_padded; d += kLanes) store(values + d, load(values + d) * inverse);
   store_row(values, group.plan.dim, group.out(token));
-  float* stats = group.stats(token);
-  stats[0] = max2, stats[1] = sum;
 }
 
 template <typename T>

@@ -7,6 +7,10 @@
 
 #include "kernels.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace hsta {
 
 #define HSTA_DECLARE(isa)         \
@@ -74,6 +78,15 @@ const char* runnable_isas() {
     return joined;
   }();
   return names.c_str();
+}
+
+void expect_writes(void* data, int64_t bytes) {
+#ifdef __linux__
+  constexpr int64_t kHugePage = 2 << 20, kNeverRecycled = 32 << 20;
+  if (bytes <= kNeverRecycled) return;
+  const auto begin = reinterpret_cast<uintptr_t>(data), first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(first), (begin + bytes - first) / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
 }
 
 float* scratch(Scratch slot, int64_t floats) {

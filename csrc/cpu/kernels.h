@@ -11,9 +11,10 @@ namespace hsta {
 enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
 
 // space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Strides count elements; the last
-// dimension is contiguous. `out` (B, L, H, D), `stats` (B, H, L, 2) and `grad_qkv` (B, L, 3, H, D) are contiguous.
-// A query's stats are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j = scale * log2(e) * q·k_j: kept apart,
-// because rounding their log-sum-exp to float would put a common error of several ulp on the recomputed probabilities.
+// dimension is contiguous. `out` (B, L, H, D), `stats` (B, H, prefix, 2) and `grad_qkv` (B, L, 3, H, D) are contiguous.
+// Stats belong to queries whose keys are in several groups: the prefix, except with joint. They are m = max_j s_j and
+// sum_j 2^(s_j - m) for its scores s_j = scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to
+// float would put a common error of several ulp on the recomputed probabilities.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -89,6 +90,11 @@ const KernelTable& kernels();
 
 // Names of all instruction sets that were built and that this processor can run, best first, separated by spaces.
 const char* runnable_isas();
+
+// Called before a large output is written for the first time. The C library returns blocks of more than 32 MB to the
+// system when they are freed, so such an output is always new memory; in huge pages it takes 512 times fewer page
+// faults.
+void expect_writes(void* data, int64_t bytes);
 
 // Aligned working memory of the calling thread, kept between calls; its contents are undefined.
 // `slot` tells apart buffers that are in use at the same time.

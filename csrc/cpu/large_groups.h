@@ -138,13 +138,13 @@ struct LargeGroups {
         if (first + i < plan.prefix)
           merge(first + i, row_max2[i], row_sum[i], row);
         else
-          write_output(group, plan.token(group.index, first + i), row_max2[i], row_sum[i], row);
+          write_output(group, plan.token(group.index, first + i), row_sum[i], row);
       }
     }
   }
 
-  // Probabilities are recomputed from each row's maximum and sum. For patches, delta = sum_j p_j dp_j needs the whole
-  // row, which is at hand; a prefix query's row is spread over the groups, so its delta comes from the saved output.
+  // Probabilities are recomputed, and a patch's delta = sum_j p_j dp_j with them: its whole row is at hand. A prefix
+  // query's row is spread over the groups, so its maximum, sum and output come from the forward pass.
   // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
@@ -184,20 +184,22 @@ struct LargeGroups {
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).
   void score_gradients(const Group<T>& group, int64_t query, const Buffers& b, int64_t i) const {
     float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
-    const int64_t token = plan.token(group.index, query);
-    const float top = group.stats(token)[0];
-    const Vec inverse = broadcast(1 / group.stats(token)[1]);
-    prepare_scores(p, plan.first_visible(group.index, query), plan.rows, plan.rows_padded, scale);
-    Vec sum[2] = {};
+    const bool prefix = query < plan.prefix;
+    const float own_top = prepare_scores(p, plan.first_visible(group.index, query), plan.rows, plan.rows_padded, scale);
+    const Vec top = broadcast(prefix ? group.stats(query)[0] : own_top);
+    Vec sum{}, sum_dp{};
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
-      const Vec prob = exp2(load(p + j) - broadcast(top)) * inverse;
-      store(p + j, prob);
-      sum[j / kLanes % 2] += prob * load(dp + j);
+      const Vec e = exp2(load(p + j) - top);
+      store(p + j, e);
+      sum += e;
+      sum_dp += e * load(dp + j);
     }
-    Vec delta = broadcast(reduce_add(sum[0] + sum[1]));
-    if (query < plan.prefix) delta = broadcast(prefix_delta(b.grad_out + query * words, group.out(token)));
+    const float inverse = 1 / (prefix ? group.stats(query)[1] : reduce_add(sum));
+    const float delta =
+        prefix ? prefix_delta(b.grad_out + query * words, group.out(query)) : reduce_add(sum_dp) * inverse;
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
-      const Vec ds = load(p + j) * (load(dp + j) - delta);
+      const Vec prob = load(p + j) * broadcast(inverse), ds = prob * (load(dp + j) - broadcast(delta));
+      store(p + j, prob);
       store(dp + j, ds);
       if constexpr (kPairs) store_pairs(b.grad_weights + i * padded_words + j / 2, ds);
     }

@@ -12,6 +12,7 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
+constexpr int64_t kMaxRowsInPlace = 64;
 constexpr int kTileQueries = kLanes / 4, kTileKeys = 4;
 constexpr int64_t kMaxQueryTiles = kMaxSmallRows / kTileQueries, kMaxKeyTiles = kMaxSmallRows / kTileKeys;
 
@@ -157,7 +158,8 @@ template <typename T, typename Word>
 void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const Word** rows) {
   const Plan& plan = group.plan;
   const int64_t words = row_words<Word>(plan.dim);
-  const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim;
+  const bool in_place =
+      sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim && plan.rows <= kMaxRowsInPlace;
   for (int64_t r = 0; r < plan.rows; ++r) {
     const T* row = from.row(plan.token(group.index, r));
     if (in_place) {
@@ -220,14 +222,15 @@ struct SmallGroups {
 
   const Plan& plan;
   const ScoreScale scale;
-  const int64_t words, key_tiles;
+  const int64_t words, key_tiles, query_tiles;
   IntVec query_of_lane, key_of_lane;
 
   explicit SmallGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan),
         scale(op.scale),
         words(row_words<Word>(plan.dim)),
-        key_tiles((plan.rows + kTileKeys - 1) / kTileKeys) {
+        key_tiles((plan.rows + kTileKeys - 1) / kTileKeys),
+        query_tiles((plan.rows + kTileQueries - 1) / kTileQueries) {
     for (int lane = 0; lane < kLanes; ++lane) query_of_lane[lane] = lane / 4, key_of_lane[lane] = lane % 4;
   }
 
@@ -249,6 +252,15 @@ struct SmallGroups {
                    : s[t];
   }
 
+  // f(next group, token) for `count` rows of the next group, patches only.
+  template <typename F>
+  void for_next_group(const Group<T>& group, int64_t first, int64_t count, const F& f) const {
+    if (group.index + 1 == plan.groups) return;
+    const Group<T> next{plan, group.op, group.sample, group.index + 1, group.head};
+    for (int64_t r = first < plan.prefix ? plan.prefix : first; r < first + count; ++r)
+      f(next, plan.token(next.index, r));
+  }
+
   Vec row_max(const Vec* s) const {
     Vec top = s[0];
     for (int64_t t = 1; t < key_tiles; ++t) top = max(top, s[t]);
@@ -266,27 +278,37 @@ struct SmallGroups {
     const Word* const* terms = as_terms(v, plan, arena.take<Word>(plan.rows * plan.dim_padded), terms_of_v);
     float* values = arena.take<float>(kTileQueries * plan.dim_padded);
 
-    for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
+    // Step by step for all queries: the steps of one query wait for each other, those of many do not.
+    Vec s[kTiles], top[kMaxQueryTiles], sum[kMaxQueryTiles];
+    Word weights[kTiles * Tile::kFloats];
+    for (int64_t i = 0, first = 0; first < plan.rows; ++i, first += kTileQueries) {
       const int64_t queries = min(kTileQueries, plan.rows - first);
-      Vec s[kMaxKeyTiles];
-      Word weights[kMaxKeyTiles * Tile::kFloats];
-      scores(group.index, first, queries, q, k, s);
-      const Vec top = row_max(s);
-      Vec sum{};
-      for (int64_t t = 0; t < key_tiles; ++t) {
-        const Vec p = exp2(s[t] - top);
-        sum += p;
+      for_next_group(group, first, queries, [&](const Group<T>& next, int64_t token) {
+        for (int part = 0; part < 3; ++part) prefetch_row<false>(next.part(part).row(token), plan.dim);
+        prefetch_row<true>(next.out(token), plan.dim);
+      });
+      scores(group.index, first, queries, q, k, s + i * key_tiles);
+      top[i] = row_max(s + i * key_tiles);
+    }
+    for (int64_t i = 0; i < query_tiles; ++i) {
+      sum[i] = Vec{};
+      for (int64_t t = i * key_tiles; t < (i + 1) * key_tiles; ++t) {
+        const Vec p = exp2(s[t] - top[i]);
+        sum[i] += p;
         Tile::store_over_keys(weights + t * Tile::kFloats, p);
       }
-      sum = add_in_fours(sum);
-      weighted_sum<Tile::kKeysPerOuter>(queries, weights, Tile::over_keys(), terms, depth_words<Word>(plan.rows),
-                                        plan.dim_padded, values);
-      for (int64_t i = 0; i < queries; ++i) {
-        float* row = values + i * plan.dim_padded;
-        if (first + i < plan.prefix)
-          merge(first + i, top[4 * i], sum[4 * i], row);
+      sum[i] = add_in_fours(sum[i]);
+    }
+    for (int64_t i = 0, first = 0; first < plan.rows; ++i, first += kTileQueries) {
+      const int64_t queries = min(kTileQueries, plan.rows - first);
+      weighted_sum<Tile::kKeysPerOuter>(queries, weights + i * key_tiles * Tile::kFloats, Tile::over_keys(), terms,
+                                        depth_words<Word>(plan.rows), plan.dim_padded, values);
+      for (int64_t r = 0; r < queries; ++r) {
+        float* row = values + r * plan.dim_padded;
+        if (first + r < plan.prefix)
+          merge(first + r, top[i][4 * r], sum[i][4 * r], row);
         else
-          write_output(group, plan.token(group.index, first + i), top[4 * i], sum[4 * i], row);
+          write_output(group, plan.token(group.index, first + r), sum[i][4 * r], row);
       }
     }
   }
@@ -313,6 +335,10 @@ struct SmallGroups {
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
     for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
       const int64_t queries = min(kTileQueries, plan.rows - first);
+      for_next_group(group, first, queries, [&](const Group<T>& next, int64_t token) {
+        for (int part = 0; part < 3; ++part) prefetch_row<false>(next.part(part).row(token), plan.dim);
+        prefetch_row<false>(next.grad_out().row(token), plan.dim);
+      });
       const int64_t tile_row = first / kTileQueries * key_tiles * Tile::kFloats;
       Vec s[kMaxKeyTiles], dp[kMaxKeyTiles];
       Word weights[kMaxKeyTiles * Tile::kFloats];
@@ -352,6 +378,9 @@ struct SmallGroups {
     // Keys in runs no longer than kTileQueries, which divides the keys of a tile.
     for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
       const int64_t keys = min(kTileQueries, plan.rows - first);
+      for_next_group(group, first, keys, [&](const Group<T>& next, int64_t token) {
+        for (int part = 0; part < 3; ++part) prefetch_row<true>(next.grad(token, part), plan.dim);
+      });
       const int64_t at = first / kTileKeys * Tile::kFloats + first % kTileKeys;
       const Weights over_queries = Tile::over_queries(key_tiles);
       weighted_sum<Tile::kQueriesPerOuter>(keys, grad_scores + at, over_queries, terms_of_q,

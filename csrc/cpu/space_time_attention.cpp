@@ -17,6 +17,7 @@ namespace {
 template <typename T>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true);
+  expect_writes(op.out, op.batch * plan.tokens * op.heads * plan.dim * int64_t(sizeof(T)));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   float* parts = scratch(Scratch::kShared, op.batch * plan.slots * op.heads * plan.prefix * (2 + plan.dim_padded));
@@ -31,9 +32,9 @@ void forward(const SpaceTimeAttention& op) {
         const auto merge = [&](int64_t p, float max2, float sum, const float* values) {
           Partial(plan, parts, op.heads, item.sample, item.slot, h, p).merge(plan, max2, sum, values);
         };
-        if (plan.small)
+        if (plan.small) {
           small.forward(group, buffer, merge);
-        else
+        } else
           large.forward(group, item.first_query, item.last_query, buffer, merge);
       }
   });
@@ -46,13 +47,16 @@ void forward(const SpaceTimeAttention& op) {
       const Partial part(plan, parts, op.heads, b, slot, h, p);
       total.merge(plan, *part.max2, *part.sum, part.values);
     }
-    write_output(Group<T>{plan, op, b, 0, h}, p, *total.max2, *total.sum, total.values);
+    const Group<T> group{plan, op, b, 0, h};
+    group.stats(p)[0] = *total.max2, group.stats(p)[1] = *total.sum;
+    write_output(group, p, *total.sum, total.values);
   }
 }
 
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
   const Plan plan(op, false);
+  expect_writes(op.grad_qkv, 3 * op.batch * plan.tokens * op.heads * plan.dim * int64_t(sizeof(T)));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
@@ -75,9 +79,9 @@ void backward(const SpaceTimeAttention& op) {
           float* to = mine + (part * plan.prefix + p) * plan.dim_padded;
           for (int64_t d = 0; d < plan.dim_padded; d += kLanes) store(to + d, load(to + d) + load(values + d));
         };
-        if (plan.small)
+        if (plan.small) {
           small.backward(group, buffer, add);
-        else
+        } else
           large.backward(group, buffer, add);
       }
   });

@@ -10,7 +10,7 @@ import torch
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.space_time_attention import native
 
-# Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats)
+# Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
 
@@ -33,7 +33,8 @@ def _forward(
 def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
-    return out, qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
+    stats_shape = _IMPLEMENTATIONS[backend].stats_shape(qkv, axis, num_prefix_tokens)
+    return out, qkv.new_empty(stats_shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("hsta_kernels::space_time_attention_backward", mutates_args=())
@@ -60,10 +61,11 @@ def _(grad_out, qkv, out, stats, num_frames, num_patches, axis, num_prefix_token
 
 
 class SpaceTimeAttention(torch.autograd.Function):
-    """Saves the output and each query's softmax statistics; the backward pass recomputes the probabilities.
+    """Saves the output and softmax statistics of queries; the backward pass recomputes the probabilities.
 
-    The statistics (B, H, L, 2), float32, are m = max_j s_j and Σ_j 2^(s_j - m) of the scores s_j = scale·log2(e)·q·k_j.
-    Their log-sum-exp would do, but rounded to float32 it puts an error of several ulp on every probability of its row.
+    The statistics, float32, are m = max_j s_j and Σ_j 2^(s_j - m) of the scores s_j = scale·log2(e)·q·k_j, for the
+    queries whose whole row an implementation's backward does not see at once. Their log-sum-exp would do, but rounded
+    to float32 it puts an error of several ulp on every probability of its row.
     """
 
     @staticmethod

@@ -12,12 +12,17 @@ _AXES = {"time": 0, "space": 1, "joint": 2}
 backends.register("space_time_attention", "cpu", lambda qkv: native.refuse("qkv", qkv))
 
 
+def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
+    """(B, H, P, 2): only the prefix queries' keys are in several groups."""
+    return qkv.shape[0], qkv.shape[3], 0 if axis == "joint" else num_prefix_tokens, 2
+
+
 def forward(
     qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
-    stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
+    stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
     if qkv.numel():
         native.module().space_time_attention_forward(
             native.DTYPES[qkv.dtype],
