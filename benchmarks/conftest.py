@@ -39,6 +39,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     path, device = config.option.hsta_json, torch.device(config.option.hsta_device)
     report.write_json(path, results, device)
     facts = report.machine(device)
-    title = f"hsta_kernels {facts['hsta_kernels']}, {facts['device']}, PyTorch {facts['torch']}, {facts['date']}"
-    report.plot(path.with_suffix(".png"), results, title)
+    report.plot(path.with_suffix(".png"), results, report.title(device))
     terminalreporter.write_line(f"\n{report.table(results)}\n\n{facts}\nwritten: {path} and {path.with_suffix('.png')}")

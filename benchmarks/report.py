@@ -35,6 +35,14 @@ def machine(device: torch.device) -> dict[str, object]:
     return facts
 
 
+def title(device: torch.device) -> str:
+    facts = machine(device)
+    return (
+        f"hsta_kernels {facts['hsta_kernels']} against the best contender: {facts['device']}, {facts['threads']} threads, "
+        f"PyTorch {facts['torch']}, {facts['date']}"
+    )
+
+
 def table(results: list[Result]) -> str:
     lines = [
         "| operator | work | dtype | ours, ms [p20, p80] | best contender, ms | ratio | share of ceiling |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import time
 import traceback
 from pathlib import Path
@@ -21,13 +22,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=0.4, help="measuring time for each contender of a case")
     parser.add_argument("--budget", type=float, default=float("inf"), help="start no further case after these seconds")
-    parser.add_argument("--only", default="", help="only cases whose identifier contains this")
+    parser.add_argument("--only", default="", help="only cases whose identifier matches this regular expression")
     parser.add_argument("--json", type=Path, default=report.HERE / "results" / "latest.json")
     options = parser.parse_args()
     device = torch.device(options.device)
     results, failed, start = [], [], time.monotonic()
     for name, make in cases(device, options.quick):
-        if options.only not in name:
+        if not re.search(options.only, name):
             continue
         if time.monotonic() - start > options.budget:
             print(f"{name}: not run, the time budget is spent")
@@ -42,6 +43,7 @@ def main() -> int:
         gc.collect()
     if results:
         report.write_json(options.json, results, device)
+        report.plot(options.json.with_suffix(".png"), results, report.title(device))
         print(report.table(results))
         print(report.machine(device))
     print(f"{len(results)} measured, {len(failed)} failed {failed}")

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "kernels.h"
 #include "panels.h"
@@ -114,28 +113,15 @@ struct Group {
   }
 };
 
-// Asks for a row's memory, which the group after this one will read or write. Groups over time lie in more streams than
-// a processor follows by itself; the requests are spread over the work on the group before, because a processor waits
-// when too many are under way.
-template <bool kForWriting, typename T>
-inline void prefetch_row(const T* row, int64_t dim) {
-  for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, kForWriting, 2);
-}
-
 // `values` is the sum weighted by 2^(score - max2), `sum` the weights' sum.
 template <typename T>
-void write_output(const Group<T>& group, int64_t token, float sum, float* values) {
-  const Vec inverse = broadcast(1.0f / sum);
-  for (int64_t d = 0; d < group.plan.dim_padded; d += kLanes) store(values + d, load(values + d) * inverse);
-  store_row(values, group.plan.dim, group.out(token));
+void write_output(const Group<T>& group, int64_t token, float sum, const float* values) {
+  store_scaled(values, 1.0f / sum, group.plan.dim, group.out(token));
 }
 
 template <typename T>
-void write_gradient(const Group<T>& group, int64_t token, int part, float* values) {
-  const float factor = part == 2 ? 1.0f : float(group.op.scale);
-  for (int64_t d = 0; d < group.plan.dim_padded; d += kLanes) store(values + d, load(values + d) * broadcast(factor));
-  store_row(values, group.plan.dim, group.grad(token, part));
+void write_gradient(const Group<T>& group, int64_t token, int part, const float* values) {
+  store_scaled(values, part == 2 ? 1.0f : float(group.op.scale), group.plan.dim, group.grad(token, part));
 }
 
 // The running softmax state of one prefix query: maximum (base 2), sum, and weighted sum of values.

@@ -6,13 +6,14 @@
 // within runs of four lanes. Rows are read where they lie when their memory layout is that of the words.
 #pragma once
 
+#include <type_traits>
+
 #include "attention_groups.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-constexpr int64_t kMaxRowsInPlace = 64;
 constexpr int kTileQueries = kLanes / 4, kTileKeys = 4;
 constexpr int64_t kMaxQueryTiles = kMaxSmallRows / kTileQueries, kMaxKeyTiles = kMaxSmallRows / kTileKeys;
 
@@ -158,8 +159,7 @@ template <typename T, typename Word>
 void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const Word** rows) {
   const Plan& plan = group.plan;
   const int64_t words = row_words<Word>(plan.dim);
-  const bool in_place =
-      sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim && plan.rows <= kMaxRowsInPlace;
+  const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim;
   for (int64_t r = 0; r < plan.rows; ++r) {
     const T* row = from.row(plan.token(group.index, r));
     if (in_place) {
@@ -252,15 +252,6 @@ struct SmallGroups {
                    : s[t];
   }
 
-  // f(next group, token) for `count` rows of the next group, patches only.
-  template <typename F>
-  void for_next_group(const Group<T>& group, int64_t first, int64_t count, const F& f) const {
-    if (group.index + 1 == plan.groups) return;
-    const Group<T> next{plan, group.op, group.sample, group.index + 1, group.head};
-    for (int64_t r = first < plan.prefix ? plan.prefix : first; r < first + count; ++r)
-      f(next, plan.token(next.index, r));
-  }
-
   Vec row_max(const Vec* s) const {
     Vec top = s[0];
     for (int64_t t = 1; t < key_tiles; ++t) top = max(top, s[t]);
@@ -283,10 +274,6 @@ struct SmallGroups {
     Word weights[kTiles * Tile::kFloats];
     for (int64_t i = 0, first = 0; first < plan.rows; ++i, first += kTileQueries) {
       const int64_t queries = min(kTileQueries, plan.rows - first);
-      for_next_group(group, first, queries, [&](const Group<T>& next, int64_t token) {
-        for (int part = 0; part < 3; ++part) prefetch_row<false>(next.part(part).row(token), plan.dim);
-        prefetch_row<true>(next.out(token), plan.dim);
-      });
       scores(group.index, first, queries, q, k, s + i * key_tiles);
       top[i] = row_max(s + i * key_tiles);
     }
@@ -335,10 +322,6 @@ struct SmallGroups {
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
     for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
       const int64_t queries = min(kTileQueries, plan.rows - first);
-      for_next_group(group, first, queries, [&](const Group<T>& next, int64_t token) {
-        for (int part = 0; part < 3; ++part) prefetch_row<false>(next.part(part).row(token), plan.dim);
-        prefetch_row<false>(next.grad_out().row(token), plan.dim);
-      });
       const int64_t tile_row = first / kTileQueries * key_tiles * Tile::kFloats;
       Vec s[kMaxKeyTiles], dp[kMaxKeyTiles];
       Word weights[kMaxKeyTiles * Tile::kFloats];
@@ -378,9 +361,6 @@ struct SmallGroups {
     // Keys in runs no longer than kTileQueries, which divides the keys of a tile.
     for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
       const int64_t keys = min(kTileQueries, plan.rows - first);
-      for_next_group(group, first, keys, [&](const Group<T>& next, int64_t token) {
-        for (int part = 0; part < 3; ++part) prefetch_row<true>(next.grad(token, part), plan.dim);
-      });
       const int64_t at = first / kTileKeys * Tile::kFloats + first % kTileKeys;
       const Weights over_queries = Tile::over_queries(key_tiles);
       weighted_sum<Tile::kQueriesPerOuter>(keys, grad_scores + at, over_queries, terms_of_q,
