@@ -15,67 +15,76 @@ struct Float16 {
   uint16_t bits;
 };
 
-// The conversions are written in integer arithmetic without branches, so that every compiler vectorizes the loops
-// around them and none needs a half-precision type of its own (GCC 11 has none in C++). They live in an anonymous
-// namespace: each translation unit is compiled for another instruction set and must keep its own copy.
+// The conversions are written in integer arithmetic without branches, once for a number (uint32_t and float) and for
+// vectors of them (the compiler's vector extension), and none needs a half-precision type of the compiler's own (GCC 11
+// has none in C++). They live in an anonymous namespace: each translation unit is compiled for another instruction set
+// and must keep its own copy.
 namespace {
 
-inline float bits_to_float(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, sizeof f);
-  return f;
+template <typename To, typename From>
+inline To reinterpret_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-inline uint32_t float_to_bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, sizeof u);
-  return u;
+// The value of the 16 bits in the low half of `bits`.
+template <typename Float, typename Bits>
+inline Float widen(BFloat16, Bits bits) {
+  return reinterpret_bits<Float>(bits << 16);
+}
+
+template <typename Float, typename Bits>
+inline Float widen(Float16, Bits bits) {
+  const Bits sign = (bits & 0x8000u) << 16;
+  const Bits magnitude = (bits & 0x7fffu) << 13;
+  // Multiplying by 2^112 moves the exponent to float's bias and normalizes subnormals on the way.
+  const Float scaled = reinterpret_bits<Float>(magnitude) * 0x1p112f;
+  const Bits finite = reinterpret_bits<Bits>(scaled);
+  const Bits special = magnitude | 0x7f800000u;
+  return reinterpret_bits<Float>(sign | (magnitude >= 0x0f800000u ? special : finite));
+}
+
+// The 16 bits nearest to x, in the low half; ties to even, a NaN stays a NaN.
+template <typename Bits, typename Float>
+inline Bits narrow(BFloat16, Float x) {
+  const Bits u = reinterpret_bits<Bits>(x);
+  const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Bits nan = (u >> 16) | 0x40u;
+  return (u & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+template <typename Bits, typename Float>
+inline Bits narrow(Float16, Float x) {
+  const Bits u = reinterpret_bits<Bits>(x);
+  const Bits sign = (u >> 16) & 0x8000u;
+  const Bits magnitude = u & 0x7fffffffu;
+  // Normal halves: rebias the exponent, round to nearest even on the 13 dropped bits.
+  const Bits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal halves: adding 0.5 aligns the wanted bits with the end of float's mantissa, rounded by the addition.
+  const Bits subnormal = reinterpret_bits<Bits>(reinterpret_bits<Float>(magnitude) + 0.5f) - 0x3f000000u;
+  Bits half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? Bits{} + 0x7c00u : half;  // 65520 and above round to infinity
+  half = magnitude > 0x7f800000u ? Bits{} + 0x7e00u : half;
+  return sign | half;
 }
 
 inline float to_float(float x) { return x; }
 
-inline float to_float(BFloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
-
-inline float to_float(Float16 x) {
-  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
-  // Multiplying by 2^112 moves the exponent to float's bias and normalizes subnormals on the way.
-  const float scaled = bits_to_float(magnitude) * 0x1p112f;
-  const uint32_t finite = float_to_bits(scaled);
-  const uint32_t special = magnitude | 0x7f800000u;
-  return bits_to_float(sign | (magnitude >= 0x0f800000u ? special : finite));
+template <typename Half>
+inline float to_float(Half x) {
+  return widen<float>(Half{}, uint32_t(x.bits));
 }
 
 template <typename T>
-inline T from_float(float x);
+inline T from_float(float x) {
+  return {uint16_t(narrow<uint32_t>(T{}, x))};
+}
 
 template <>
 inline float from_float<float>(float x) {
   return x;
-}
-
-// Round to nearest, ties to even; a NaN stays a NaN.
-template <>
-inline BFloat16 from_float<BFloat16>(float x) {
-  const uint32_t u = float_to_bits(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const uint32_t nan = (u >> 16) | 0x40u;
-  return {uint16_t((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
-}
-
-template <>
-inline Float16 from_float<Float16>(float x) {
-  const uint32_t u = float_to_bits(x);
-  const uint32_t sign = (u >> 16) & 0x8000u;
-  const uint32_t magnitude = u & 0x7fffffffu;
-  // Normal halves: rebias the exponent, round to nearest even on the 13 dropped bits.
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Subnormal halves: adding 0.5 aligns the wanted bits with the end of float's mantissa, rounded by the addition.
-  const uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  return {uint16_t(sign | half)};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace HSTA_ISA {
 namespace {
 
 // Rows whose share of the weight gradients is summed by one work item; fixed, so that the order of summation is.
-constexpr int64_t kRowsPerItem = 64;
+constexpr int64_t kRowsPerItem = 32;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -17,41 +17,43 @@ struct Statistics {
   float mean, rstd;
 };
 
-// Of a row padded with zeros; variance by a second pass over the row, which is in cache.
-Statistics statistics(const float* row, int64_t width, float eps) {
-  const int64_t whole = width / kLanes * kLanes;
-  Vec sum{};
-  for (int64_t c = 0; c < round_up(width, kLanes); c += kLanes) sum += load(row + c);
-  const float mean = reduce_add(sum) / float(width);
+// Of a row whose sum is known, with room for a whole number of vectors. Variance by a second pass over the row, which
+// is in cache; the padding is given the mean, which adds nothing to it.
+Statistics statistics(float* row, float sum, int64_t width, float eps) {
+  const float mean = sum / float(width);
+  for (int64_t c = width; c < round_up(width, kLanes); ++c) row[c] = mean;
   Vec squares{};
-  for (int64_t c = 0; c < whole; c += kLanes) {
+  for (int64_t c = 0; c < width; c += kLanes) {
     const Vec centred = load(row + c) - broadcast(mean);
     squares += centred * centred;
   }
-  float total = reduce_add(squares);
-  for (int64_t c = whole; c < width; ++c) total += (row[c] - mean) * (row[c] - mean);
-  return {mean, 1.0f / std::sqrt(total / float(width) + eps)};
+  return {mean, 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps)};
 }
 
 template <typename X, typename R>
 void forward(const AddLayerNorm& op) {
-  const int64_t padded = round_up(op.width, kLanes);
 #pragma omp parallel
   {
-    float* row = scratch(Scratch::kThread, 2 * padded);
-    float* other = row + padded;
-    for (int64_t c = op.width; c < padded; ++c) row[c] = 0;
+    float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
-      load_row(static_cast<const X*>(op.x) + i * op.x_stride_row, op.width, row);
-      load_row(static_cast<const R*>(op.residual) + i * op.residual_stride_row, op.width, other);
-      for (int64_t c = 0; c < op.width; ++c) row[c] += other[c];
+      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
+      const R* residual = static_cast<const R*>(op.residual) + i * op.residual_stride_row;
       X* sum = static_cast<X*>(op.sum) + i * op.width;
-      store_row(row, op.width, sum);
-      load_row(sum, op.width, row);  // normalize what the next layer reads: the rounded sum
-      const Statistics s = statistics(row, op.width, op.eps);
-      for (int64_t c = 0; c < op.width; ++c) other[c] = (row[c] - s.mean) * s.rstd * op.weight[c] + op.bias[c];
-      store_row(other, op.width, static_cast<X*>(op.norm) + i * op.width);
+      X* norm = static_cast<X*>(op.norm) + i * op.width;
+      Vec total{};
+      for_vectors(op.width, [&](int64_t c, auto count) {
+        store_floats(load_floats(x + c, count) + load_floats(residual + c, count), sum + c, count);
+        const Vec rounded = load_floats(sum + c, count);  // normalize what the next layer reads
+        store(row + c, rounded);
+        total += rounded;
+      });
+      const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
+      for_vectors(op.width, [&](int64_t c, auto count) {
+        const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
+        const Vec affine = normalized * load_floats(op.weight + c, count) + load_floats(op.bias + c, count);
+        store_floats(affine, norm + c, count);
+      });
     }
   }
 }
@@ -64,51 +66,54 @@ void backward(const AddLayerNorm& op) {
   float* parts = scratch(Scratch::kShared, items * 2 * padded);
 #pragma omp parallel
   {
-    float* y = scratch(Scratch::kThread, 4 * padded);
-    float* grad = y + padded;
-    float* incoming = grad + padded;
-    float* weight = incoming + padded;
-    for (int64_t c = 0; c < padded; ++c) weight[c] = c < op.width ? op.weight[c] : 0.0f;
-    for (int64_t c = op.width; c < padded; ++c) y[c] = incoming[c] = 0;
+    float* row = scratch(Scratch::kThread, 2 * padded);
+    float* grad = row + padded;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < items; ++item) {
       float* grad_weight = parts + item * 2 * padded;
       float* grad_bias = grad_weight + padded;
       for (int64_t c = 0; c < 2 * padded; ++c) grad_weight[c] = 0;
       for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
-        load_row(static_cast<const X*>(op.sum) + i * op.width, op.width, y);
-        load_row(static_cast<const X*>(op.grad_norm) + i * op.grad_norm_stride_row, op.width, incoming);
-        for (int64_t c = op.width; c < padded; ++c) y[c] = 0;
-        const Statistics s = statistics(y, op.width, op.eps);
-        Vec sum{}, projection{};
-        for (int64_t c = 0; c < padded; c += kLanes) {
-          const Vec normalized = (load(y + c) - broadcast(s.mean)) * broadcast(s.rstd);
-          const Vec g = load(incoming + c) * load(weight + c);
-          store(y + c, normalized);
+        const X* sum = static_cast<const X*>(op.sum) + i * op.width;
+        const X* grad_norm = static_cast<const X*>(op.grad_norm) + i * op.grad_norm_stride_row;
+        const X* grad_sum = static_cast<const X*>(op.grad_sum) + i * op.grad_sum_stride_row;
+        X* grad_x = static_cast<X*>(op.grad_x) + i * op.width;
+        Vec total{};
+        for_vectors(op.width, [&](int64_t c, auto count) {
+          const Vec y = load_floats(sum + c, count);
+          store(row + c, y);
+          total += y;
+        });
+        const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
+        Vec g_total{}, along_total{};
+        for_vectors(op.width, [&](int64_t c, auto count) {
+          const Vec y = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
+          const Vec incoming = load_floats(grad_norm + c, count);
+          const Vec g = incoming * load_floats(op.weight + c, count);
+          store(row + c, y);
           store(grad + c, g);
-          sum += g;
-          projection += g * normalized;
-          store(grad_weight + c, load(grad_weight + c) + load(incoming + c) * normalized);
-          store(grad_bias + c, load(grad_bias + c) + load(incoming + c));
-        }
-        const Vec mean = broadcast(reduce_add(sum) / float(op.width));
-        const Vec along = broadcast(reduce_add(projection) / float(op.width));
-        for (int64_t c = 0; c < padded; c += kLanes)
-          store(grad + c, broadcast(s.rstd) * (load(grad + c) - mean - load(y + c) * along));
-        load_row(static_cast<const X*>(op.grad_sum) + i * op.grad_sum_stride_row, op.width, incoming);
-        for (int64_t c = 0; c < op.width; ++c) grad[c] += incoming[c];
-        store_row(grad, op.width, static_cast<X*>(op.grad_x) + i * op.width);
+          g_total += g;
+          along_total += g * y;
+          store(grad_weight + c, load(grad_weight + c) + incoming * y);
+          store(grad_bias + c, load(grad_bias + c) + incoming);
+        });
+        const Vec mean = broadcast(reduce_add(g_total) / float(op.width));
+        const Vec along = broadcast(reduce_add(along_total) / float(op.width));
+        for_vectors(op.width, [&](int64_t c, auto count) {
+          const Vec through_norm = broadcast(s.rstd) * (load(grad + c) - mean - load(row + c) * along);
+          store_floats(load_floats(grad_sum + c, count) + through_norm, grad_x + c, count);
+        });
       }
     }
 #pragma omp for schedule(static)
-    for (int64_t c = 0; c < op.width; ++c) {
-      float weight_total = 0, bias_total = 0;
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      Vec weight_total{}, bias_total{};
       for (int64_t item = 0; item < items; ++item) {
-        weight_total += parts[item * 2 * padded + c];
-        bias_total += parts[(item * 2 + 1) * padded + c];
+        weight_total += load(parts + item * 2 * padded + c);
+        bias_total += load(parts + (item * 2 + 1) * padded + c);
       }
-      op.grad_weight[c] = weight_total;
-      op.grad_bias[c] = bias_total;
+      store_floats(weight_total, op.grad_weight + c, min(kLanes, op.width - c));
+      store_floats(bias_total, op.grad_bias + c, min(kLanes, op.width - c));
     }
   }
 }

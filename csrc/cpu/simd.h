@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "../common/dtype.h"
@@ -25,6 +26,8 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t BitsVec __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
 // What products are made of, 4 bytes each: a float, or two bfloat16 where the processor multiplies and adds pairs of
 // them. Everything that handles words handles both.
@@ -195,14 +198,61 @@ static inline Vec exp2(Vec x) {
   return p * power;
 }
 
+// The elements of a whole vector as floats, and floats rounded to elements.
+using Whole = std::integral_constant<int64_t, kLanes>;
+
+static inline Vec load_floats(const float* source, Whole = {}) { return load(source); }
+
+template <typename Half>
+static inline Vec load_floats(const Half* source, Whole = {}) {
+  HalfVec bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return widen<Vec>(Half{}, __builtin_convertvector(bits, BitsVec));
+}
+
+static inline void store_floats(Vec v, float* to, Whole = {}) { store(to, v); }
+
+template <typename Half>
+static inline void store_floats(Vec v, Half* to, Whole = {}) {
+  const HalfVec bits = __builtin_convertvector(narrow<BitsVec>(Half{}, v), HalfVec);
+  std::memcpy(static_cast<void*>(to), &bits, sizeof bits);
+}
+
+// The first `count` elements of a vector; the rest are zeros, and nothing behind them is read or written.
+template <typename T>
+static inline Vec load_floats(const T* source, int64_t count) {
+  T elements[kLanes] = {};
+  std::memcpy(elements, source, size_t(count) * sizeof(T));
+  return load_floats(elements);
+}
+
+template <typename T>
+static inline void store_floats(Vec v, T* to, int64_t count) {
+  T elements[kLanes];
+  store_floats(v, elements);
+  std::memcpy(static_cast<void*>(to), elements, size_t(count) * sizeof(T));
+}
+
+// step(first column, columns) for each vector of a row: the whole ones, then what is left.
+template <typename Step>
+static inline void for_vectors(int64_t width, Step step) {
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) step(c, Whole{});
+  if (c < width) step(c, width - c);
+}
+
 template <typename T>
 static inline void load_row(const T* source, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = to_float(source[i]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load_floats(source + i));
+  for (; i < count; ++i) to[i] = to_float(source[i]);
 }
 
 template <typename T>
 static inline void store_row(const float* source, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(source[i]);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_floats(load(source + i), to + i);
+  for (; i < count; ++i) to[i] = from_float<T>(source[i]);
 }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
