@@ -37,10 +37,8 @@ def machine(device: torch.device) -> dict[str, object]:
 
 def title(device: torch.device) -> str:
     facts = machine(device)
-    return (
-        f"hsta_kernels {facts['hsta_kernels']} against the best contender: {facts['device']}, {facts['threads']} threads, "
-        f"PyTorch {facts['torch']}, {facts['date']}"
-    )
+    where = f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
+    return f"hsta_kernels {facts['hsta_kernels']} against the best contender: {where}"
 
 
 def table(results: list[Result]) -> str:
