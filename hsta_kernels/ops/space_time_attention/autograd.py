@@ -7,12 +7,26 @@ from typing import Any
 
 import torch
 
+from hsta_kernels import backends
+from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.space_time_attention import native
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats)
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cpu": native,
+    "triton": triton.LazyModule("hsta_kernels.ops.space_time_attention.triton"),
+}
+
+
+def _refuse_triton(qkv: torch.Tensor) -> str | None:
+    if qkv.shape[-1] > 128:
+        return f"qkv has a head_dim D of {qkv.shape[-1]}; the kernels take up to 128"
+    return triton.refuse("qkv", qkv)
+
+
+backends.register("space_time_attention", "triton", _refuse_triton)
 
 
 @torch.library.custom_op("hsta_kernels::space_time_attention_forward", mutates_args=())
