@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
+from hsta_kernels.ops.triton_table import TABLE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,14 +25,16 @@ class LazyModule(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def refuse(name: str, tensor: torch.Tensor) -> str | None:
-    """Why the Triton kernels cannot read `tensor`, or None."""
+def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
+    """Why the Triton kernels cannot read `tensor`, or None; `kernel` is the operator's most demanding one."""
     if tensor.device.type != ("cpu" if backends.triton_interpreted else "cuda"):
         return f"{name} is on {tensor.device}"
     if tensor.dtype not in DTYPES:
         return f"{name} is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
     if tensor.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return f"{name} is on a GPU older than sm_80"
+    if not configured(kernel, tensor, tensor.shape[-1]):
+        return f"{name} has rows of {tensor.shape[-1]} {tensor.dtype}; the kernels do not go so wide"
     return None
 
 
@@ -57,6 +62,47 @@ def in_units(strides: Sequence[int]) -> tuple[list[int], int]:
     return [stride // unit for stride in strides], unit
 
 
+def in_two_parts(number: float) -> tuple[float, float]:
+    """`number` in float32, and what that leaves of it."""
+    high = ctypes.c_float(number).value
+    return high, number - high
+
+
 def power_of_2(number: int) -> int:
     """The smallest power of 2 that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
+
+
+def architecture(device: torch.device) -> int:
+    """The GPU generation whose configurations fit `device`: 80, 90 or 100.
+
+    Consumer GPUs have the shared memory of an sm_80's smallest relatives, for which the rows of 80 are made; so are
+    other vendors' GPUs and the interpreter.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major if (major, minor) in ((8, 0), (9, 0), (10, 0), (10, 3)) else 80
+
+
+def configured(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> bool:
+    """Whether the table has a configuration of `kernel`, for rows of `width` elements and sequences of `length`."""
+    return _row(kernel, architecture(tensor.device), tensor.element_size(), width, length) is not None
+
+
+def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> dict[str, Any]:
+    """The launch options of `kernel`: tile sizes, warps, stages.
+
+    Products and sums are not contracted: in the softmax that would round a score differently where it is the maximum
+    and where it is compared with it.
+    """
+    config = _row(kernel, architecture(tensor.device), tensor.element_size(), width, length)
+    assert config is not None
+    return config | {"enable_fp_fusion": False}
+
+
+@functools.cache
+def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> dict[str, int] | None:
+    table = TABLE[kernel]
+    fits = [key for key in table if key[:2] == (arch, element_size) and key[2] >= width and key[3] >= length]
+    return table[min(fits)] if fits else None

@@ -21,9 +21,7 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
 
 
 def _refuse_triton(qkv: torch.Tensor) -> str | None:
-    if qkv.shape[-1] > 128:
-        return f"qkv has a head_dim D of {qkv.shape[-1]}; the kernels take up to 128"
-    return triton.refuse("qkv", qkv)
+    return triton.refuse("qkv", qkv, "flash_backward_kv")
 
 
 backends.register("space_time_attention", "triton", _refuse_triton)

@@ -11,8 +11,15 @@ from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
 from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
 from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix, sum_prefix
 from hsta_kernels.ops.space_time_attention.triton_time import time_backward, time_forward
-from hsta_kernels.ops.triton import current_device, in_units, power_of_2, precision
-from hsta_kernels.ops.triton_configs import configuration
+from hsta_kernels.ops.triton import (
+    configuration,
+    configured,
+    current_device,
+    in_two_parts,
+    in_units,
+    power_of_2,
+    precision,
+)
 
 _MERGED_SLOTS = 32  # partial results of a prefix row that are merged at a time
 
@@ -44,19 +51,6 @@ class Groups(NamedTuple):
         return self.members // block + (-(-left // self.tail(block)) if left else 0)
 
 
-class TimeTile(NamedTuple):
-    """`places` sequences of all frames, and the prefix, in a tile of `rows` rows."""
-
-    rows: int
-    places: int
-
-
-def time_tile(num_frames: int, num_prefix_tokens: int, rows: int) -> TimeTile | None:
-    """The tile for sequences of this length, of `rows` rows or, should one sequence not fit, up to 128; else None."""
-    rows = max(rows, power_of_2(num_frames + num_prefix_tokens))
-    return TimeTile(rows, (rows - num_prefix_tokens) // num_frames) if rows <= 128 else None
-
-
 def forward(
     qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,27 +62,38 @@ def forward(
     groups = Groups.of(num_frames, num_patches, axis, num_prefix_tokens)
     strides, unit = in_units(qkv.stride()[:4])
     common = {"P": groups.prefix, **_columns(head_dim), "UNIT": unit, "PRECISION": precision(qkv.dtype)}
-    scale *= math.log2(math.e)
-    tile, config = _time_configuration("time_forward", qkv, groups, axis)
-    slots = -(-num_patches // tile.places) if tile else groups.groups
+    factor = in_two_parts(scale * math.log2(math.e))
+    tile = _time_tile("time_forward", qkv, groups, axis)
+    slots = -(-num_patches // tile["PACK"]) if tile else groups.groups
     partial_shape = (batch, heads, groups.prefix, slots)
     values = qkv.new_empty((*partial_shape, head_dim), dtype=torch.float32)
     partial_stats = qkv.new_empty((*partial_shape, 2), dtype=torch.float32)
     with current_device(qkv):
         if tile:
             time_forward[(batch * slots * heads,)](
-                qkv, out, stats, values, partial_stats, *strides, num_patches, heads, scale,
-                T=num_frames, PACK=tile.places, ROWS=tile.rows, **common, **config,
+                qkv, out, stats, values, partial_stats, *strides, num_patches, heads, *factor,
+                **common, **tile,
             )  # fmt: skip
         else:
-            config = _flash_configuration("flash_forward", qkv, groups)
+            config = _flash_tiles("flash_forward", qkv, groups)
             flash_forward[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
-                qkv, out, stats, values, partial_stats, *strides, *groups[1:], length, heads, scale, **common, **config
+                qkv,
+                out,
+                stats,
+                values,
+                partial_stats,
+                *strides,
+                *groups[1:],
+                length,
+                heads,
+                *factor,
+                **common,
+                **config,
             )
         if groups.prefix:
             merge_prefix[(batch * heads * groups.prefix,)](
                 values, partial_stats, out, stats, slots, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim),
+                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim), enable_fp_fusion=False,
             )  # fmt: skip
     return out, stats
 
@@ -115,31 +120,31 @@ def backward(
         "P": groups.prefix, **_columns(head_dim), "UNIT": unit, "GRAD_UNIT": grad_unit,
         "PRECISION": precision(qkv.dtype),
     }  # fmt: skip
-    scales = (scale * math.log2(math.e), scale)
-    tile, config = _time_configuration("time_backward", qkv, groups, axis)
-    slots = -(-num_patches // tile.places) if tile else groups.groups
+    scales = (*in_two_parts(scale * math.log2(math.e)), scale)
+    tile = _time_tile("time_backward", qkv, groups, axis)
+    slots = -(-num_patches // tile["PACK"]) if tile else groups.groups
     partial_grads = qkv.new_empty((batch, 3, heads, groups.prefix, slots, head_dim), dtype=torch.float32)
     with current_device(qkv):
         if tile:
             time_backward[(batch * slots * heads,)](
                 grad_out, qkv, out, stats, grad_qkv, partial_grads, *grad_strides, *strides, num_patches, heads,
-                *scales, T=num_frames, PACK=tile.places, ROWS=tile.rows, **common, **config,
+                *scales, **common, **tile,
             )  # fmt: skip
         else:
             delta = qkv.new_empty((batch, heads, length), dtype=torch.float32)
             sizes = (*grad_strides, *strides, *groups[1:], length, heads, *scales)
-            config = _flash_configuration("flash_backward_q", qkv, groups)
+            config = _flash_tiles("flash_backward_q", qkv, groups)
             flash_backward_q[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
                 grad_out, qkv, out, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
             )
-            config = _flash_configuration("flash_backward_kv", qkv, groups)
+            config = _flash_tiles("flash_backward_kv", qkv, groups)
             flash_backward_kv[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
                 grad_out, qkv, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
             )
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
                 partial_grads, grad_qkv, slots, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim),
+                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim), enable_fp_fusion=False,
             )  # fmt: skip
     return grad_qkv
 
@@ -148,16 +153,18 @@ def _columns(head_dim: int) -> dict[str, int]:
     return {"D": head_dim, "BLOCK_D": max(16, power_of_2(head_dim))}
 
 
-def _time_configuration(
-    kernel: str, qkv: torch.Tensor, groups: Groups, axis: str
-) -> tuple[TimeTile | None, dict[str, Any]]:
-    """How to tile attention over time; no tile when the sequences are too long for one, or lie along another axis."""
-    if axis != "time":
-        return None, {}
-    config = configuration(kernel, qkv, max(16, power_of_2(qkv.shape[-1])), groups.members)
-    return time_tile(groups.members, groups.prefix, config.pop("ROWS")), config
+def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dict[str, Any] | None:
+    """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
+
+    None when a sequence is too long for one tile, or lies along another axis.
+    """
+    sequence = groups.members + groups.prefix
+    if axis != "time" or not configured(kernel, qkv, qkv.shape[-1], sequence):
+        return None
+    config = configuration(kernel, qkv, qkv.shape[-1], sequence)
+    return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
 
 
-def _flash_configuration(kernel: str, qkv: torch.Tensor, groups: Groups) -> dict[str, Any]:
-    config = configuration(kernel, qkv, max(16, power_of_2(qkv.shape[-1])), groups.members)
+def _flash_tiles(kernel: str, qkv: torch.Tensor, groups: Groups) -> dict[str, Any]:
+    config = configuration(kernel, qkv, qkv.shape[-1], groups.members)
     return config | {"TAIL_M": groups.tail(config["BLOCK_M"]), "TAIL_N": groups.tail(config["BLOCK_N"])}

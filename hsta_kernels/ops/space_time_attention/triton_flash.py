@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import load_tile, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import divide, load_tile, scores, store_tile
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _visible(query, key, group, G, P: tl.constexpr):
 
 @triton.jit
 def _attend(
-    q, k_base, v_base, values, m, l, query, start, group, G, group_step, member_step, token_stride, scale,
+    q, k_base, v_base, values, m, l, query, start, group, G, group_step, member_step, token_stride, scale, scale_low,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +41,7 @@ def _attend(
     token = _token(key, group, G, group_step, member_step, P)
     k = load_tile(k_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     v = load_tile(v_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    s = scores(q, k, scale, scale_low, PRECISION)
     if TAIL:
         s = tl.where(_visible(query[:, None], key[None, :], group, G, P), s, -float("inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
@@ -55,7 +55,7 @@ def _attend(
 @triton.jit
 def _forward_tile(
     start, qkv_base, out, stats, partial_values, partial_stats, part_stride, token_stride,
-    sample, head, group, groups, G, group_step, member_step, L, H, scale,
+    sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -69,18 +69,19 @@ def _forward_tile(
     full = G // BLOCK_N * BLOCK_N
     for first in range(0, full, BLOCK_N):
         values, m, l = _attend(
-            q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step, token_stride, scale,
-            P, D, BLOCK_D, BLOCK_N, False, PRECISION,
+            q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step, token_stride,
+            scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             values, m, l = _attend(
-                q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step, token_stride, scale,
-                P, D, BLOCK_D, TAIL_N, True, PRECISION,
+                q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step,
+                token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, PRECISION,
             )  # fmt: skip
 
     patch = query < G
-    store_tile(values / l[:, None], out + (sample * L * H + head) * D, token, patch, H * D, D, BLOCK_D, TAIL)
+    o = divide(values, l[:, None], q.dtype)
+    store_tile(o, out + (sample * L * H + head) * D, token, patch, H * D, D, BLOCK_D, TAIL)
     row_stats = stats + ((sample * H + head) * L + token) * 2
     tl.store(row_stats, m, mask=patch)
     tl.store(row_stats + 1, l, mask=patch)
@@ -96,7 +97,7 @@ def _forward_tile(
 def flash_forward(
     qkv, out, stats, partial_values, partial_stats,
     sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale,
+    groups, G, group_step, member_step, L, H, scale, scale_low,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -111,13 +112,13 @@ def flash_forward(
     if tile < full:
         _forward_tile(
             tile * BLOCK_M, base, out, stats, partial_values, partial_stats, part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
             P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _forward_tile(
             full * BLOCK_M + (tile - full) * TAIL_M, base, out, stats, partial_values, partial_stats,
             part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
             P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.space_time_attention.triton_flash import _token, _visible
-from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, load_tile, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, divide, load_tile, scores, store_tile
 
 
 @triton.jit
 def _add_to_dq(
-    dq, q, do, m, inverse_l, delta, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
-    scale, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+    dq, q, do, m, l, delta, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
+    scale, scale_low, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq plus what the keys in rows start to start + BLOCK contribute."""
@@ -25,8 +25,8 @@ def _add_to_dq(
     token = _token(key, group, G, group_step, member_step, P)
     k = load_tile(k_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     v = load_tile(v_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    p = tl.exp2(s - m[:, None]) * inverse_l[:, None]
+    s = scores(q, k, scale, scale_low, PRECISION)
+    p = divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype)
     if TAIL:
         p = tl.where(_visible(query[:, None], key[None, :], group, G, P), p, 0.0)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -38,7 +38,7 @@ def _add_to_dq(
 def _dq_tile(
     start, grad_base, qkv_base, out, stats, delta_rows, grad_qkv, partial_grads,
     grad_token_stride, part_stride, token_stride,
-    sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+    sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -53,20 +53,20 @@ def _dq_tile(
     row = (sample * H + head) * L + token
     tl.store(delta_rows + row, delta, mask=valid)  # a prefix token's is the same in every group
     m = tl.load(stats + row * 2, mask=valid, other=0.0)
-    inverse_l = 1 / tl.load(stats + row * 2 + 1, mask=valid, other=1.0)
+    l = tl.load(stats + row * 2 + 1, mask=valid, other=1.0)
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
     k_base, v_base = qkv_base + part_stride, qkv_base + 2 * part_stride
     full = G // BLOCK_N * BLOCK_N
     for first in range(0, full, BLOCK_N):
         dq = _add_to_dq(
-            dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
-            token_stride, scale, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
+            dq, q, do, m, l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
+            token_stride, scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             dq = _add_to_dq(
-                dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
-                token_stride, scale, P, D, BLOCK_D, TAIL_N, True, PRECISION,
+                dq, q, do, m, l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
+                token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, PRECISION,
             )  # fmt: skip
     dq *= grad_scale
     store_tile(dq, grad_qkv + (sample * L * 3 * H + head) * D, token, query < G, 3 * H * D, D, BLOCK_D, TAIL)
@@ -80,7 +80,7 @@ def flash_backward_q(
     grad_out, qkv, out, stats, delta_rows, grad_qkv, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale, grad_scale,
+    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -97,14 +97,14 @@ def flash_backward_q(
         _dq_tile(
             tile * BLOCK_M, grad_base, base, out, stats, delta_rows, grad_qkv, partial_grads,
             grad_token_stride * GRAD_UNIT, part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
             P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _dq_tile(
             full * BLOCK_M + (tile - full) * TAIL_M, grad_base, base, out, stats, delta_rows, grad_qkv, partial_grads,
             grad_token_stride * GRAD_UNIT, part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
             P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ def flash_backward_q(
 @triton.jit
 def _add_to_dk_dv(
     dk, dv, k, v, q_base, grad_base, row_stats, row_delta, key, start, group, G, group_step, member_step,
-    token_stride, grad_token_stride, scale,
+    token_stride, grad_token_stride, scale, scale_low,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -123,10 +123,10 @@ def _add_to_dk_dv(
     q = load_tile(q_base, token, valid, token_stride, D, BLOCK_D, TAIL)
     do = load_tile(grad_base, token, valid, grad_token_stride, D, BLOCK_D, TAIL)
     m = tl.load(row_stats + token * 2, mask=valid, other=0.0)
-    inverse_l = 1 / tl.load(row_stats + token * 2 + 1, mask=valid, other=1.0)
+    l = tl.load(row_stats + token * 2 + 1, mask=valid, other=1.0)
     delta = tl.load(row_delta + token, mask=valid, other=0.0)
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # (keys, queries)
-    p = tl.exp2(s - m[None, :]) * inverse_l[None, :]
+    s = scores(k, q, scale, scale_low, PRECISION)  # (keys, queries)
+    p = divide(tl.exp2(s - m[None, :]), l[None, :], q.dtype)
     if TAIL:
         p = tl.where(_visible(query[None, :], key[:, None], group, G, P) & valid[None, :], p, 0.0)
     dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -139,7 +139,7 @@ def _add_to_dk_dv(
 def _dk_dv_tile(
     start, grad_base, qkv_base, row_stats, row_delta, grad_qkv, partial_grads,
     grad_token_stride, part_stride, token_stride,
-    sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+    sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -154,13 +154,13 @@ def _dk_dv_tile(
     for first in range(0, full, BLOCK_N):
         dk, dv = _add_to_dk_dv(
             dk, dv, k, v, qkv_base, grad_base, row_stats, row_delta, key, first, group, G, group_step, member_step,
-            token_stride, grad_token_stride, scale, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
+            token_stride, grad_token_stride, scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             dk, dv = _add_to_dk_dv(
                 dk, dv, k, v, qkv_base, grad_base, row_stats, row_delta, key, first, group, G, group_step, member_step,
-                token_stride, grad_token_stride, scale, P, D, BLOCK_D, TAIL_N, True, PRECISION,
+                token_stride, grad_token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, PRECISION,
             )  # fmt: skip
     dk *= grad_scale
     grad_qkv += (sample * L * 3 * H + H + head) * D
@@ -177,7 +177,7 @@ def flash_backward_kv(
     grad_out, qkv, stats, delta_rows, grad_qkv, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale, grad_scale,
+    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -195,13 +195,13 @@ def flash_backward_kv(
         _dk_dv_tile(
             tile * BLOCK_M, grad_base, base, stats + row * 2, delta_rows + row, grad_qkv, partial_grads,
             grad_token_stride * GRAD_UNIT, part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
             P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _dk_dv_tile(
             full * BLOCK_M + (tile - full) * TAIL_M, grad_base, base, stats + row * 2, delta_rows + row, grad_qkv,
             partial_grads, grad_token_stride * GRAD_UNIT, part_stride * UNIT, token_stride * UNIT,
-            sample, head, group, groups, G, group_step, member_step, L, H, scale, grad_scale,
+            sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
             P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip

@@ -41,6 +41,19 @@ def store_tile(tile, base, rows, valid, row_stride, D: tl.constexpr, BLOCK_D: tl
 
 
 @triton.jit
+def scores(a, b, scale, scale_low, PRECISION: tl.constexpr):
+    """a · bᵀ times the factor scale + scale_low: an error of the factor would change all scores of a row alike."""
+    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    return s * scale + s * scale_low if a.dtype == tl.float32 else s * scale
+
+
+@triton.jit
+def divide(x, l, dtype: tl.constexpr):
+    """x / l with one l for a row or column; a reciprocal rounded to float32 is good enough for 16-bit results."""
+    return x / l if dtype == tl.float32 else x * tl.div_rn(1.0, l)
+
+
+@triton.jit
 def diagonal(square, ROWS: tl.constexpr):
     """The diagonal of a (ROWS, ROWS) tile."""
     rows = tl.arange(0, ROWS)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, load_tile, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, divide, load_tile, scores, store_tile
 
 PREFIX = tl.constexpr(-1)  # the place of a prefix token
 PADDING = tl.constexpr(-2)  # the place of a row that is not there
@@ -46,7 +46,8 @@ def _visible(place, slot):
 @triton.jit
 def time_forward(
     qkv, out, stats, partial_values, partial_stats,
-    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64, N, H, scale,
+    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
+    N, H, scale, scale_low,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +61,7 @@ def time_forward(
     k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
     v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
 
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    s = scores(q, k, scale, scale_low, PRECISION)
     s = tl.where(_visible(place, slot), s, -float("inf"))
     m = tl.max(s, 1)
     p = tl.exp2(s - m[:, None])
@@ -68,7 +69,8 @@ def time_forward(
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
     L = P + N * T
-    store_tile(values / l[:, None], out + (sample * L * H + head) * D, token, place >= 0, H * D, D, BLOCK_D, True)
+    o = divide(values, l[:, None], q.dtype)
+    store_tile(o, out + (sample * L * H + head) * D, token, place >= 0, H * D, D, BLOCK_D, True)
     row_stats = stats + ((sample * H + head) * L + token) * 2
     tl.store(row_stats, m, mask=place >= 0)
     tl.store(row_stats + 1, l, mask=place >= 0)
@@ -84,7 +86,7 @@ def time_backward(
     grad_out, qkv, out, stats, grad_qkv, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    N, H, scale, grad_scale,
+    N, H, scale, scale_low, grad_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -102,10 +104,10 @@ def time_backward(
     L = P + N * T
     row_stats = stats + ((sample * H + head) * L + token) * 2
     m = tl.load(row_stats, mask=valid, other=0.0)
-    inverse_l = 1 / tl.load(row_stats + 1, mask=valid, other=1.0)
+    l = tl.load(row_stats + 1, mask=valid, other=1.0)
 
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    p = tl.where(_visible(place, slot), tl.exp2(s - m[:, None]) * inverse_l[:, None], 0.0)
+    s = scores(q, k, scale, scale_low, PRECISION)
+    p = tl.where(_visible(place, slot), divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype), 0.0)
     dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     # A patch has its whole row here. A prefix query's row is spread over the slots: δ = Σ p·dp = dO·O, by the same
