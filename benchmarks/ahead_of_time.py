@@ -173,7 +173,10 @@ def float32_products(dtype: str) -> Iterator[torch.dtype]:
 def compile_case(case: str, dtype: str, arch: int) -> list[tuple[str, str, Resources]]:
     """(kernel, its options in words, what it takes) of everything that a case launches."""
     with float32_products(dtype) as torch_dtype:
-        noted = launches(lambda: CASES[case](torch_dtype), arch)
+        try:
+            noted = launches(lambda: CASES[case](torch_dtype), arch)
+        except LookupError:  # the operator refuses rows this wide
+            return []
     return [(launch.name, in_words(launch.options), compile_launch(launch, arch)) for launch in noted]
 
 
@@ -187,7 +190,9 @@ def line(case: str, dtype: str, arch: int, kernel: str, options: str, resources:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="only these: the whole table takes an hour")
+    arguments = parser.parse_args()
     columns = ["case", "kernel", "GPU", "dtype", "options"]
     columns += [field.name.replace("_", " ") for field in fields(Resources)]
     lines = [
@@ -202,7 +207,7 @@ def main() -> None:
         "|" + "---|" * len(columns),
     ]
     for arch in ARCHITECTURES:
-        for dtype in DTYPES:
+        for dtype in arguments.dtypes:
             for case in CASES:
                 for row in compile_case(case, dtype, arch):
                     text = line(case, dtype, arch, *row)

@@ -146,7 +146,10 @@ def choose(
     case: Callable,
     measure: bool,
 ) -> tuple[Key, Options] | None:
-    """The fastest configuration among those that spill least; without measuring, the first; None when none fits."""
+    """The fastest configuration among those that spill least; without measuring, the first; None when none fits.
+
+    A tile over time that spills is none either: flash attention takes such sequences.
+    """
     spilling: list[tuple[float, Key, Options]] = []
     for config in candidates:
         key = key_of(arch, size, width, longest, config)
@@ -154,6 +157,8 @@ def choose(
         if not measure and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
+    if kernel.startswith("time") and least > 0:
+        return None
     good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
     if not measure or not good:
         return good[0] if good else None

@@ -97,7 +97,8 @@ def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1
     and where it is compared with it.
     """
     config = _row(kernel, architecture(tensor.device), tensor.element_size(), width, length)
-    assert config is not None
+    if config is None:
+        raise LookupError(f"{kernel} has no configuration for rows of {width} {tensor.dtype}")
     return config | {"enable_fp_fusion": False}
 
 

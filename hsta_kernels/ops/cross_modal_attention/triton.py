@@ -26,7 +26,7 @@ def forward(
     options = _options("pool_forward", tokens, heads, unit)
     with current_device(tokens):
         pool_forward[(batch * slots,)](
-            u, tokens, z_parts, stat_parts, *strides, tokens.shape[1], heads, width, slots, rows_per_slot,
+            u, tokens, z_parts, stat_parts, *strides, tokens.shape[1], heads, slots, rows_per_slot,
             eps, **options,
         )  # fmt: skip
         if slots > 1:
@@ -60,7 +60,7 @@ def backward(
     with current_device(tokens):
         pool_backward[(batch * slots,)](
             grad_z, u, tokens, z, stats, parts, grad_tokens, *strides, tokens.shape[1], heads,
-            width, slots, rows_per_slot, eps, **options,
+            slots, rows_per_slot, eps, **options,
         )  # fmt: skip
         if slots > 1:
             size, block = heads * width, 1024
@@ -90,5 +90,5 @@ def _options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[s
     a = max(16, power_of_2(tokens.shape[-1]) // 2)
     b = max(16, power_of_2(tokens.shape[-1] - a))
     split = min(config["num_warps"], a // 16, b // 16)
-    pieces = {"BLOCK_H": max(16, power_of_2(heads)), "SPLIT": split, "A": a, "B": b}
+    pieces = {"C": tokens.shape[-1], "BLOCK_H": max(16, power_of_2(heads)), "SPLIT": split, "A": a, "B": b}
     return pieces | {"UNIT": unit, "PRECISION": precision(tokens.dtype)} | config

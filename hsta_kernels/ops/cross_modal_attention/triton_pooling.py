@@ -22,16 +22,18 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _piece(offsets, valid, first, C, SPLIT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets of the columns from `first` on of the rows at `offsets`, and which of them exist."""
+def _piece(offsets, valid, FIRST: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets of COLUMNS columns from FIRST on of the rows at `offsets`, and which of them exist."""
     width: tl.constexpr = COLUMNS // SPLIT
-    columns = first + tl.arange(0, SPLIT)[:, None] * width + tl.arange(0, width)[None, :]
-    mask = valid[None, :, None] & (columns < C)[:, None, :]
+    columns = FIRST + tl.arange(0, SPLIT)[:, None] * width + tl.arange(0, width)[None, :]
+    mask = valid[None, :, None]
+    if FIRST + COLUMNS > C:
+        mask = mask & (columns < C)[:, None, :]
     return offsets.to(tl.int64)[None, :, None] + columns[:, None, :], mask
 
 
 @triton.jit
-def _load(base, offsets, valid, C, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _load(base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """Both pieces of the rows at `offsets` from `base`; zero where a row is not `valid` and past column C."""
     offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
     offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
@@ -39,7 +41,7 @@ def _load(base, offsets, valid, C, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.c
 
 
 @triton.jit
-def _store(a, b, base, offsets, valid, C, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _store(a, b, base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
     offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
     tl.store(base + offsets_a, a.to(base.dtype.element_ty), mask=mask_a)
@@ -59,7 +61,7 @@ def _row_offsets(row, query_distance, token_stride, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _normalized(tokens, offsets, valid, C, eps, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _normalized(tokens, offsets, valid, C: tl.constexpr, eps, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """y, in the tokens' dtype, and 1 / sqrt(var + eps) of the rows at `offsets`."""
     a, b = _load(tokens, offsets, valid, C, SPLIT, A, B)
     dtype = a.dtype
@@ -90,8 +92,8 @@ def _weighted(weights, rows, to, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
 def pool_forward(
     u, tokens, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, C, slots, rows_per_slot, eps,
-    BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
+    N, H, slots, rows_per_slot, eps,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)  # (sample, slot)
@@ -152,8 +154,8 @@ def pool_backward(
     grad_z, u, tokens, z, stats, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, C, slots, rows_per_slot, eps,
-    BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
+    N, H, slots, rows_per_slot, eps,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
