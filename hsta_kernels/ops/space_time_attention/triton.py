@@ -51,6 +51,11 @@ class Groups(NamedTuple):
         return self.members // block + (-(-left // self.tail(block)) if left else 0)
 
 
+def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
+    """(B, H, L, 2): tiles of keys come one after the other, so no query's row is at hand at once."""
+    return qkv.shape[0], qkv.shape[3], qkv.shape[1], 2
+
+
 def forward(
     qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
