@@ -10,6 +10,7 @@ uses the same backend, whichever thread it runs in.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
 
 
 native, _native_error = _load_native()
+_triton_installed = importlib.util.find_spec("triton") is not None
+triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels then run on the CPU, as Python
 _requested = _check_name(os.environ.get("HSTA_BACKEND", "auto"), "the environment variable HSTA_BACKEND")
 
 
@@ -66,6 +69,10 @@ def unavailable(name: str) -> str | None:
         return _native_error
     if not any(name in table for table in _refusals.values()):
         return f"this version of hsta_kernels has no {name} kernels"
+    if name == "triton" and not _triton_installed:
+        return "Triton is not installed; it comes with PyTorch's builds for NVIDIA and AMD GPUs"
+    if name == "triton" and triton_interpreted:
+        return None
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
     return None

@@ -7,12 +7,27 @@ from typing import Any
 
 import torch
 
+from hsta_kernels import backends
+from hsta_kernels.ops import triton
 from hsta_kernels.ops.add_layer_norm import native
 from hsta_kernels.ops.checks import rows_contiguous
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cpu": native,
+    "triton": triton.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
+}
+
+
+def _refuse_triton(x: torch.Tensor, residual: torch.Tensor) -> str | None:
+    if residual.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
+    kernel = "add_layer_norm_backward"
+    return triton.refuse("x", x, kernel) or triton.refuse("residual", residual, kernel)
+
+
+backends.register("add_layer_norm", "triton", _refuse_triton)
 
 
 @torch.library.custom_op("hsta_kernels::add_layer_norm_forward", mutates_args=())

@@ -14,12 +14,24 @@ from typing import Any
 
 import torch
 
+from hsta_kernels import backends
+from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.cross_modal_attention import native
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cpu": native,
+    "triton": triton.LazyModule("hsta_kernels.ops.cross_modal_attention.triton"),
+}
+
+
+def _refuse_triton(tokens: torch.Tensor) -> str | None:
+    return triton.refuse("tokens", tokens, "pool_backward")
+
+
+backends.register("cross_modal_attention", "triton", _refuse_triton)
 
 
 @torch.library.custom_op("hsta_kernels::cross_modal_attention_forward", mutates_args=())

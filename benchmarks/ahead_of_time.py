@@ -1,0 +1,222 @@
+"""Triton kernels without a GPU: what the operators would launch, compiled for a GPU that need not be there.
+
+    python -m benchmarks.ahead_of_time      # rewrites docs/triton-resources.md
+
+`launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
+Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from hsta_kernels.ops import triton as launching
+from hsta_kernels.ops.add_layer_norm import triton as add_layer_norm
+from hsta_kernels.ops.cross_modal_attention import triton as cross_modal_attention
+from hsta_kernels.ops.space_time_attention import triton as space_time_attention
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "triton-resources.md"
+ARCHITECTURES = (80, 90, 100)
+DTYPES = ("bfloat16", "float16", "float32", "tf32")
+# What a program may take; the rows of 80 also serve consumer GPUs, which have 99 KiB.
+SHARED_MEMORY = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: JITFunction
+    programs: int
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes and uses; the fields are the columns of the table in docs/."""
+
+    registers: int
+    shared_memory: int
+    spills: int  # instructions that touch local memory
+    matrix: str  # the matrix unit's instructions in the machine code
+    wide_loads: str  # 16-byte global loads out of all
+
+
+def launches(run: Callable[[], object], arch: int) -> list[Launch]:
+    """The kernels that `run` would launch on a GPU of this architecture; its tensors are on the meta device."""
+    noted: list[Launch] = []
+
+    def note(kernel: JITFunction, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **options: noted.append(Launch(kernel, grid[0], arguments, options))
+
+    with (
+        mock.patch.object(JITFunction, "__getitem__", note),
+        mock.patch.object(launching, "architecture", lambda device: arch),
+        mock.patch.object(torch.Tensor, "data_ptr", lambda tensor: 0),
+    ):
+        run()
+    return noted
+
+
+@contextmanager
+def _target(arch: int) -> Iterator[None]:
+    before = dict(vars(driver))
+    fake = mock.Mock()
+    fake.get_current_target.return_value = GPUTarget("cuda", arch, 32)
+    fake.get_current_device.return_value = arch  # kernels are cached by device
+    driver.set_active(fake)
+    try:
+        yield
+    finally:
+        vars(driver).update(before)
+
+
+def compile_launch(launch: Launch, arch: int) -> Resources:
+    arguments = [a.dtype if isinstance(a, torch.Tensor) else a for a in launch.arguments]
+    with _target(arch):
+        compiled = launch.kernel.warmup(*arguments, grid=(launch.programs,), **launch.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage, code = (
+            subprocess.run([_CUOBJDUMP, option, cubin.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    loads = re.findall(r"\b(?:LDG|LDGSTS)\.\S*", code)
+    kinds = ((r"\bHMMA", "mma"), (r"\bHGMMA", "wgmma"), (r"\bUTC\w*MMA", "tcgen05"))
+    return Resources(
+        registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
+        shared_memory=compiled.metadata.shared,
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        matrix="+".join(name for pattern, name in kinds if re.search(pattern, code)) or "none",
+        wide_loads=f"{sum('.128' in load for load in loads)}/{len(loads)}",
+    )
+
+
+def attention(axis: str, frames: int, patches: int, prefix: int, head_dim: int, batch: int = 8) -> Callable:
+    """Forward and backward pass of space_time_attention, to be given a dtype."""
+
+    def run(dtype: torch.dtype, device: str = "meta") -> None:
+        grid = (frames, patches, axis, prefix, head_dim**-0.5)
+        qkv = torch.randn(batch, prefix + frames * patches, 3, 12, head_dim, dtype=dtype, device=device)
+        out, stats = space_time_attention.forward(qkv, *grid)
+        space_time_attention.backward(out, qkv, out, stats, *grid)
+
+    return run
+
+
+def pooling(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
+    """Forward and backward pass of cross_modal_attention's streaming pass, over a slice of a longer sequence."""
+
+    def run(dtype: torch.dtype, device: str = "meta") -> None:
+        rows = torch.randn(batch, 1 + tokens, width, dtype=dtype, device=device)[:, 1:]
+        query = torch.randn(batch, width, dtype=dtype, device=device)
+        u = torch.randn(batch, heads, width, device=device)
+        z, stats = cross_modal_attention.forward(u, query, rows, 1e-6)
+        cross_modal_attention.backward(z, u, query, rows, z, stats, 1e-6)
+
+    return run
+
+
+def norm(rows: int, width: int) -> Callable:
+    """Forward and backward pass of add_layer_norm."""
+
+    def run(dtype: torch.dtype, device: str = "meta") -> None:
+        x, weight = torch.randn(rows, width, dtype=dtype, device=device), torch.randn(width, device=device)
+        add_layer_norm.forward(x, x, weight, weight, 1e-6)
+        add_layer_norm.backward(x, x, x, weight, 1e-6)
+
+    return run
+
+
+# One case for each configuration in the table. Where `joint` and `space` have the same one, one width stands for all.
+CASES: dict[str, Callable] = {
+    **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (32, 64, 128)},
+    **{f"time T=64 D={d}": attention("time", 64, 49, 1, d) for d in (32, 64, 128)},
+    **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (32, 64, 128)},
+    "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
+    **{f"pooling C={c}": pooling(588, c) for c in (192, 384, 768)},
+    **{f"add_layer_norm C={c}": norm(37696, c) for c in (384, 768, 3072)},
+}
+
+
+@contextmanager
+def float32_products(dtype: str) -> Iterator[torch.dtype]:
+    """The dtype of that name; `tf32` is float32 with TF32 products allowed."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def compile_case(case: str, dtype: str, arch: int) -> list[tuple[str, str, Resources]]:
+    """(kernel, its options in words, what it takes) of everything that a case launches."""
+    with float32_products(dtype) as torch_dtype:
+        try:
+            noted = launches(lambda: CASES[case](torch_dtype), arch)
+        except LookupError:  # the operator refuses rows this wide
+            return []
+    return [(launch.name, in_words(launch.options), compile_launch(launch, arch)) for launch in noted]
+
+
+def in_words(options: dict[str, Any]) -> str:
+    named = ("ROWS", "PACK", "BLOCK_M", "TAIL_M", "BLOCK_N", "TAIL_N", "BLOCK", "SPLIT", "num_warps", "num_stages")
+    return " ".join(f"{name}={options[name]}" for name in named if name in options)
+
+
+def line(case: str, dtype: str, arch: int, kernel: str, options: str, resources: Resources) -> str:
+    return f"| {case} | {kernel} | sm_{arch} | {dtype} | {options} | {' | '.join(map(str, astuple(resources)))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="only these: the whole table takes an hour")
+    arguments = parser.parse_args()
+    columns = ["case", "kernel", "GPU", "dtype", "options"]
+    columns += [field.name.replace("_", " ") for field in fields(Resources)]
+    lines = [
+        "# What the Triton kernels take of a GPU",
+        "",
+        f"Compiled ahead of time by Triton {triton.__version__}; written by `python -m benchmarks.ahead_of_time`,",
+        "and compared with the kernels by `tests/triton/test_ahead_of_time.py`. Shared memory is in bytes; spills are",
+        "instructions that touch local memory; the matrix unit's instructions and the 16-byte share of the global",
+        "loads are read from the machine code. `tf32` is float32 with TF32 products allowed.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+    ]
+    for arch in ARCHITECTURES:
+        for dtype in arguments.dtypes:
+            for case in CASES:
+                for row in compile_case(case, dtype, arch):
+                    text = line(case, dtype, arch, *row)
+                    if text not in lines:
+                        lines.append(text)
+                print(f"sm_{arch} {dtype} {case}", flush=True)
+    DOCUMENT.parent.mkdir(exist_ok=True)
+    DOCUMENT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

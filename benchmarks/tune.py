@@ -1,0 +1,211 @@
+"""Chooses the launch configurations of the Triton kernels and rewrites hsta_kernels/ops/triton_table.py.
+
+    python -m benchmarks.tune                  # on a GPU: its architecture's rows, by measured time
+    python -m benchmarks.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
+
+A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
+never measured. What changed against the table as it was is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+
+from benchmarks.ahead_of_time import (
+    ARCHITECTURES,
+    SHARED_MEMORY,
+    attention,
+    compile_launch,
+    float32_products,
+    launches,
+    norm,
+    pooling,
+)
+from hsta_kernels.ops import triton as launching
+from hsta_kernels.ops.triton_table import TABLE
+
+ANY = 1 << 30  # longer than any sequence
+FILE = Path(launching.__file__).with_name("triton_table.py")
+Key = tuple[int, int, int, int]
+Options = dict[str, int]
+
+
+def options(names: str, *values: tuple[int, ...]) -> list[Options]:
+    return [dict(zip(names.split(), value, strict=True)) for value in values]
+
+
+TIME = "ROWS num_warps num_stages"
+FLASH = "BLOCK_M BLOCK_N num_warps num_stages"
+ROWS = "BLOCK num_warps num_stages"
+# Best guess first, by the bytes of an element.
+SHORT = {
+    2: options(TIME, (64, 4, 1), (64, 8, 1), (32, 4, 1), (32, 8, 1)),
+    4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1)),
+}
+LONG = {
+    2: options(TIME, (128, 8, 1), (128, 4, 1), (128, 16, 1)),
+    4: options(TIME, (64, 8, 1), (64, 16, 1), (64, 4, 1)),
+}
+FORWARD = {
+    2: options(FLASH, (64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
+    4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+}
+BACKWARD = {
+    2: options(FLASH, (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1)),
+    4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 2, 1)),
+}
+POOLING = dict.fromkeys((2, 4), options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1)))
+NORM = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (2, 4, 1), (1, 4, 1), (1, 8, 1)))
+DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat16 takes
+
+
+def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callable]]:
+    """(kernel, widest row, longest sequence, candidates, a case to compile and measure) for each row of the table."""
+    for width in (32, 64, 128):
+        for kernel in ("time_forward", "time_backward"):
+            yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
+            yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
+        space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
+        for kernel, candidates in (
+            ("flash_forward", FORWARD), ("flash_backward_q", BACKWARD), ("flash_backward_kv", BACKWARD),
+        ):  # fmt: skip
+            yield kernel, width, 400, candidates, space
+            yield kernel, width, ANY, candidates, joint
+    for width, real in ((256, 192), (512, 384), (1024, 768)):
+        for kernel in ("pool_forward", "pool_backward"):
+            yield kernel, width, ANY, POOLING, pooling(588, real)
+    for width, real in ((512, 384), (1024, 768), (4096, 3072)):
+        for kernel in ("add_layer_norm_forward", "add_layer_norm_backward"):
+            yield kernel, width, ANY, NORM, norm(37696, real)
+
+
+def key_of(arch: int, size: int, width: int, longest: int, config: Options) -> Key:
+    """A tile over time holds no more than its rows."""
+    return arch, size, width, min(longest, config.get("ROWS", longest))
+
+
+@contextmanager
+def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
+    """A table in which `kernel` has this configuration, and every other kernel some configuration."""
+    arch, size = key[:2]
+    table: dict[str, dict[Key, Options]] = {}
+    for name, width, longest, candidates, _ in problems():
+        first = candidates[size][0]
+        table.setdefault(name, {})[key_of(arch, size, width, longest, first)] = first
+    table[kernel] = {key: config}
+    with mock.patch.dict(TABLE, table, clear=True):
+        launching._row.cache_clear()
+        yield
+    launching._row.cache_clear()
+
+
+def spills(kernel: str, key: Key, config: Options, case: Callable) -> float:
+    """Spilling instructions of the kernel, in the worst dtype of its size; infinite where it does not fit the GPU."""
+    arch, size = key[:2]
+    most = 0.0
+    for dtype in DTYPES[size]:
+        with float32_products(dtype) as torch_dtype, only(kernel, key, config):
+            noted = launches(lambda dtype=torch_dtype: case(dtype), arch)
+        for launch in noted:
+            if launch.name == kernel:
+                resources = compile_launch(launch, arch)
+                most = max(most, resources.spills)
+                if resources.shared_memory > SHARED_MEMORY[arch]:
+                    return math.inf
+    return most
+
+
+def milliseconds(kernel: str, key: Key, config: Options, case: Callable) -> float:
+    """Median time of the kernel's launches in the case, with cold caches, in the first dtype of its size."""
+    arch, size = key[:2]
+    with only(kernel, key, config):
+        noted = launches(lambda: case(getattr(torch, DTYPES[size][0]), "cuda"), arch)
+    launch = next(launch for launch in noted if launch.name == kernel)
+    call = launch.kernel[(launch.programs,)]
+    return triton.testing.do_bench(lambda: call(*launch.arguments, **launch.options), return_mode="median")
+
+
+def choose(
+    kernel: str,
+    arch: int,
+    size: int,
+    width: int,
+    longest: int,
+    candidates: list[Options],
+    case: Callable,
+    measure: bool,
+) -> tuple[Key, Options] | None:
+    """The fastest configuration among those that spill least; without measuring, the first; None when none fits.
+
+    A tile over time that spills is none either: flash attention takes such sequences.
+    """
+    spilling: list[tuple[float, Key, Options]] = []
+    for config in candidates:
+        key = key_of(arch, size, width, longest, config)
+        spilling.append((spills(kernel, key, config, case), key, config))
+        if not measure and spilling[-1][0] == 0:
+            break
+    least = min(entry[0] for entry in spilling)
+    if kernel.startswith("time") and least > 0:
+        return None
+    good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
+    if not measure or not good:
+        return good[0] if good else None
+    timed = [(milliseconds(kernel, key, config, case), key, config) for key, config in good]
+    for time, _, config in timed:
+        print(f"    {time:8.4f} ms  {config}")
+    return min(timed, key=lambda entry: entry[0])[1:]
+
+
+def write(table: dict[str, dict[Key, Options]]) -> None:
+    lines = [
+        '"""Launch configurations of the Triton kernels, written by `python -m benchmarks.tune`."""',
+        "",
+        "# kernel: {(architecture, bytes an element, widest row, longest sequence): options}",
+        "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",
+    ]
+    for kernel in sorted(table):
+        rows = [f"        {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
+        lines += [f'    "{kernel}": {{', *rows, "    },"]
+    FILE.write_text("\n".join([*lines, "}", ""]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compile-only", action="store_true", help="choose without a GPU, by what compiles well")
+    parser.add_argument("--only", default="", help="only kernels whose name contains this")
+    arguments = parser.parse_args()
+    measure = not arguments.compile_only
+    architectures = (launching.architecture(torch.device("cuda")),) if measure else ARCHITECTURES
+    before = copy.deepcopy(TABLE)
+    after = copy.deepcopy(TABLE)
+    for kernel in after:
+        if arguments.only in kernel:
+            after[kernel] = {key: config for key, config in after[kernel].items() if key[0] not in architectures}
+    for (kernel, width, longest, candidates, case), arch, size in itertools.product(problems(), architectures, (2, 4)):
+        if arguments.only in kernel:
+            found = choose(kernel, arch, size, width, longest, candidates[size], case, measure)
+            print(f"{kernel} sm_{arch} {size} bytes, width {width}, length {longest}: {found and found[1]}", flush=True)
+            if found:
+                after.setdefault(kernel, {})[found[0]] = found[1]
+    write(after)
+    for kernel in sorted(after):
+        for key in sorted({*before.get(kernel, {}), *after[kernel]}):
+            old, new = before.get(kernel, {}).get(key), after[kernel].get(key)
+            if old != new:
+                print(f"changed: {kernel} {key}: {old} -> {new}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Launches of the Triton kernels of crossmodal attention's streaming pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_backward, pool_forward, sum_slots
+from hsta_kernels.ops.triton import configuration, current_device, in_units, power_of_2, precision
+
+
+def forward(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, width = u.shape
+    z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
+    if not z.numel():
+        return z, stats
+    slots, rows_per_slot = runs(tokens.shape[1], heads)
+    z_parts, stat_parts = z, stats
+    if slots > 1:
+        z_parts = tokens.new_empty((batch, slots, heads, width))
+        stat_parts = u.new_empty((batch, slots, heads, 2))
+    strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
+    options = _options("pool_forward", tokens, heads, unit)
+    with current_device(tokens):
+        pool_forward[(batch * slots,)](
+            u, tokens, z_parts, stat_parts, *strides, tokens.shape[1], heads, slots, rows_per_slot,
+            eps, **options,
+        )  # fmt: skip
+        if slots > 1:
+            merge_z[(batch * heads,)](
+                z_parts, stat_parts, z, stats, heads, width, slots, BLOCK_C=power_of_2(width), enable_fp_fusion=False
+            )
+    return z, stats
+
+
+def backward(
+    grad_z: torch.Tensor,
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, width = u.shape
+    grad_u = u.new_empty(u.shape)
+    grad_query, grad_tokens = query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
+    if not z.numel():
+        return grad_u, grad_query, grad_tokens
+    slots, rows_per_slot = runs(tokens.shape[1], heads)
+    parts = grad_u if slots == 1 else u.new_empty((batch, slots, heads, width))
+    strides, unit = in_units((
+        _distance(grad_query, grad_tokens), width, _distance(query_token, tokens), query_token.stride(0),
+        *tokens.stride()[:2],
+    ))  # fmt: skip
+    options = _options("pool_backward", tokens, heads, unit)
+    with current_device(tokens):
+        pool_backward[(batch * slots,)](
+            grad_z, u, tokens, z, stats, parts, grad_tokens, *strides, tokens.shape[1], heads,
+            slots, rows_per_slot, eps, **options,
+        )  # fmt: skip
+        if slots > 1:
+            size, block = heads * width, 1024
+            sum_slots[(batch * -(-size // block),)](parts, grad_u, size, slots, BLOCK=block, enable_fp_fusion=False)
+    return grad_u, grad_query, grad_tokens
+
+
+def runs(num_tokens: int, heads: int) -> tuple[int, int]:
+    """Into how many runs the rows of a sample are split, and the length of a run.
+
+    Several programs share a sample so that small batches fill the GPU. A run's result is as large as `heads` tokens and
+    is written and read: at 18 tokens a head it adds a ninth to the traffic. The batch has no say: results do not
+    depend on it.
+    """
+    slots = max(1, num_tokens // (18 * heads))
+    return slots, -(-(num_tokens + 1) // slots)
+
+
+def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:
+    """How many elements the query row lies from the tokens: the kernels take it as one of their rows."""
+    return (query_token.data_ptr() - tokens.data_ptr()) // tokens.element_size()
+
+
+def _options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[str, Any]:
+    """Everything about a launch that is constant to its kernel."""
+    config = configuration(kernel, tokens, tokens.shape[-1])
+    a = max(16, power_of_2(tokens.shape[-1]) // 2)
+    b = max(16, power_of_2(tokens.shape[-1] - a))
+    split = min(config["num_warps"], a // 16, b // 16)
+    pieces = {"C": tokens.shape[-1], "BLOCK_H": max(16, power_of_2(heads)), "SPLIT": split, "A": a, "B": b}
+    return pieces | {"UNIT": unit, "PRECISION": precision(tokens.dtype)} | config

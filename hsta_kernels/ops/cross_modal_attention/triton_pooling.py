@@ -1,0 +1,212 @@
+# mypy: allow-incomplete-defs, no-check-untyped-defs
+"""The streaming pass of crossmodal attention in Triton, forward and backward.
+
+Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
+
+    z_h = Σ_j softmax_j(u_h · y_j) y_j.
+
+One program takes a run of rows of one sample, a block at a time, with all heads at once: a block is normalized in
+registers, and the products with it are the matrix units' work. Where a sample has several runs, a second kernel puts
+their results together in a fixed order.
+
+A tile of rows is held in two pieces of A and B columns, powers of 2, so that C = 768 = 512 + 256 wastes nothing. A
+piece is (SPLIT, rows, columns / SPLIT): its columns are dealt out over the warps, each keeping its share of u and z.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _piece(offsets, valid, FIRST: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets of COLUMNS columns from FIRST on of the rows at `offsets`, and which of them exist."""
+    width: tl.constexpr = COLUMNS // SPLIT
+    columns = FIRST + tl.arange(0, SPLIT)[:, None] * width + tl.arange(0, width)[None, :]
+    mask = valid[None, :, None]
+    if FIRST + COLUMNS > C:
+        mask = mask & (columns < C)[:, None, :]
+    return offsets.to(tl.int64)[None, :, None] + columns[:, None, :], mask
+
+
+@triton.jit
+def _load(base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """Both pieces of the rows at `offsets` from `base`; zero where a row is not `valid` and past column C."""
+    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
+    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+    return tl.load(base + offsets_a, mask=mask_a, other=0.0), tl.load(base + offsets_b, mask=mask_b, other=0.0)
+
+
+@triton.jit
+def _store(a, b, base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
+    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+    tl.store(base + offsets_a, a.to(base.dtype.element_ty), mask=mask_a)
+    tl.store(base + offsets_b, b.to(base.dtype.element_ty), mask=mask_b)
+
+
+@triton.jit
+def _sum(a, b):
+    """The sum over a row's columns, (rows,)."""
+    return tl.sum(tl.sum(a, 2), 0) + tl.sum(tl.sum(b, 2), 0)
+
+
+@triton.jit
+def _row_offsets(row, query_distance, token_stride, UNIT: tl.constexpr):
+    """Where the rows `row` of [query, tokens] lie, from the first token; the query row is in another tensor."""
+    return tl.where(row == 0, query_distance, (row - 1).to(tl.int64) * token_stride) * UNIT
+
+
+@triton.jit
+def _normalized(tokens, offsets, valid, C: tl.constexpr, eps, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """y, in the tokens' dtype, and 1 / sqrt(var + eps) of the rows at `offsets`."""
+    a, b = _load(tokens, offsets, valid, C, SPLIT, A, B)
+    dtype = a.dtype
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    mean = (_sum(a, b) / C)[None, :, None]
+    _, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
+    _, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+    a, b = tl.where(mask_a, a - mean, 0.0), tl.where(mask_b, b - mean, 0.0)
+    rstd = 1 / tl.sqrt(_sum(a * a, b * b) / C + eps)
+    return (a * rstd[None, :, None]).to(dtype), (b * rstd[None, :, None]).to(dtype), rstd
+
+
+@triton.jit
+def _scores(heads_a, heads_b, y_a, y_b, PRECISION: tl.constexpr):
+    """heads · y, (heads, rows)."""
+    scores = tl.sum(tl.dot(heads_a, tl.permute(y_a, (0, 2, 1)), input_precision=PRECISION), 0)
+    return scores + tl.sum(tl.dot(heads_b, tl.permute(y_b, (0, 2, 1)), input_precision=PRECISION), 0)
+
+
+@triton.jit
+def _weighted(weights, rows, to, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """to + weights · rows for a piece; every share of the columns takes the same weights."""
+    weights = tl.broadcast_to(weights[None, :, :], (SPLIT, weights.shape[0], weights.shape[1]))
+    return tl.dot(weights, rows, to, input_precision=PRECISION)
+
+
+@triton.jit
+def pool_forward(
+    u, tokens, z_parts, stat_parts,
+    query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
+    N, H, slots, rows_per_slot, eps,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)  # (sample, slot)
+    sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
+    last = tl.minimum(first + rows_per_slot, N + 1)
+    query_distance += sample * (query_stride - sample_stride)
+    tokens += sample * sample_stride * UNIT
+    dtype = tokens.dtype.element_ty
+    heads = tl.arange(0, BLOCK_H)
+    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    u_a, u_b = u_a.to(dtype), u_b.to(dtype)
+    m = tl.full((BLOCK_H,), -float("inf"), tl.float32)
+    l = tl.zeros((BLOCK_H,), tl.float32)
+    z_a = tl.zeros((SPLIT, BLOCK_H, A // SPLIT), tl.float32)
+    z_b = tl.zeros((SPLIT, BLOCK_H, B // SPLIT), tl.float32)
+    for start in range(first, last, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        offsets = _row_offsets(row, query_distance, token_stride, UNIT)
+        y_a, y_b, _ = _normalized(tokens, offsets, row < last, C, eps, SPLIT, A, B)
+        s = tl.where((row < last)[None, :], _scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E, -float("inf"))
+        new_m = tl.maximum(m, tl.max(s, 1))
+        p = tl.exp2(s - new_m[:, None])
+        correction = tl.exp2(m - new_m)
+        l = l * correction + tl.sum(p, 1)
+        p = p.to(dtype)
+        z_a = _weighted(p, y_a, z_a * correction[None, :, None], SPLIT, PRECISION)
+        z_b = _weighted(p, y_b, z_b * correction[None, :, None], SPLIT, PRECISION)
+        m = new_m
+    total = l[None, :, None]
+    _store(z_a / total, z_b / total, z_parts + program * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    tl.store(stat_parts + (program * H + heads) * 2, m, mask=heads < H)
+    tl.store(stat_parts + (program * H + heads) * 2 + 1, l, mask=heads < H)
+
+
+@triton.jit
+def merge_z(z_parts, stat_parts, z, stats, H, C, slots, BLOCK_C: tl.constexpr):
+    """One head's softmax over all rows from those over the slots: slot i counts l_i·2^(m_i - max m) times."""
+    program = tl.program_id(0).to(tl.int64)  # (sample, head)
+    head, sample = program % H, program // H
+    columns = tl.arange(0, BLOCK_C)
+    top = tl.full((), -float("inf"), tl.float32)
+    for slot in range(slots):
+        top = tl.maximum(top, tl.load(stat_parts + ((sample * slots + slot) * H + head) * 2))
+    total = tl.zeros((), tl.float32)
+    values = tl.zeros((BLOCK_C,), tl.float32)
+    for slot in range(slots):
+        part = (sample * slots + slot) * H + head
+        weight = tl.exp2(tl.load(stat_parts + part * 2) - top) * tl.load(stat_parts + part * 2 + 1)
+        total += weight
+        values += weight * tl.load(z_parts + part * C + columns, mask=columns < C, other=0.0)
+    tl.store(z + program * C + columns, values / total, mask=columns < C)
+    tl.store(stats + program * 2, top)
+    tl.store(stats + program * 2 + 1, total)
+
+
+@triton.jit
+def pool_backward(
+    grad_z, u, tokens, z, stats, grad_u_parts, grad_tokens,
+    grad_distance: tl.int64, width: tl.int64,
+    query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
+    N, H, slots, rows_per_slot, eps,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
+    last = tl.minimum(first + rows_per_slot, N + 1)
+    query_distance += sample * (query_stride - sample_stride)
+    tokens += sample * sample_stride * UNIT
+    grad_distance += sample * (width - N * width)
+    grad_tokens += sample * N * width * UNIT
+    dtype = tokens.dtype.element_ty
+    heads = tl.arange(0, BLOCK_H)
+    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    dz_a, dz_b = _load(grad_z + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    z_a, z_b = _load(z + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    delta = _sum(dz_a * z_a, dz_b * z_b)
+    u_a, u_b, dz_a, dz_b = u_a.to(dtype), u_b.to(dtype), dz_a.to(dtype), dz_b.to(dtype)
+    m = tl.load(stats + (sample * H + heads) * 2, mask=heads < H, other=0.0)
+    inverse_l = tl.div_rn(1.0, tl.load(stats + (sample * H + heads) * 2 + 1, mask=heads < H, other=1.0))
+    du_a = tl.zeros((SPLIT, BLOCK_H, A // SPLIT), tl.float32)
+    du_b = tl.zeros((SPLIT, BLOCK_H, B // SPLIT), tl.float32)
+    for start in range(first, last, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        offsets = _row_offsets(row, query_distance, token_stride, UNIT)
+        y_a, y_b, rstd = _normalized(tokens, offsets, row < last, C, eps, SPLIT, A, B)
+        p = tl.exp2(_scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E - m[:, None]) * inverse_l[:, None]
+        p = tl.where((row < last)[None, :], p, 0.0)
+        ds = (p * (_scores(dz_a, dz_b, y_a, y_b, PRECISION) - delta[:, None])).to(dtype)
+        du_a = _weighted(ds, y_a, du_a, SPLIT, PRECISION)
+        du_b = _weighted(ds, y_b, du_b, SPLIT, PRECISION)
+        p, ds = tl.trans(p.to(dtype)), tl.trans(ds)
+        dy_a = tl.zeros((SPLIT, BLOCK, A // SPLIT), tl.float32)
+        dy_b = tl.zeros((SPLIT, BLOCK, B // SPLIT), tl.float32)
+        dy_a = _weighted(ds, u_a, _weighted(p, dz_a, dy_a, SPLIT, PRECISION), SPLIT, PRECISION)
+        dy_b = _weighted(ds, u_b, _weighted(p, dz_b, dy_b, SPLIT, PRECISION), SPLIT, PRECISION)
+        # LayerNorm's backward: what dy has along y and along the constant vector changes nothing.
+        y_a, y_b = y_a.to(tl.float32), y_b.to(tl.float32)
+        along_y, along_one = (_sum(dy_a * y_a, dy_b * y_b) / C)[None, :, None], (_sum(dy_a, dy_b) / C)[None, :, None]
+        dx_a = (dy_a - along_one - y_a * along_y) * rstd[None, :, None]
+        dx_b = (dy_b - along_one - y_b * along_y) * rstd[None, :, None]
+        offsets = _row_offsets(row, grad_distance, width, UNIT)
+        _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, SPLIT, A, B)
+    _store(du_a, du_b, grad_u_parts + program * H * C, heads * C, heads < H, C, SPLIT, A, B)
+
+
+@triton.jit
+def sum_slots(parts, total, size, slots, BLOCK: tl.constexpr):
+    """total (B, size) from parts (B, slots, size)."""
+    blocks = tl.cdiv(size, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    sample, column = program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
+    values = tl.zeros((BLOCK,), tl.float32)
+    for slot in range(slots):
+        values += tl.load(parts + (sample * slots + slot) * size + column, mask=column < size, other=0.0)
+    tl.store(total + sample * size + column, values, mask=column < size)

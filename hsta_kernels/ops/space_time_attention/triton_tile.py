@@ -1,0 +1,109 @@
+"""What the Triton kernels of space-time attention share: tiles of token rows, and the merging of the prefix rows.
+
+A tile holds some rows (tokens) of one head. Prefix tokens belong to every group of patches. As keys they are simply
+there; as queries they see all groups, so every group leaves a partial result for them, and the kernels at the end of
+this file merge the partial results in a fixed order. Partial results are float32, laid out (B, H, P, slots, ...).
+"""
+
+# mypy: allow-incomplete-defs, no-check-untyped-defs
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_tile(base, tokens, valid, token_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """The rows `tokens` of the matrix at `base`, (rows, BLOCK_D); zero in columns past D and, if MASKED, where not
+    `valid`."""
+    columns = tl.arange(0, BLOCK_D)
+    pointers = base + tokens.to(tl.int64)[:, None] * token_stride + columns[None, :]
+    if MASKED:
+        return tl.load(pointers, mask=valid[:, None] & (columns < D)[None, :], other=0.0)
+    elif D < BLOCK_D:
+        return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
+def store_tile(tile, base, rows, valid, row_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Writes `tile` to the rows `rows` of the matrix at `base`, in its dtype; the masks are those of `load_tile`."""
+    columns = tl.arange(0, BLOCK_D)
+    pointers = base + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+    tile = tile.to(base.dtype.element_ty)
+    if MASKED:
+        tl.store(pointers, tile, mask=valid[:, None] & (columns < D)[None, :])
+    elif D < BLOCK_D:
+        tl.store(pointers, tile, mask=(columns < D)[None, :])
+    else:
+        tl.store(pointers, tile)
+
+
+@triton.jit
+def scores(a, b, scale, scale_low, PRECISION: tl.constexpr):
+    """a · bᵀ times the factor scale + scale_low: an error of the factor would change all scores of a row alike."""
+    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    return s * scale + s * scale_low if a.dtype == tl.float32 else s * scale
+
+
+@triton.jit
+def divide(x, l, dtype: tl.constexpr):
+    """x / l with one l for a row or column; a reciprocal rounded to float32 is good enough for 16-bit results."""
+    return x / l if dtype == tl.float32 else x * tl.div_rn(1.0, l)
+
+
+@triton.jit
+def diagonal(square, ROWS: tl.constexpr):
+    """The diagonal of a (ROWS, ROWS) tile."""
+    rows = tl.arange(0, ROWS)
+    return tl.sum(tl.where(rows[:, None] == rows[None, :], square, 0.0), 1)
+
+
+@triton.jit
+def merge_prefix(
+    partial_values, partial_stats, out, stats, slots, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One prefix query of one head: softmax over all tokens from its partial softmaxes over the slots.
+
+    A partial result is m = max s, l = Σ 2^(s - m) and Σ 2^(s - m) v; with M the largest m, each is worth 2^(m - M).
+    """
+    program = tl.program_id(0).to(tl.int64)  # (sample, head, prefix token)
+    token, head, sample = program % P, program // P % H, program // P // H
+    columns = tl.arange(0, BLOCK_D)
+    top = tl.full((), -float("inf"), tl.float32)
+    for start in range(0, slots, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        pointers = partial_stats + (program * slots + slot) * 2
+        top = tl.maximum(top, tl.max(tl.load(pointers, mask=slot < slots, other=-float("inf")), 0))
+    total = tl.zeros((), tl.float32)
+    values = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, slots, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        pointers = partial_stats + (program * slots + slot) * 2
+        weight = tl.exp2(tl.load(pointers, mask=slot < slots, other=-float("inf")) - top)
+        total += tl.sum(weight * tl.load(pointers + 1, mask=slot < slots, other=0.0), 0)
+        tile = load_tile(partial_values, program * slots + slot, slot < slots, D, D, BLOCK_D, True)
+        values += tl.sum(weight[:, None] * tile, 0)
+    row = (sample * L + token) * H + head
+    tl.store(out + row * D + columns, (values / total).to(out.dtype.element_ty), mask=columns < D)
+    row = (sample * H + head) * L + token
+    tl.store(stats + row * 2, top)
+    tl.store(stats + row * 2 + 1, total)
+
+
+@triton.jit
+def sum_prefix(
+    partial_grads, grad_qkv, slots, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The gradient of one prefix token's query, key or value in one head: the sum of every slot's share."""
+    program = tl.program_id(0).to(tl.int64)  # (sample, part, head, prefix token)
+    token, head, part, sample = program % P, program // P % H, program // P // H % 3, program // P // H // 3
+    columns = tl.arange(0, BLOCK_D)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, slots, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        total += tl.sum(load_tile(partial_grads, program * slots + slot, slot < slots, D, D, BLOCK_D, True), 0)
+    row = ((sample * L + token) * 3 + part) * H + head
+    tl.store(grad_qkv + row * D + columns, total.to(grad_qkv.dtype.element_ty), mask=columns < D)

@@ -1,0 +1,109 @@
+"""What the operators' calls into their Triton kernels share. Imports no Triton: that is left to the first launch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops.triton_table import TABLE
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class LazyModule(ModuleType):
+    """A module that is imported when something of it is first used: importing Triton takes a second."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
+    """Why the Triton kernels cannot read `tensor`, or None; `kernel` is the operator's most demanding one."""
+    if tensor.device.type != ("cpu" if backends.triton_interpreted else "cuda"):
+        return f"{name} is on {tensor.device}"
+    if tensor.dtype not in DTYPES:
+        return f"{name} is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
+    if tensor.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return f"{name} is on a GPU older than sm_80"
+    if not configured(kernel, tensor, tensor.shape[-1]):
+        return f"{name} has rows of {tensor.shape[-1]} {tensor.dtype}; the kernels do not go so wide"
+    return None
+
+
+def current_device(tensor: torch.Tensor) -> AbstractContextManager:
+    """Triton launches on the current device: this makes it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed, as torch's own setting says; other dtypes have one way."""
+    matmul = torch.backends.cuda.matmul
+    if dtype != torch.float32:
+        return "ieee"
+    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9; reading the older name after the newer one was set raises
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
+
+
+def in_units(strides: Sequence[int]) -> tuple[list[int], int]:
+    """Strides in units of 8 elements where all are multiples of it, else of one, and the unit.
+
+    A kernel that multiplies by a constant unit is known to the compiler to load 16 aligned bytes at a time.
+    """
+    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
+    return [stride // unit for stride in strides], unit
+
+
+def in_two_parts(number: float) -> tuple[float, float]:
+    """`number` in float32, and what that leaves of it."""
+    high = ctypes.c_float(number).value
+    return high, number - high
+
+
+def power_of_2(number: int) -> int:
+    """The smallest power of 2 that is not below `number`."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def architecture(device: torch.device) -> int:
+    """The GPU generation whose configurations fit `device`: 80, 90 or 100.
+
+    Consumer GPUs have the shared memory of an sm_80's smallest relatives, for which the rows of 80 are made; so are
+    other vendors' GPUs and the interpreter.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major if (major, minor) in ((8, 0), (9, 0), (10, 0), (10, 3)) else 80
+
+
+def configured(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> bool:
+    """Whether the table has a configuration of `kernel`, for rows of `width` elements and sequences of `length`."""
+    return _row(kernel, architecture(tensor.device), tensor.element_size(), width, length) is not None
+
+
+def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> dict[str, Any]:
+    """The launch options of `kernel`: tile sizes, warps, stages.
+
+    Products and sums are not contracted: in the softmax that would round a score differently where it is the maximum
+    and where it is compared with it.
+    """
+    config = _row(kernel, architecture(tensor.device), tensor.element_size(), width, length)
+    if config is None:
+        raise LookupError(f"{kernel} has no configuration for rows of {width} {tensor.dtype}")
+    return config | {"enable_fp_fusion": False}
+
+
+@functools.cache
+def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> dict[str, int] | None:
+    table = TABLE[kernel]
+    fits = [key for key in table if key[:2] == (arch, element_size) and key[2] >= width and key[3] >= length]
+    return table[min(fits)] if fits else None

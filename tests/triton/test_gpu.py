@@ -1,0 +1,121 @@
+"""What only a GPU shows: bit-for-bit repetition, grids and offsets past every limit, streams, graphs, memory errors."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hsta_kernels import backend
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from tests.ops import test_cross_modal_attention as of_pooling
+
+pytestmark = pytest.mark.gpu
+AXES = ("time", "space", "joint")
+
+
+def gradient(qkv: torch.Tensor, grid, axis: str, prefix: int, name: str = "triton"):
+    """Output, and gradient of qkv for an incoming gradient that is the output itself."""
+    leaf = qkv.detach().requires_grad_()
+    with backend(name):
+        out = space_time_attention(leaf, grid, axis, prefix)
+    (grad,) = torch.autograd.grad(out, leaf, out.detach())
+    return out.detach(), grad
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_hundred_runs_give_the_same_bits(axis):
+    qkv = torch.randn(4, 1 + 8 * 196, 3, 12, 64, device="cuda", dtype=torch.bfloat16)
+    first = gradient(qkv, (8, 196), axis, 1)
+    for _ in range(99):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradient(qkv, (8, 196), axis, 1), strict=True))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_sample_does_not_depend_on_its_batch(axis):
+    qkv = torch.randn(33, 1 + 8 * 196, 3, 12, 64, device="cuda", dtype=torch.bfloat16)
+    for together, alone in zip(gradient(qkv, (8, 196), axis, 1), gradient(qkv[17:18], (8, 196), axis, 1), strict=True):
+        assert torch.equal(together[17:18], alone)
+
+
+@pytest.mark.parametrize("sequences", (70_000, 200_000))
+@pytest.mark.parametrize("axis", ("time", "space"))
+def test_many_sequences(axis, sequences):
+    grid = (4, sequences) if axis == "time" else (sequences, 4)
+    qkv = torch.randn(1, 4 * sequences, 3, 1, 32, device="cuda", dtype=torch.bfloat16)
+    for ours, theirs in zip(gradient(qkv, grid, axis, 0), gradient(qkv, grid, axis, 0, "reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ("time", "space"))
+def test_more_than_2_31_elements(axis):
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+    samples = 2**31 // (8 * 196 * 3 * 12 * 64) + 2
+    qkv = torch.randn(samples, 8 * 196, 3, 12, 64, device="cuda", dtype=torch.bfloat16)
+    assert qkv.numel() > 2**31
+    out, grad = gradient(qkv, (8, 196), axis, 0)
+    last = gradient(qkv[-1:], (8, 196), axis, 0)
+    assert torch.equal(out[-1:], last[0]) and torch.equal(grad[-1:], last[1])
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_graph_capture_and_another_stream(axis):
+    qkv = torch.randn(2, 1 + 8 * 49, 3, 4, 64, device="cuda", dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = gradient(qkv, (8, 49), axis, 1)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradient(qkv, (8, 49), axis, 1)
+    for tensor in captured:
+        tensor.fill_(float("nan"))
+    graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_other_operators_are_deterministic_and_capturable():
+    values = {k: v.cuda().bfloat16().requires_grad_() for k, v in of_pooling.arguments(9, 588, 768).items()}
+    rows = torch.randn(5000, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        with backend("triton"):
+            outs = (cross_modal_attention(**values, num_heads=12), *add_layer_norm(rows, rows, weight, weight))
+        inputs = [*(v for k, v in values.items() if k != "k_bias"), rows, weight]
+        return [*outs, *torch.autograd.grad(outs, inputs, outs)]
+
+    first = run()
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+def test_every_device_gets_its_own_launch():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    qkv = torch.randn(1, 16, 3, 1, 32)
+    one, two = (gradient(qkv.to(device), (3, 5), "time", 1) for device in ("cuda:0", "cuda:1"))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(one, two, strict=True))
+
+
+def test_compute_sanitizer_finds_nothing():
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("compute-sanitizer is not installed on this machine")
+    code = (
+        "import torch; from tests.triton.test_gpu import gradient\n"
+        "for axis in ('time', 'space', 'joint'):\n"
+        "    gradient(torch.randn(2, 2 + 7 * 17, 3, 2, 40, device='cuda').half(), (7, 17), axis, 2)\n"
+        "torch.cuda.synchronize()\n"
+    )
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,0 +1,188 @@
+"""Every Triton kernel against the float64 reference: in the interpreter (see test_interpreter.py), and on a GPU.
+
+The interpreter computes bfloat16 wrongly and takes a Python step for every operation of every program, so under it
+bfloat16 is left out and shapes are small.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from hsta_kernels import backend, backends
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from hsta_kernels.ops.space_time_attention import autograd
+from tests.ops import test_add_layer_norm as of_norm
+from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_space_time_attention as of_attention
+from tests.tolerances import assert_close_to_reference
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_empty"),
+    *([] if backends.triton_interpreted else [pytest.mark.gpu]),
+]
+DTYPES = (torch.float32, torch.float16, *(() if backends.triton_interpreted else (torch.bfloat16,)))
+AXES = of_attention.AXES
+# grid, prefix, heads, head_dim, batch
+SHAPES = [
+    *((grid, prefix, 1, 40, 2) for grid, prefix in itertools.product(((1, 17), (3, 1), (3, 7)), (0, 1, 2))),
+    *(((3, 9), 1, 2, head_dim, 1) for head_dim in (8, 16, 32, 64, 128, 5)),
+    ((7, 17), 1, 1, 16, 1),
+    ((2, 70), 2, 1, 16, 1),
+    ((16, 5), 1, 1, 16, 1),
+    ((64, 3), 2, 1, 16, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("axis", AXES)
+def test_space_time_attention(axis, dtype, device):
+    # The dtype changes a few casts, not the indexing: in the interpreter one dtype goes through all shapes.
+    shapes = SHAPES[::3] if backends.triton_interpreted and dtype != torch.float32 else SHAPES
+    for grid, prefix, heads, head_dim, batch in shapes:
+        tokens = prefix + grid[0] * grid[1]
+        qkv = torch.randn(batch, tokens, 3, heads, head_dim, dtype=torch.float64, device=device)
+        grad = torch.randn(batch, tokens, heads, head_dim, dtype=torch.float64, device=device)
+        of_attention.check(qkv, grid, axis, prefix, dtype, "triton", grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("magnitude", (1e4, 1e-4))
+@pytest.mark.parametrize("axis", AXES)
+def test_magnitudes(axis, magnitude, dtype, device):
+    if dtype == torch.float16 and magnitude > 1:
+        magnitude = 30  # the scores' gradients, some magnitude squared, must stay below 65504
+    qkv = torch.randn(2, 1 + 3 * 17, 3, 2, 16, dtype=torch.float64, device=device) * magnitude
+    grad = torch.randn(2, 1 + 3 * 17, 2, 16, dtype=torch.float64, device=device)
+    of_attention.check(qkv, (3, 17), axis, 1, dtype, "triton", grad)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_layouts(axis, device):
+    """Views that are read in place, or copied where the last dimension is not contiguous; gradients of any layout."""
+    grid, length, heads, dim = (3, 5), 16, 2, 16
+    base = torch.randn(2, length, 3, heads, dim, dtype=torch.float64, device=device)
+    grad = torch.randn(length, heads, dim, 2, dtype=torch.float64, device=device).permute(3, 0, 1, 2)
+    one = torch.tensor(0.7, dtype=torch.float64, device=device).expand(2, length, heads, dim)
+
+    def sliced(t, first):  # a slice of a longer, wider tensor
+        wide = torch.full((2, length + 3, 3, heads + 1, dim + 8), float("nan"), dtype=t.dtype, device=device)
+        view = wide[:, 2 : 2 + length, :, :heads, first : first + dim]
+        view.copy_(t)
+        return view
+
+    for strided, incoming in (
+        (lambda t: t.permute(2, 0, 3, 1, 4).contiguous().permute(1, 3, 0, 2, 4), grad),
+        (lambda t: sliced(t, 8), one),
+        (lambda t: sliced(t, 3), grad),
+        (lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2), one),
+        (lambda t: t[:1].expand(2, -1, -1, -1, -1), grad),
+    ):
+        of_attention.check(base, grid, axis, 1, torch.float32, "triton", incoming, strided)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_scale_and_nan(axis, device):
+    qkv = torch.randn(1, 16, 3, 1, 16, device=device)
+    for scale in (0.0, -0.5):
+        results = []
+        for name in ("triton", "reference"):
+            with backend(name):
+                results.append(space_time_attention(qkv, (3, 5), axis, 1, scale=scale))
+        torch.testing.assert_close(*results)
+    qkv[0, 3, 0] = float("nan")
+    with backend("triton"):
+        out = space_time_attention(qkv, (3, 5), axis, 1)
+    assert out[0, 3].isnan().all()
+    assert out[0, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_same_bits_alone_and_in_a_batch(axis, device):
+    qkv, grad = torch.randn(3, 1 + 3 * 9, 3, 2, 16, device=device), torch.randn(3, 1 + 3 * 9, 2, 16, device=device)
+    together = of_attention.run(qkv, (3, 9), axis, 1, "triton", grad)
+    alone = of_attention.run(qkv[1:2], (3, 9), axis, 1, "triton", grad[1:2])
+    for batched, single in zip(together, alone, strict=True):
+        assert torch.equal(batched[1:2], single)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_compile_and_opcheck(axis, device):
+    torch._dynamo.reset()
+    qkv, grad = torch.randn(1, 16, 3, 1, 16, device=device), torch.randn(1, 16, 1, 16, device=device)
+    expected = of_attention.run(qkv, (3, 5), axis, 1, "triton", grad)
+    compiled = torch.compile(space_time_attention, fullgraph=True, backend="aot_eager")
+    leaf = qkv.clone().requires_grad_()
+    with backend("triton"):
+        out = compiled(leaf, (3, 5), axis, 1)
+    (grad_qkv,) = torch.autograd.grad(out, leaf, grad)
+    assert torch.equal(out, expected[0]) and torch.equal(grad_qkv, expected[1])
+    arguments = (3, 5, axis, 1, 0.25, "triton")
+    torch.library.opcheck(autograd._forward, (qkv, *arguments))
+    out, stats = autograd._forward(qkv, *arguments)
+    torch.library.opcheck(autograd._backward, (grad, qkv, out, stats, *arguments))
+
+
+def test_empty_batches(device):
+    qkv = torch.randn(0, 7, 3, 2, 8, device=device, requires_grad=True)
+    values = {k: v.to(device).float().requires_grad_() for k, v in of_pooling.arguments(0, 7, 16).items()}
+    rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
+    with backend("triton"):
+        outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
+        outs += add_layer_norm(rows, rows, weight, weight)
+    sum(out.sum() for out in outs).backward()
+    assert [out.shape for out in outs] == [(0, 7, 2, 8), (0, 16), (0, 8), (0, 8)]
+    assert qkv.grad.shape == qkv.shape and rows.grad.shape == rows.shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "heads"),
+    # one run of rows, several (33 tokens a head is more than 18), widths between the pieces' powers of 2
+    [(2, 17, 48, 3), (3, 1, 32, 1), (1, 130, 96, 3), (2, 33, 40, 1), (1, 40, 192, 12)],
+)
+def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    values64["tokens"] = torch.cat([values64["tokens"][:, :1], values64["tokens"]], 1)[
+        :, 1:
+    ]  # a slice, as in the model
+    values = {key: value.to(dtype) for key, value in values64.items()}
+    grad = torch.randn(batch, width, dtype=torch.float64, device=device).to(dtype)
+    exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
+    same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "triton", grad)
+    assert not ours.pop("grad of k_bias").any()
+    for key in ours:
+        assert_close_to_reference(ours[key], same[key], exact[key], key)
+
+
+def test_crossmodal_sample_does_not_depend_on_its_batch(device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, 32).items()}
+    grad = torch.randn(3, 32, device=device)
+    alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
+    outs = []
+    for arguments, incoming in ((values, grad), (alone, grad[1:2])):
+        u = torch.ones(len(incoming), 1, 32, device=device) * torch.linspace(-1, 1, 32, device=device)
+        rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
+        z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "triton")
+        outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
+    for together, single in zip(*outs, strict=True):
+        assert torch.equal(together[1:2], single)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 17, 48), (1, 3), (5, 768), (3, 2, 4, 40), (70, 8)])
+@pytest.mark.parametrize("magnitude", (1.0, 1e4, 1e-4))
+def test_add_layer_norm(shape, magnitude, dtype, device):
+    if dtype == torch.float16 and magnitude > 1:
+        magnitude = 1e3
+    rows = (torch.randn(shape, dtype=torch.float64, device=device) * magnitude + magnitude for _ in range(2))
+    parameters = (torch.randn(shape[-1], dtype=torch.float64, device=device) for _ in range(2))
+    tensors = [t.to(dtype) for t in (*rows, *parameters)]
+    grads = [torch.randn(shape, dtype=torch.float64, device=device).to(dtype) for _ in range(2)]
+    exact = of_norm.run([t.double() for t in tensors], "reference", [g.double() for g in grads])
+    same, ours = of_norm.run(tensors, "reference", grads), of_norm.run(tensors, "triton", grads)
+    names = ("norm", "sum", "grad x", "grad residual", "grad weight", "grad bias")
+    for name, a, b, c in zip(names, ours, same, exact, strict=True):
+        assert_close_to_reference(a, b, c, name)

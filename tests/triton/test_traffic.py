@@ -1,0 +1,118 @@
+"""What the kernels read, write and multiply, counted in Triton's interpreter, against the floors of the operators.
+
+Every element that a load or store touches is counted, whatever a GPU's caches would make of it: rows read again by
+another program, partial results, statistics. Only vectors that all programs share (LayerNorm's weights, a sample's u)
+count once. The streaming kernels must stay within 1.2 times the bytes that any implementation moves; flash attention
+must not compute much more than the products it needs.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton.runtime.interpreter import InterpreterBuilder
+
+from hsta_kernels.ops import triton as launching
+from hsta_kernels.ops.add_layer_norm import triton as norm
+from hsta_kernels.ops.cross_modal_attention import triton as pooling
+from hsta_kernels.ops.space_time_attention import triton as attention
+
+HALF = torch.float16
+E = HALF.itemsize
+
+
+class Work:
+    def __init__(self) -> None:
+        self.bytes = self.flops = 0
+        self.shared: list[tuple[int, int]] = []
+
+    def share(self, *tensors: torch.Tensor) -> None:
+        """From now on reading these is free: their bytes are added here."""
+        self.bytes += sum(tensor.nbytes for tensor in tensors)
+        self.shared = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors]
+
+    def touch(self, pointers, mask) -> None:
+        touched = pointers.data[mask.data]
+        for first, last in self.shared:
+            touched = touched[(touched < first) | (touched >= last)]
+        self.bytes += touched.size * pointers.get_element_ty().primitive_bitwidth // 8
+
+    def take(self) -> tuple[int, int]:
+        """(bytes, FLOP) since the last call."""
+        counted = self.bytes, self.flops
+        self.bytes = self.flops = 0
+        return counted
+
+
+@pytest.fixture(params=(80, 90, 100))
+def work(request, monkeypatch) -> Work:
+    """Counts, with the tiles of an architecture."""
+    counted = Work()
+    load, store, dot = (
+        getattr(InterpreterBuilder, f"create_{name}") for name in ("masked_load", "masked_store", "dot")
+    )
+
+    def counting_load(self, pointers, mask, *rest):
+        counted.touch(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def counting_store(self, pointers, value, mask, *rest):
+        counted.touch(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def counting_dot(self, a, b, *rest):
+        counted.flops += 2 * a.data.size * b.data.shape[-1]
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counting_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", counting_store)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counting_dot)
+    monkeypatch.setattr(launching, "architecture", lambda device: request.param)
+    return counted
+
+
+@pytest.mark.parametrize("frames", (3, 8, 16))
+@pytest.mark.parametrize("prefix", (0, 1))
+def test_attention_over_time(frames, prefix, work):
+    grid = (frames, 49, "time", prefix, 0.125)
+    qkv = torch.randn(1, prefix + frames * 49, 3, 1, 64, dtype=HALF)
+    out, stats = attention.forward(qkv, *grid)
+    tensor = out.numel() * E
+    assert work.take()[0] <= 1.2 * 4 * tensor
+    attention.backward(out, qkv, out, stats, *grid)
+    assert work.take()[0] <= 1.2 * 7 * tensor
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(588, 768), (324, 384)])
+def test_crossmodal_pass(tokens, width, work):
+    query, rows = torch.randn(1, width, dtype=HALF), torch.randn(1, tokens + 1, width, dtype=HALF)[:, 1:]
+    u = torch.randn(1, 12, width)
+    work.share(u)
+    z, stats = pooling.forward(u, query, rows, 1e-6)
+    assert work.take()[0] <= 1.2 * tokens * width * E
+    work.share(u, z)  # z stands for its own gradient, too
+    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    assert work.take()[0] <= 1.2 * 2 * tokens * width * E
+
+
+def test_add_layer_norm(work):
+    x, weight = torch.randn(200, 768, dtype=HALF), torch.randn(768)
+    work.share(weight)
+    _, total = norm.forward(x, x, weight, weight, 1e-6)
+    assert work.take()[0] <= 1.2 * 4 * x.numel() * E
+    work.share(weight)
+    norm.backward(x, x, total, weight, 1e-6)
+    assert work.take()[0] <= 1.2 * 4 * x.numel() * E
+
+
+@pytest.mark.parametrize(("patches", "prefix"), [(196, 0), (196, 1), (324, 1), (588, 1)])
+def test_flash_tiles_fit(patches, prefix, work):
+    """Products in the tiles over the products needed; 7 products in the backward pass, δ's included, instead of 5."""
+    rows = patches + prefix
+    qkv = torch.randn(1, rows, 3, 1, 32, dtype=HALF)
+    grid = (1, patches, "space", prefix, 0.125)
+    out, stats = attention.forward(qkv, *grid)
+    product = 2 * rows * rows * 32
+    assert work.take()[1] <= 1.2 * 2 * product
+    attention.backward(out, qkv, out, stats, *grid)
+    assert work.take()[1] <= 1.25 * 7 * product + 2 * rows * 64 * 32
