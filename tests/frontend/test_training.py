@@ -40,6 +40,8 @@ sys.exit(main(sys.argv[1:]))
 def interrupt(monkeypatch):
     """Ctrl-C in the given step of what runs next."""
     forward = hsta_kernels.HSTA.forward
+    # Jobs that a shell starts in the background ignore SIGINT from birth.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def at(stop):
         steps = iter(range(1, stop + 1))
@@ -51,7 +53,8 @@ def interrupt(monkeypatch):
 
         monkeypatch.setattr(hsta_kernels.HSTA, "forward", interrupted)
 
-    return at
+    yield at
+    signal.signal(signal.SIGINT, handler)
 
 
 def epochs_done(run):
