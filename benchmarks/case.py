@@ -120,4 +120,5 @@ def backward_call(function: Callable[..., object], inputs: list[torch.Tensor], g
     leaves = [t.detach().requires_grad_() for t in inputs]
     outputs = function(*leaves)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)  # type: ignore[call-overload]
-    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+    # The absorbed form of crossmodal attention has no use for the key bias: its gradient is then made of zeros.
+    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True, materialize_grads=True)
