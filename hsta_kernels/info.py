@@ -14,6 +14,7 @@ _PROBES = {
     "space_time_attention": (1, 9, 3, 2, 32),
     "cross_modal_attention": (1, 9, 64),
     "add_layer_norm": (1, 9, 64),
+    "bias_gelu": (1, 9, 64),
 }
 
 

@@ -46,6 +46,17 @@ hsta::CrossModalAttention cross_modal_attention(int dtype, std::array<int64_t, 4
   return op;
 }
 
+hsta::BiasGelu bias_gelu(int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias,
+                         float dropout_rate, uint64_t seed) {
+  hsta::BiasGelu op{};
+  op.dtype = hsta::DType(dtype);
+  op.rows = sizes[0], op.width = sizes[1];
+  op.x = pointer(x), op.x_stride_row = x_stride;
+  op.bias = pointer<const float>(bias);
+  op.dropout_rate = dropout_rate, op.seed = seed;
+  return op;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -143,5 +154,29 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("sum"), py::arg("weight"), py::arg("grad_norm"),
       py::arg("grad_sum"), py::arg("row_strides"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"),
+      py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "bias_gelu_forward",
+      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, float dropout_rate,
+         uint64_t seed, uintptr_t out) {
+        auto op = bias_gelu(dtype, sizes, x, x_stride, bias, dropout_rate, seed);
+        op.out = pointer(out);
+        hsta::kernels().bias_gelu_forward(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("x"), py::arg("x_stride"), py::arg("bias"), py::arg("dropout_rate"),
+      py::arg("seed"), py::arg("out"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "bias_gelu_backward",
+      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, float dropout_rate,
+         uint64_t seed, uintptr_t grad_out, int64_t grad_out_stride, uintptr_t grad_x, uintptr_t grad_bias) {
+        auto op = bias_gelu(dtype, sizes, x, x_stride, bias, dropout_rate, seed);
+        op.grad_out = pointer(grad_out), op.grad_out_stride_row = grad_out_stride;
+        op.grad_x = pointer(grad_x), op.grad_bias = pointer<float>(grad_bias);
+        hsta::kernels().bias_gelu_backward(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("x"), py::arg("x_stride"), py::arg("bias"), py::arg("dropout_rate"),
+      py::arg("seed"), py::arg("grad_out"), py::arg("grad_out_stride"), py::arg("grad_x"), py::arg("grad_bias"),
       py::call_guard<py::gil_scoped_release>());
 }

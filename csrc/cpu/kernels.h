@@ -73,6 +73,25 @@ struct AddLayerNorm {
   float *grad_weight, *grad_bias;
 };
 
+// out = dropout(gelu(x + bias)), GELU by the error function, over rows of `width` contiguous elements. Written tensors
+// are contiguous. Dropout's mask is a function of `seed`, row and column (bias_gelu.cpp); rate 0 leaves it out.
+struct BiasGelu {
+  DType dtype;  // of x, out and their gradients
+  int64_t rows, width;
+  const void* x;
+  int64_t x_stride_row;
+  const float* bias;
+  float dropout_rate;
+  uint64_t seed;
+  // Written by the forward pass.
+  void* out;
+  // Backward pass only.
+  const void* grad_out;
+  int64_t grad_out_stride_row;
+  void* grad_x;
+  float* grad_bias;
+};
+
 struct KernelTable {
   const char* isa;
   void (*space_time_attention_forward)(const SpaceTimeAttention&);
@@ -81,6 +100,8 @@ struct KernelTable {
   void (*cross_modal_attention_backward)(const CrossModalAttention&);
   void (*add_layer_norm_forward)(const AddLayerNorm&);
   void (*add_layer_norm_backward)(const AddLayerNorm&);
+  void (*bias_gelu_forward)(const BiasGelu&);
+  void (*bias_gelu_backward)(const BiasGelu&);
   void (*exp2)(const float* x, float* y, int64_t count);  // for the test of its error bound
 };
 

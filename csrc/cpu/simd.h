@@ -129,6 +129,14 @@ struct InFours {
 // A NaN in `a` stays a NaN.
 static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
 
+static inline Vec magnitude(Vec x) {
+  IntVec bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7fffffff;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // The largest, and the sum, of each run of four lanes, in all four of them.
 static inline Vec max_in_fours(Vec v) {
   v = max(v, shuffle<InFours<1, 0, 3, 2>>(v, v));
@@ -179,7 +187,8 @@ static inline float reduce_add(Vec v) {
 // 2^x for x <= 127, relative error below 2^-22 (tests/ops/test_native.py measures it); 0 below -126.
 // x = n + f with n an integer and |f| <= 1/2: 2^f by a polynomial of degree 6, 2^n by its exponent bits.
 static inline Vec exp2(Vec x) {
-  const Vec kRound = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits; 127 more, and it is the exponent's field.
+  const Vec kRound = broadcast(12582912.0f + 127.0f);
   const Vec clamped = max(x, broadcast(-127.0f));
   const Vec shifted = clamped + kRound;
   const Vec f = clamped - (shifted - kRound);
@@ -192,7 +201,7 @@ static inline Vec exp2(Vec x) {
   p = p * f + broadcast(1.0f);
   IntVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits - 0x4b400000 + 127) << 23;  // n + bias, moved to the exponent field; n = -127 gives 0
+  bits <<= 23;  // n = -127 gives 0
   Vec power;
   std::memcpy(&power, &bits, sizeof power);
   return p * power;
@@ -217,6 +226,19 @@ static inline void store_floats(Vec v, Half* to, Whole = {}) {
   const HalfVec bits = __builtin_convertvector(narrow<BitsVec>(Half{}, v), HalfVec);
   std::memcpy(static_cast<void*>(to), &bits, sizeof bits);
 }
+
+#ifdef __AVX512BF16__
+static inline Vec load_floats(const BFloat16* source, Whole = {}) {
+  __m256i bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+
+static inline void store_floats(Vec v, BFloat16* to, Whole = {}) {
+  const __m256bh bits = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(static_cast<void*>(to), &bits, sizeof bits);
+}
+#endif
 
 // The first `count` elements of a vector; the rest are zeros, and nothing behind them is read or written.
 template <typename T>

@@ -14,6 +14,8 @@ void cross_modal_attention_forward(const CrossModalAttention&);
 void cross_modal_attention_backward(const CrossModalAttention&);
 void add_layer_norm_forward(const AddLayerNorm&);
 void add_layer_norm_backward(const AddLayerNorm&);
+void bias_gelu_forward(const BiasGelu&);
+void bias_gelu_backward(const BiasGelu&);
 
 static void exp2_array(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -33,6 +35,8 @@ const KernelTable table = {HSTA_NAME(HSTA_ISA),
                            cross_modal_attention_backward,
                            add_layer_norm_forward,
                            add_layer_norm_backward,
+                           bias_gelu_forward,
+                           bias_gelu_backward,
                            exp2_array};
 
 }  // namespace HSTA_ISA

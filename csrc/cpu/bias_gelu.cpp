@@ -1,0 +1,173 @@
+// out = dropout(gelu(x + bias)) in one pass over memory, forward and backward. The backward pass recomputes everything
+// from x, the dropout mask included: its random numbers are a function of the seed and of the element's place.
+#include "kernels.h"
+#include "simd.h"
+
+namespace hsta {
+namespace HSTA_ISA {
+namespace {
+
+// Rows whose share of the bias gradient is summed by one work item; fixed, so that the order of summation is.
+constexpr int64_t kRowsPerItem = 32;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// |x|; beyond 8, where the normal distribution's tail is nothing beside |x|, a number for which it is 0. A NaN stays.
+inline Vec distance(Vec x) {
+  const Vec a = magnitude(x);
+  return a > broadcast(8.0f) ? broadcast(15.0f) : a;
+}
+
+// Phi(-a), the normal distribution's tail, for a = distance(x), absolute error below 2^-23 (tests/ops/test_bias_gelu.py
+// measures it). Its logarithm to base 2 is smooth, a polynomial -1 + a * (...) fitted to the least error of the tail:
+// no division, and no cancellation as in 1 - erf.
+inline Vec tail(Vec a) {
+  Vec p = broadcast(-3.224521805123004e-08f);
+  p = p * a + broadcast(9.533299589747912e-07f);
+  p = p * a + broadcast(-1.1876728422066662e-05f);
+  p = p * a + broadcast(8.059794345172122e-05f);
+  p = p * a + broadcast(-0.0002891572949010879f);
+  p = p * a + broadcast(9.747507647261955e-06f);
+  p = p * a + broadcast(0.0069459788501262665f);
+  p = p * a + broadcast(-0.05244682729244232f);
+  p = p * a + broadcast(-0.45921748876571655f);
+  p = p * a + broadcast(-1.1511046886444092f);
+  return exp2(p * a - broadcast(1.0f));
+}
+
+inline Vec gelu(Vec x) {
+  const Vec a = distance(x);
+  return (x > 0 ? x : Vec{}) - a * tail(a);
+}
+
+// Phi(x) + x * phi(x).
+inline Vec gelu_derivative(Vec x) {
+  const Vec a = distance(x);
+  const Vec density = broadcast(0.39894228f) * exp2(a * a * broadcast(-0.72134752f));  // 1 / sqrt(2 pi), log2(e) / 2
+  const Vec below = tail(a) - a * density;
+  return x < 0 ? below : broadcast(1.0f) - below;
+}
+
+// The high and low halves of 32-bit products.
+typedef uint64_t WideVec __attribute__((vector_size(8 * kLanes)));
+inline void multiply(BitsVec a, uint32_t b, BitsVec* high, BitsVec* low) {
+  const WideVec product = __builtin_convertvector(a, WideVec) * uint64_t(b);
+  *high = __builtin_convertvector(product >> 32, BitsVec);
+  *low = a * b;
+}
+
+// Philox 4x32-10 (Salmon et al., SC 2011): element c of a row gets word c % 4 of the block with counter (c / 4, 0, row)
+// and the seed as key.
+class Dropout {
+ public:
+  Dropout(float rate, uint64_t seed)
+      : seed_(seed), threshold_(uint32_t(double(rate) * 4294967296.0)), scale_(1.0f / (1.0f - rate)) {}
+
+  // Factors of a row's elements: 0 or 1 / (1 - rate). There is room for whole runs of 4 * kLanes.
+  void factors(int64_t row, int64_t width, float* to) const {
+    for (int64_t c = 0; c < width; c += 4 * kLanes) {
+      BitsVec blocks{};
+      for (int lane = 0; lane < kLanes; ++lane) blocks[lane] = uint32_t(c / 4 + lane);
+      BitsVec words[4] = {blocks, BitsVec{}, uint32_t(row) - BitsVec{}, uint32_t(uint64_t(row) >> 32) - BitsVec{}};
+      uint32_t key0 = uint32_t(seed_), key1 = uint32_t(seed_ >> 32);
+      for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+        BitsVec high0, low0, high1, low1;
+        multiply(words[0], 0xD2511F53u, &high0, &low0);
+        multiply(words[2], 0xCD9E8D57u, &high1, &low1);
+        words[0] = high1 ^ words[1] ^ key0, words[1] = low1;
+        words[2] = high0 ^ words[3] ^ key1, words[3] = low0;
+      }
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int word = 0; word < 4; ++word) to[c + 4 * lane + word] = words[word][lane] >= threshold_ ? scale_ : 0.0f;
+    }
+  }
+
+ private:
+  uint64_t seed_;
+  uint32_t threshold_;
+  float scale_;
+};
+
+template <typename X>
+void forward(const BiasGelu& op) {
+  const Dropout dropout(op.dropout_rate, op.seed);
+  expect_writes(op.out, op.rows * op.width * int64_t(sizeof(X)));
+#pragma omp parallel
+  {
+    float* factors = scratch(Scratch::kThread, round_up(op.width, 4 * kLanes));
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < op.rows; ++i) {
+      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
+      X* out = static_cast<X*>(op.out) + i * op.width;
+      if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
+      for_vectors(op.width, [&](int64_t c, auto count) {
+        const Vec y = gelu(load_floats(x + c, count) + load_floats(op.bias + c, count));
+        store_floats(op.dropout_rate > 0 ? y * load(factors + c) : y, out + c, count);
+      });
+    }
+  }
+}
+
+template <typename X>
+void backward(const BiasGelu& op) {
+  const Dropout dropout(op.dropout_rate, op.seed);
+  const int64_t padded = round_up(op.width, 4 * kLanes);
+  const int64_t items = (op.rows + kRowsPerItem - 1) / kRowsPerItem;
+  float* parts = scratch(Scratch::kShared, items * padded);
+  expect_writes(op.grad_x, op.rows * op.width * int64_t(sizeof(X)));
+#pragma omp parallel
+  {
+    float* factors = scratch(Scratch::kThread, padded);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < items; ++item) {
+      float* grad_bias = parts + item * padded;
+      for (int64_t c = 0; c < padded; ++c) grad_bias[c] = 0;
+      for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
+        const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
+        const X* grad_out = static_cast<const X*>(op.grad_out) + i * op.grad_out_stride_row;
+        X* grad_x = static_cast<X*>(op.grad_x) + i * op.width;
+        if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
+        for_vectors(op.width, [&](int64_t c, auto count) {
+          const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(op.bias + c, count));
+          const Vec incoming = load_floats(grad_out + c, count);
+          const Vec grad = slope * (op.dropout_rate > 0 ? incoming * load(factors + c) : incoming);
+          store_floats(grad, grad_x + c, count);
+          store(grad_bias + c, load(grad_bias + c) + grad);
+        });
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      Vec total{};
+      for (int64_t item = 0; item < items; ++item) total += load(parts + item * padded + c);
+      if (c < op.width) store_floats(total, op.grad_bias + c, min(kLanes, op.width - c));
+    }
+  }
+}
+
+}  // namespace
+
+void bias_gelu_forward(const BiasGelu& op) {
+  switch (op.dtype) {
+    case DType::kFloat32:
+      return forward<float>(op);
+    case DType::kBFloat16:
+      return forward<BFloat16>(op);
+    case DType::kFloat16:
+      return forward<Float16>(op);
+  }
+}
+
+void bias_gelu_backward(const BiasGelu& op) {
+  switch (op.dtype) {
+    case DType::kFloat32:
+      return backward<float>(op);
+    case DType::kBFloat16:
+      return backward<BFloat16>(op);
+    case DType::kFloat16:
+      return backward<Float16>(op);
+  }
+}
+
+}  // namespace HSTA_ISA
+}  // namespace hsta

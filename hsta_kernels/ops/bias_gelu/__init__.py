@@ -1,0 +1,58 @@
+"""The bias, GELU and dropout between the two projections of an MLP."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops.bias_gelu import autograd, reference
+from hsta_kernels.ops.checks import check_shape, check_tensor
+
+
+def bias_gelu(
+    x: torch.Tensor, bias: torch.Tensor, dropout_rate: float = 0.0, seed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``dropout(gelu(x + bias))`` in one pass, GELU with the error function (arXiv 1606.08415), as ViT's MLP has it.
+
+    Give it the product of the MLP's first projection before its bias is added. The backward pass recomputes from `x`
+    what plain PyTorch saves: GELU's argument and dropout's mask. The mask comes from a counter-based generator and is
+    the same on every backend.
+
+    Args:
+        x: (..., C); float32, bfloat16, float16 or float64.
+        bias: (C,); the dtype of `x` (under autocast any).
+        dropout_rate: probability of an element to become zero, in [0, 1); the others are divided by 1 - dropout_rate.
+        seed: of the mask, one int64 on the device of `x`. Without one, PyTorch's generator draws it when
+            `dropout_rate` is not 0.
+
+    Returns:
+        (..., C), dtype of `x`.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, dtypes differ outside autocast, or `seed` is not int64.
+        ValueError: shapes or devices do not fit together, or `dropout_rate` is outside [0, 1).
+    """
+    shape = "(" + ", ".join(["..."] * (x.dim() - 1) + ["C"]) + ")" if isinstance(x, torch.Tensor) else "(..., C)"
+    check_tensor("x", x, shape if "," in shape else "(C,)")
+    check_tensor("bias", bias, "(C,)", None if torch.is_autocast_enabled(x.device.type) else ("x", x))
+    check_shape("bias", bias, (x.shape[-1],), "(C,)")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate must be at least 0 and less than 1; got {dropout_rate}")
+    seed = _seed(dropout_rate, seed, x.device)
+    backend = backends.choose("bias_gelu", x)
+    if backend == "reference":
+        return reference.bias_gelu(x, bias.to(x.dtype), dropout_rate, seed)
+    rows = x.reshape(-1, x.shape[-1])
+    return autograd.BiasGelu.apply(rows, bias.float(), float(dropout_rate), seed, backend).view(x.shape)
+
+
+def _seed(dropout_rate: float, seed: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    if dropout_rate == 0:
+        return None
+    if seed is None:
+        return torch.randint(2**62, (1,), device=device)
+    if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
+        raise TypeError(f"seed must be an int64 tensor; got {getattr(seed, 'dtype', type(seed).__name__)}")
+    if seed.numel() != 1 or seed.device != device:
+        raise ValueError(f"seed must hold one number, on {device}; got {seed.numel()} on {seed.device}")
+    return seed.reshape(1)

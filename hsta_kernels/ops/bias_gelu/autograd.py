@@ -1,0 +1,68 @@
+"""The custom ops and the autograd Function of bias_gelu. Tensors are matrices of rows; the bias is float32."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hsta_kernels.ops.bias_gelu import native
+from hsta_kernels.ops.checks import rows_contiguous
+
+# Each module has forward(x, bias, dropout_rate, seed) -> out
+# and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+
+
+@torch.library.custom_op("hsta_kernels::bias_gelu_forward", mutates_args=())
+def forward(
+    x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None, backend: str
+) -> torch.Tensor:
+    return _IMPLEMENTATIONS[backend].forward(rows_contiguous(x), bias.contiguous(), dropout_rate, seed)
+
+
+@forward.register_fake
+def _(x, bias, dropout_rate, seed, backend):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hsta_kernels::bias_gelu_backward", mutates_args=())
+def backward(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = rows_contiguous(grad_out), rows_contiguous(x)
+    return _IMPLEMENTATIONS[backend].backward(*rows, bias.contiguous(), dropout_rate, seed)
+
+
+@backward.register_fake
+def _(grad_out, x, bias, dropout_rate, seed, backend):
+    return x.new_empty(x.shape), torch.zeros_like(bias)
+
+
+class BiasGelu(torch.autograd.Function):
+    """Saves x alone: GELU's argument and dropout's mask are recomputed in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        bias: torch.Tensor,
+        dropout_rate: float,
+        seed: torch.Tensor | None,
+        backend: str,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, bias, seed)
+        ctx.arguments = (dropout_rate, backend)
+        return forward(x, bias, dropout_rate, seed, backend)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, bias, seed = ctx.saved_tensors
+        dropout_rate, backend = ctx.arguments
+        return *backward(*grad_outputs, x, bias, dropout_rate, seed, backend), None, None, None
