@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction
 
 from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.add_layer_norm import triton as add_layer_norm
+from hsta_kernels.ops.bias_gelu import triton as bias_gelu
 from hsta_kernels.ops.cross_modal_attention import triton as cross_modal_attention
 from hsta_kernels.ops.space_time_attention import triton as space_time_attention
 
@@ -148,6 +149,18 @@ def norm(rows: int, width: int) -> Callable:
     return run
 
 
+def gelu(rows: int, width: int, dropout_rate: float) -> Callable:
+    """Forward and backward pass of bias_gelu."""
+
+    def run(dtype: torch.dtype, device: str = "meta") -> None:
+        x, bias = torch.randn(rows, width, dtype=dtype, device=device), torch.randn(width, device=device)
+        seed = torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None
+        bias_gelu.forward(x, bias, dropout_rate, seed)
+        bias_gelu.backward(x, x, bias, dropout_rate, seed)
+
+    return run
+
+
 # One case for each configuration in the table. Where `joint` and `space` have the same one, one width stands for all.
 CASES: dict[str, Callable] = {
     **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (32, 64, 128)},
@@ -156,6 +169,8 @@ CASES: dict[str, Callable] = {
     "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
     **{f"pooling C={c}": pooling(588, c) for c in (192, 384, 768)},
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (384, 768, 3072)},
+    "bias_gelu C=3072": gelu(37696, 3072, 0.0),
+    "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
 }
 
 

@@ -28,6 +28,7 @@ from benchmarks.ahead_of_time import (
     attention,
     compile_launch,
     float32_products,
+    gelu,
     launches,
     norm,
     pooling,
@@ -67,6 +68,7 @@ BACKWARD = {
 }
 POOLING = dict.fromkeys((2, 4), options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1)))
 NORM = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (2, 4, 1), (1, 4, 1), (1, 8, 1)))
+GELU = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (8, 4, 1), (2, 4, 1), (4, 8, 1), (1, 4, 1)))
 DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat16 takes
 
 
@@ -88,6 +90,8 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
     for width, real in ((512, 384), (1024, 768), (4096, 3072)):
         for kernel in ("add_layer_norm_forward", "add_layer_norm_backward"):
             yield kernel, width, ANY, NORM, norm(37696, real)
+    for kernel in ("bias_gelu_forward", "bias_gelu_backward"):
+        yield kernel, ANY, ANY, GELU, gelu(37696, 3072, 0.1)
 
 
 def key_of(arch: int, size: int, width: int, longest: int, config: Options) -> Key:

@@ -15,7 +15,8 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     new_empty = torch.Tensor.new_empty
 
     def poisoned(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        return new_empty(self, *args, **kwargs).fill_(float("nan"))
+        tensor = new_empty(self, *args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 

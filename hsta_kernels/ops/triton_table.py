@@ -42,6 +42,22 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (100, 4, 1024, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
         (100, 4, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
     },
+    "bias_gelu_backward": {
+        (80, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (80, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (90, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (90, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (100, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (100, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+    },
+    "bias_gelu_forward": {
+        (80, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (80, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (90, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (90, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (100, 2, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+        (100, 4, 1073741824, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
+    },
     "flash_backward_kv": {
         (80, 2, 32, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
         (80, 2, 32, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},

@@ -25,6 +25,7 @@ from benchmarks.ahead_of_time import (
     attention,
     compile_case,
     compile_launch,
+    gelu,
     launches,
     line,
     norm,
@@ -44,7 +45,13 @@ SPILLS = {
 QUICK = [
     *(
         (case, "bfloat16", 90)
-        for case in ("time T=8 D=64", "space N=196 D=64", "pooling C=768", "add_layer_norm C=768")
+        for case in (
+            "time T=8 D=64",
+            "space N=196 D=64",
+            "pooling C=768",
+            "add_layer_norm C=768",
+            "bias_gelu and dropout C=3072",
+        )
     ),
     ("time T=8 D=64", "bfloat16", 80),
     ("space N=196 D=64", "bfloat16", 100),
@@ -69,7 +76,7 @@ def test_kernels_of_the_model(case, dtype, arch):
     check(case, dtype, arch)
 
 
-@pytest.mark.parametrize("run", [attention("time", 1, 1, 1, 8, 1), pooling(1, 8, 1, 1), norm(1, 1)])
+@pytest.mark.parametrize("run", [attention("time", 1, 1, 1, 8, 1), pooling(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)])
 def test_sizes_of_one(run):
     """The compiler takes an argument of 1 for a constant, which not everything can be done with."""
     for launch in launches(lambda: run(torch.bfloat16), 90):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hsta_kernels import backend
-from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 from tests.ops import test_cross_modal_attention as of_pooling
 
 pytestmark = pytest.mark.gpu
@@ -86,9 +86,12 @@ def test_the_other_operators_are_deterministic_and_capturable():
     rows = torch.randn(5000, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.ones(768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
+    seed = torch.tensor([5], device="cuda")
+
     def run() -> list[torch.Tensor]:
         with backend("triton"):
             outs = (cross_modal_attention(**values, num_heads=12), *add_layer_norm(rows, rows, weight, weight))
+            outs += (bias_gelu(rows, weight, 0.1, seed),)
         inputs = [*(v for k, v in values.items() if k != "k_bias"), rows, weight]
         return [*outs, *torch.autograd.grad(outs, inputs, outs)]
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from hsta_kernels import backend, backends
-from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
+from tests.ops import test_bias_gelu as of_gelu
 from tests.ops import test_cross_modal_attention as of_pooling
 from tests.ops import test_space_time_attention as of_attention
 from tests.tolerances import assert_close_to_reference
@@ -131,9 +132,9 @@ def test_empty_batches(device):
     rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
     with backend("triton"):
         outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
-        outs += add_layer_norm(rows, rows, weight, weight)
+        outs += *add_layer_norm(rows, rows, weight, weight), bias_gelu(rows, weight, 0.5)
     sum(out.sum() for out in outs).backward()
-    assert [out.shape for out in outs] == [(0, 7, 2, 8), (0, 16), (0, 8), (0, 8)]
+    assert [out.shape for out in outs] == [(0, 7, 2, 8), (0, 16), (0, 8), (0, 8), (0, 8)]
     assert qkv.grad.shape == qkv.shape and rows.grad.shape == rows.shape
 
 
@@ -186,3 +187,27 @@ def test_add_layer_norm(shape, magnitude, dtype, device):
     names = ("norm", "sum", "grad x", "grad residual", "grad weight", "grad bias")
     for name, a, b, c in zip(names, ours, same, exact, strict=True):
         assert_close_to_reference(a, b, c, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 17, 48), (9, 3), (5, 768), (3, 2, 4, 41), (40, 1)])
+@pytest.mark.parametrize(("magnitude", "rate"), [(1.0, 0.0), (1.0, 0.3), (1e4, 0.0), (1e-4, 0.0)])
+def test_bias_gelu(shape, magnitude, rate, dtype, device):
+    if dtype == torch.float16 and magnitude > 1:
+        magnitude = 1e3
+    x, bias, grad = (torch.randn(s, dtype=torch.float64, device=device) for s in (shape, shape[-1:], shape))
+    tensors = [t.to(dtype) for t in (x * magnitude, bias * magnitude, grad)]
+    options = {"dropout_rate": rate, "seed": torch.tensor([-(2**40) - 5], device=device)}
+    exact = of_gelu.run(*(t.double() for t in tensors), "reference", **options)
+    same, ours = (of_gelu.run(*tensors, name, **options) for name in ("reference", "triton"))
+    for name, a, b, c in zip(("out", "grad x", "grad bias"), ours, same, exact, strict=True):
+        assert rate == 0 or torch.equal(a == 0, b == 0), f"{name}: another mask"
+        assert_close_to_reference(a, b, c, name)
+
+
+def test_strided_rows_of_bias_gelu(device):
+    wide, bias = torch.randn(5, 100, device=device), torch.randn(32, device=device)
+    one = torch.ones((), device=device).expand(5, 32)
+    for x in (wide[:, 32:64], wide[:, 3:35], torch.randn(32, 5, device=device).T):
+        strided, copied = (of_gelu.run(t, bias, one, "triton") for t in (x, x.contiguous()))
+        assert all(torch.equal(a, b) for a, b in zip(strided, copied, strict=True))

@@ -14,6 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.add_layer_norm import triton as norm
+from hsta_kernels.ops.bias_gelu import triton as gelu
 from hsta_kernels.ops.cross_modal_attention import triton as pooling
 from hsta_kernels.ops.space_time_attention import triton as attention
 
@@ -103,6 +104,18 @@ def test_add_layer_norm(work):
     work.share(weight)
     norm.backward(x, x, total, weight, 1e-6)
     assert work.take()[0] <= 1.2 * 4 * x.numel() * E
+
+
+@pytest.mark.parametrize("rate", (0.0, 0.1))
+def test_bias_gelu(rate, work):
+    """The mask costs arithmetic and no bytes."""
+    x, bias, seed = torch.randn(64, 1536, dtype=HALF), torch.randn(1536), torch.tensor([3]) if rate else None
+    work.share(bias)
+    gelu.forward(x, bias, rate, seed)
+    assert work.take()[0] <= 1.2 * 2 * x.numel() * E
+    work.share(bias)
+    gelu.backward(x, x, bias, rate, seed)
+    assert work.take()[0] <= 1.2 * 3 * x.numel() * E
 
 
 @pytest.mark.parametrize(("patches", "prefix"), [(196, 0), (196, 1), (324, 1), (588, 1)])

@@ -7,12 +7,24 @@ from typing import Any
 
 import torch
 
+from hsta_kernels import backends
+from hsta_kernels.ops import triton
 from hsta_kernels.ops.bias_gelu import native
 from hsta_kernels.ops.checks import rows_contiguous
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cpu": native}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cpu": native,
+    "triton": triton.LazyModule("hsta_kernels.ops.bias_gelu.triton"),
+}
+
+
+def _refuse_triton(x: torch.Tensor) -> str | None:
+    return triton.refuse("x", x, "bias_gelu_backward")
+
+
+backends.register("bias_gelu", "triton", _refuse_triton)
 
 
 @torch.library.custom_op("hsta_kernels::bias_gelu_forward", mutates_args=())

@@ -1,0 +1,73 @@
+# mypy: allow-incomplete-defs, no-check-untyped-defs
+"""bias_gelu in Triton: matrices of rows in tiles, each element read once and written once.
+
+The dropout mask is that of reference.py: a function of seed, row and column, computed anew in the backward pass.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _dropout(seed, threshold, scale, row, first, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
+    """The factors, 0 or `scale`, of the rows `row` from column `first` on: a block of Philox serves four columns."""
+    zero = tl.zeros((BLOCK, BLOCK_C // 4), tl.int32)
+    block = zero + (first // 4 + tl.arange(0, BLOCK_C // 4))[None, :]
+    low, high = zero + row.to(tl.int32)[:, None], zero + (row >> 32).to(tl.int32)[:, None]
+    a, b, c, d = tl.philox(tl.load(seed), block, zero, low, high)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK, BLOCK_C))
+    return tl.where(words >= threshold, scale, 0.0)
+
+
+@triton.jit
+def _normal_cdf(x):
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def bias_gelu_forward(
+    x, bias, seed, out, x_stride: tl.int64, rows, C, threshold: tl.uint32, scale,
+    BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)  # (rows, columns)
+    row = (program // tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    first = program % tiles * BLOCK_C
+    column = first + tl.arange(0, BLOCK_C)
+    mask = (row < rows)[:, None] & (column < C)[None, :]
+    y = tl.load(x + row[:, None] * (x_stride * UNIT) + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(bias + column, mask=column < C, other=0.0)[None, :]
+    y *= _normal_cdf(y)
+    if seed is not None:
+        y *= _dropout(seed, threshold, scale, row, first, BLOCK_C, BLOCK)
+    tl.store(out + row[:, None] * C + column[None, :], y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bias_gelu_backward(
+    grad_out, x, bias, seed, grad_x, grad_bias_parts, grad_stride: tl.int64, x_stride: tl.int64,
+    rows, C, threshold: tl.uint32, scale, rows_per_program,
+    BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Some columns of a run of rows: their gradients, and their share of the bias's."""
+    tiles = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)
+    run = (program // tiles).to(tl.int64)
+    first = program % tiles * BLOCK_C
+    column = first + tl.arange(0, BLOCK_C)
+    b = tl.load(bias + column, mask=column < C, other=0.0)[None, :]
+    db = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, rows_per_program, BLOCK):
+        row = run * rows_per_program + start + tl.arange(0, BLOCK)
+        mask = (row < rows)[:, None] & (column < C)[None, :]
+        y = tl.load(x + row[:, None] * (x_stride * UNIT) + column[None, :], mask=mask, other=0.0).to(tl.float32) + b
+        dy = tl.load(grad_out + row[:, None] * (grad_stride * UNIT) + column[None, :], mask=mask, other=0.0)
+        density = 0.3989422804014327 * tl.exp2(y * y * -0.7213475204444817)  # 1 / sqrt(2 pi), log2(e) / 2
+        dx = dy.to(tl.float32) * (_normal_cdf(y) + y * density)
+        if seed is not None:
+            dx *= _dropout(seed, threshold, scale, row, first, BLOCK_C, BLOCK)
+        db += tl.sum(dx, 0)
+        tl.store(grad_x + row[:, None] * C + column[None, :], dx.to(grad_x.dtype.element_ty), mask=mask)
+    tl.store(grad_bias_parts + run * C + column, db, mask=column < C)
