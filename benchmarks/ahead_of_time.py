@@ -1,6 +1,6 @@
 """Triton kernels without a GPU: what the operators would launch, compiled for a GPU that need not be there.
 
-    python -m benchmarks.ahead_of_time      # rewrites docs/triton-resources.md
+    python -m benchmarks.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
 
 `launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
 Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
@@ -9,10 +9,14 @@ Triton's just-in-time compilation of such a call for a chosen architecture, so t
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
+import multiprocessing
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -22,6 +26,7 @@ from unittest import mock
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -49,6 +54,12 @@ class Launch:
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__
+
+    @property
+    def constants(self) -> tuple:
+        """What the kernel is compiled for, but for which sizes are multiples of 16."""
+        dtypes = tuple(a.dtype for a in self.arguments if isinstance(a, torch.Tensor))
+        return self.name, dtypes, tuple(self.options.items())
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,11 @@ def launches(run: Callable[[], object], arch: int) -> list[Launch]:
 
 
 @contextmanager
-def _target(arch: int) -> Iterator[None]:
+def _target(arch: int | str) -> Iterator[None]:
     before = dict(vars(driver))
     fake = mock.Mock()
-    fake.get_current_target.return_value = GPUTarget("cuda", arch, 32)
+    nvidia = isinstance(arch, int)
+    fake.get_current_target.return_value = GPUTarget("cuda" if nvidia else "hip", arch, 32 if nvidia else 64)
     fake.get_current_device.return_value = arch  # kernels are cached by device
     driver.set_active(fake)
     try:
@@ -91,21 +103,24 @@ def _target(arch: int) -> Iterator[None]:
         vars(driver).update(before)
 
 
-def compile_launch(launch: Launch, arch: int) -> Resources:
+def compile_for(launch: Launch, arch: int | str) -> CompiledKernel:
+    """The kernel for an NVIDIA GPU, such as 90, or an AMD one, such as "gfx942"."""
     arguments = [a.dtype if isinstance(a, torch.Tensor) else a for a in launch.arguments]
     with _target(arch):
-        compiled = launch.kernel.warmup(*arguments, grid=(launch.programs,), **launch.options)
+        return launch.kernel.warmup(*arguments, grid=(launch.programs,), **launch.options)
+
+
+def compile_launch(launch: Launch, arch: int) -> Resources:
+    compiled = compile_for(launch, arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage, code = (
-            subprocess.run([_CUOBJDUMP, option, cubin.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "-sass")
-        )
+        command = [_CUOBJDUMP, "--dump-resource-usage", "-sass", cubin.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     loads = re.findall(r"\b(?:LDG|LDGSTS)\.\S*", code)
     kinds = ((r"\bHMMA", "mma"), (r"\bHGMMA", "wgmma"), (r"\bUTC\w*MMA", "tcgen05"))
     return Resources(
-        registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
+        registers=int(re.findall(r"REG:(\d+)", code)[-1]),
         shared_memory=compiled.metadata.shared,
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         matrix="+".join(name for pattern, name in kinds if re.search(pattern, code)) or "none",
@@ -161,14 +176,14 @@ def gelu(rows: int, width: int, dropout_rate: float) -> Callable:
     return run
 
 
-# One case for each configuration in the table. Where `joint` and `space` have the same one, one width stands for all.
+# One case or more for each configuration in the table, the model's sizes first.
 CASES: dict[str, Callable] = {
-    **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (32, 64, 128)},
-    **{f"time T=64 D={d}": attention("time", 64, 49, 1, d) for d in (32, 64, 128)},
-    **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (32, 64, 128)},
+    **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (64, 32, 128)},
+    **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
     "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
-    **{f"pooling C={c}": pooling(588, c) for c in (192, 384, 768)},
-    **{f"add_layer_norm C={c}": norm(37696, c) for c in (384, 768, 3072)},
+    **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
+    **{f"pooling C={c}": pooling(588, c) for c in (768, 384, 192)},
+    **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
 }
@@ -185,50 +200,67 @@ def float32_products(dtype: str) -> Iterator[torch.dtype]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def compile_case(case: str, dtype: str, arch: int) -> list[tuple[str, str, Resources]]:
-    """(kernel, its options in words, what it takes) of everything that a case launches."""
-    with float32_products(dtype) as torch_dtype:
-        try:
-            noted = launches(lambda: CASES[case](torch_dtype), arch)
-        except LookupError:  # the operator refuses rows this wide
-            return []
-    return [(launch.name, in_words(launch.options), compile_launch(launch, arch)) for launch in noted]
+@functools.cache
+def everything(arch: int) -> list[tuple[str, str, Launch]]:
+    """(case, dtype, launch) of every kernel, dtype and configuration, once: in the first case that launches it."""
+    found: dict[tuple, tuple[str, str, Launch]] = {}
+    for dtype, (case, run) in itertools.product(DTYPES, CASES.items()):
+        with float32_products(dtype) as torch_dtype:
+            try:
+                noted = launches(lambda run=run, dtype=torch_dtype: run(dtype), arch)
+            except LookupError:  # the operator refuses rows this wide
+                continue
+        for launch in noted:
+            found.setdefault(launch.constants, (case, dtype, launch))
+    return list(found.values())
 
 
-def in_words(options: dict[str, Any]) -> str:
+def description(case: str, dtype: str, arch: int, launch: Launch) -> str:
+    """The first half of the launch's line in the document: which kernel it is."""
     named = ("ROWS", "PACK", "BLOCK_M", "TAIL_M", "BLOCK_N", "TAIL_N", "BLOCK", "SPLIT", "num_warps", "num_stages")
-    return " ".join(f"{name}={options[name]}" for name in named if name in options)
+    options = " ".join(f"{name}={launch.options[name]}" for name in named if name in launch.options)
+    return f"| {case} | {launch.name} | sm_{arch} | {dtype} | {options} |"
 
 
-def line(case: str, dtype: str, arch: int, kernel: str, options: str, resources: Resources) -> str:
-    return f"| {case} | {kernel} | sm_{arch} | {dtype} | {options} | {' | '.join(map(str, astuple(resources)))} |"
+def line(arch: int, index: int) -> str:
+    """The line of one of `everything`: what it is, and what it takes."""
+    case, dtype, launch = everything(arch)[index]
+    resources = compile_launch(launch, arch)
+    return f"{description(case, dtype, arch, launch)} {' | '.join(map(str, astuple(resources)))} |"
+
+
+def documented() -> tuple[str, dict[str, Resources]]:
+    """Triton's version and, for each description, the resources that the document states."""
+    text = DOCUMENT.read_text()
+    rows = {}
+    for row in re.findall(r"^\| .* \| sm_\d+ \| .*$", text, re.MULTILINE):
+        *key, registers, shared_memory, spills, matrix, wide_loads = row.strip("| ").split(" | ")
+        resources = Resources(int(registers), int(shared_memory), int(spills), matrix, wide_loads)
+        rows[f"| {' | '.join(key)} |"] = resources
+    return re.findall(r"Triton (\S+),", text)[0], rows
+
+
+_HEADER = f"""# What the Triton kernels take of a GPU
+
+Compiled ahead of time by Triton {triton.__version__}, every kernel, dtype and configuration once: written by
+`python -m benchmarks.ahead_of_time`, compared with the kernels by `tests/triton/test_ahead_of_time.py`.
+Shared memory is in bytes; spills are instructions that touch local memory; the matrix unit's instructions
+and the 16-byte share of the global loads are read from the machine code. `tf32` is float32 with TF32
+products allowed, where that makes a difference.
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES, help="only these: the whole table takes an hour")
+    parser.add_argument("--jobs", type=int, default=1, help="how many kernels to compile at a time")
     arguments = parser.parse_args()
-    columns = ["case", "kernel", "GPU", "dtype", "options"]
-    columns += [field.name.replace("_", " ") for field in fields(Resources)]
-    lines = [
-        "# What the Triton kernels take of a GPU",
-        "",
-        f"Compiled ahead of time by Triton {triton.__version__}; written by `python -m benchmarks.ahead_of_time`,",
-        "and compared with the kernels by `tests/triton/test_ahead_of_time.py`. Shared memory is in bytes; spills are",
-        "instructions that touch local memory; the matrix unit's instructions and the 16-byte share of the global",
-        "loads are read from the machine code. `tf32` is float32 with TF32 products allowed.",
-        "",
-        f"| {' | '.join(columns)} |",
-        "|" + "---|" * len(columns),
-    ]
-    for arch in ARCHITECTURES:
-        for dtype in arguments.dtypes:
-            for case in CASES:
-                for row in compile_case(case, dtype, arch):
-                    text = line(case, dtype, arch, *row)
-                    if text not in lines:
-                        lines.append(text)
-                print(f"sm_{arch} {dtype} {case}", flush=True)
+    columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
+    lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        for done, text in enumerate(pool.map(line, *zip(*places, strict=True)), 1):
+            print(f"{done}/{len(places)} {text}", flush=True)
+            lines.append(text)
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text("\n".join(lines) + "\n")
 

@@ -64,9 +64,22 @@ FORWARD = {
 }
 BACKWARD = {
     2: options(FLASH, (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1)),
-    4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 2, 1)),
+    4: options(
+        FLASH,
+        (32, 32, 4, 2),
+        (32, 32, 8, 2),
+        (32, 32, 8, 1),
+        (32, 16, 4, 2),
+        (32, 16, 8, 1),
+        (32, 16, 4, 1),
+        (16, 16, 4, 1),
+    ),
 }
-POOLING = dict.fromkeys((2, 4), options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1)))
+POOLING = dict.fromkeys(
+    (2, 4),
+    options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
+    + options("BLOCK SPLIT num_warps num_stages", (16, 4, 8, 1)),
+)
 NORM = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (2, 4, 1), (1, 4, 1), (1, 8, 1)))
 GELU = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (8, 4, 1), (2, 4, 1), (4, 8, 1), (1, 4, 1)))
 DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat16 takes
@@ -152,7 +165,8 @@ def choose(
 ) -> tuple[Key, Options] | None:
     """The fastest configuration among those that spill least; without measuring, the first; None when none fits.
 
-    A tile over time that spills is none either: flash attention takes such sequences.
+    A tile over time that spills is none either: flash attention takes such sequences. Nor is a block of whole rows for
+    crossmodal attention: another backend takes rows that are too wide for a GPU's registers.
     """
     spilling: list[tuple[float, Key, Options]] = []
     for config in candidates:
@@ -161,7 +175,7 @@ def choose(
         if not measure and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if kernel.startswith("time") and least > 0:
+    if kernel.startswith(("time", "pool")) and least > 0:
         return None
     good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
     if not measure or not good:
@@ -203,6 +217,9 @@ def main() -> None:
             print(f"{kernel} sm_{arch} {size} bytes, width {width}, length {longest}: {found and found[1]}", flush=True)
             if found:
                 after.setdefault(kernel, {})[found[0]] = found[1]
+    # Crossmodal attention is refused where its backward pass has no configuration.
+    backward = {key[:3] for key in after["pool_backward"]}
+    after["pool_forward"] = {key: config for key, config in after["pool_forward"].items() if key[:3] in backward}
     write(after)
     for kernel in sorted(after):
         for key in sorted({*before.get(kernel, {}), *after[kernel]}):

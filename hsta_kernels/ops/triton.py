@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -31,7 +32,7 @@ def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
         return f"{name} is on {tensor.device}"
     if tensor.dtype not in DTYPES:
         return f"{name} is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
-    if tensor.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+    if _capability(tensor.device) < (8, 0):
         return f"{name} is on a GPU older than sm_80"
     if not configured(kernel, tensor, tensor.shape[-1]):
         return f"{name} has rows of {tensor.shape[-1]} {tensor.dtype}; the kernels do not go so wide"
@@ -58,7 +59,7 @@ def in_units(strides: Sequence[int]) -> tuple[list[int], int]:
 
     A kernel that multiplies by a constant unit is known to the compiler to load 16 aligned bytes at a time.
     """
-    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
+    unit = 8 if math.gcd(*strides) % 8 == 0 else 1
     return [stride // unit for stride in strides], unit
 
 
@@ -73,15 +74,21 @@ def power_of_2(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of an NVIDIA GPU; for other vendors' and for the interpreter, that of the rows of 80."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 8, 0
+    return torch.cuda.get_device_capability(device)
+
+
 def architecture(device: torch.device) -> int:
     """The GPU generation whose configurations fit `device`: 80, 90 or 100.
 
     Consumer GPUs have the shared memory of an sm_80's smallest relatives, for which the rows of 80 are made; so are
     other vendors' GPUs and the interpreter.
     """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = _capability(device)
     return 10 * major if (major, minor) in ((8, 0), (9, 0), (10, 0), (10, 3)) else 80
 
 

@@ -81,23 +81,50 @@ def test_graph_capture_and_another_stream(axis):
         assert torch.equal(ours, theirs)
 
 
-def test_the_other_operators_are_deterministic_and_capturable():
-    values = {k: v.cuda().bfloat16().requires_grad_() for k, v in of_pooling.arguments(9, 588, 768).items()}
-    rows = torch.randn(5000, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.ones(768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+def other_operators(width: int = 768, tokens: int = 588) -> list[torch.Tensor]:
+    """Outputs and gradients of the operators other than attention."""
+    torch.manual_seed(1)
+    values = {k: v.cuda().bfloat16().requires_grad_() for k, v in of_pooling.arguments(9, tokens, width).items()}
+    rows = torch.randn(5000, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    with backend("triton"):
+        outs = (cross_modal_attention(**values, num_heads=12), *add_layer_norm(rows, rows, weight, weight))
+        outs += (bias_gelu(rows, weight, 0.1, torch.tensor([5]).cuda()),)
+    inputs = [*(v for k, v in values.items() if k != "k_bias"), rows, weight]
+    return [*outs, *torch.autograd.grad(outs, inputs, outs)]
 
+
+def test_the_other_operators_are_deterministic():
+    first = other_operators()
+    for _ in range(99):
+        assert all(torch.equal(a, b) for a, b in zip(first, other_operators(), strict=True))
+
+
+def test_the_other_operators_are_capturable():
+    rows = torch.randn(500, 768, device="cuda", dtype=torch.bfloat16)
+    tokens = torch.randn(3, 589, 768, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(768, device="cuda", dtype=torch.bfloat16)
+    matrix = torch.randn(768, 768, device="cuda", dtype=torch.bfloat16)
     seed = torch.tensor([5], device="cuda")
 
     def run() -> list[torch.Tensor]:
+        inputs = [t.detach().requires_grad_() for t in (rows, tokens, weight)]
+        x, sequence, w = inputs
         with backend("triton"):
-            outs = (cross_modal_attention(**values, num_heads=12), *add_layer_norm(rows, rows, weight, weight))
-            outs += (bias_gelu(rows, weight, 0.1, seed),)
-        inputs = [*(v for k, v in values.items() if k != "k_bias"), rows, weight]
+            pooled = cross_modal_attention(sequence[:, 0], sequence[:, 1:], w, w, *(matrix, w) * 3, num_heads=12)
+            outs = (pooled, *add_layer_norm(x, x, w, w), bias_gelu(x, w, 0.1, seed))
         return [*outs, *torch.autograd.grad(outs, inputs, outs)]
 
-    first = run()
-    for _ in range(20):
-        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
 def test_every_device_gets_its_own_launch():
@@ -113,9 +140,10 @@ def test_compute_sanitizer_finds_nothing():
     if tool is None:
         pytest.skip("compute-sanitizer is not installed on this machine")
     code = (
-        "import torch; from tests.triton.test_gpu import gradient\n"
+        "import torch; from tests.triton.test_gpu import gradient, other_operators\n"
         "for axis in ('time', 'space', 'joint'):\n"
         "    gradient(torch.randn(2, 2 + 7 * 17, 3, 2, 40, device='cuda').half(), (7, 17), axis, 2)\n"
+        "other_operators(72, 230)\n"
         "torch.cuda.synchronize()\n"
     )
     for check in ("memcheck", "racecheck"):

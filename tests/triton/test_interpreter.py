@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.parametrize("suite", ("test_parity.py", "test_traffic.py"))
+@pytest.mark.parametrize("suite", ("test_parity.py", "test_integration.py", "test_traffic.py"))
 def test_in_the_interpreter(suite):
     pytest.importorskip("triton", reason="Triton is not installed on this machine")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / suite)]

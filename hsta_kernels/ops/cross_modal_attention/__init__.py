@@ -83,4 +83,4 @@ def cross_modal_attention(
     z = autograd.NormalizedPooling.apply(u, *rows, k_bias, eps, backend)
     z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
     pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
-    return pooled.flatten(1) + v_bias
+    return pooled.flatten(1) + v_bias.to(pooled.dtype)

@@ -42,9 +42,12 @@ class Groups(NamedTuple):
         return cls(0, 1, num_prefix_tokens + num_frames * num_patches, 0, 1)
 
     def tail(self, block: int) -> int:
-        """Rows of the tiles that take what full tiles of `block` patches leave of a group; 0 if nothing is left."""
+        """Rows of the tiles that take what full tiles of `block` patches leave of a group; 0 if nothing is left.
+
+        No more than half of a full tile: the masks that a tail needs take registers.
+        """
         left = self.members % block + self.prefix
-        return min(block, max(16, power_of_2(left))) if left else 0
+        return max(16, min(block // 2, power_of_2(left))) if left else 0
 
     def tiles(self, block: int) -> int:
         left = self.members % block + self.prefix
