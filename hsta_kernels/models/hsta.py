@@ -17,6 +17,22 @@ from . import reference
 _READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(1, None)}
 
 
+class PatchEmbed(reference.PatchEmbed):
+    """Kernel and stride of the convolution are equal, so it is a reshape and a matrix product."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return F.linear(tubelets(frames, self.proj.kernel_size), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def tubelets(frames: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Pixels of each tubelet: (B, 3, T, H, W) -> (B, T' * N, 3 * size), time-major; incomplete borders are dropped."""
+    times, height, width = (extent // step for extent, step in zip(frames.shape[2:], size, strict=True))
+    tubelet, patch, _ = size
+    pixels = frames[:, :, :, : height * patch, : width * patch]
+    pixels = pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
+    return pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
 class HSTA(reference.HSTA):
     """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202).
 
@@ -33,6 +49,8 @@ class HSTA(reference.HSTA):
     Args:
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
+
+    patch_embed_class = PatchEmbed
 
     def forward(self, video: Tensor, special: Tensor) -> Tensor:
         """Logits (B, num_classes) of clips.
@@ -57,20 +75,10 @@ class HSTA(reference.HSTA):
         )
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
-        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C).
-
-        Kernel and stride of the patch embedding are equal, so it is a reshape and a matrix product.
-        """
-        proj = self.patch_embed[branch].proj
-        tubelet, patch, _ = proj.kernel_size
-        times, height, width = self.config.grids[branch]
-        pixels = frames[..., : height * patch, : width * patch]
-        pixels = pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
-        pixels = pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
-        patches = F.linear(pixels, proj.weight.flatten(1), proj.bias)
+        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
         position = self.get_buffer(f"position_{branch}")
         cls = (self.cls_token[branch][0] + position[:1]).expand(frames.shape[0], -1)
-        return self.pos_drop(_join(cls, patches + position[1:]))
+        return self.pos_drop(_join(cls, self.patch_embed[branch](frames) + position[1:]))
 
 
 def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
