@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hsta_kernels import ops
 
 from . import reference
+from .recompute import add_norm_linear, bias_gelu_linear
 
 # What the classifier reads of a branch beside CLS.
 _READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(1, None)}
@@ -87,32 +88,68 @@ def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor],
     return [_csta(block, i, xs[i][:, 0], xs[1 - i][:, 1:]) for i in (0, 1)], xs
 
 
+@dataclass(frozen=True)
+class _AttentionStep:
+    """A sub-layer of USTA behind its norm."""
+
+    attn: reference.Attention
+    grid: tuple[int, int]
+    axis: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.attend(self.attn.project(x))
+
+    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        qkv, x = add_norm_linear(x, residual, norm, self.attn.qkv.weight, self.attn.qkv_bias())
+        return self.attend(qkv.unflatten(-1, (3, self.attn.num_heads, -1))), x
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        if _drops(self.attn.attn_drop):
+            out = self.attn.attend(qkv, self.grid, self.axis)
+        else:
+            out = ops.space_time_attention(qkv, self.grid, self.axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
+        return self.attn.proj_drop(self.attn.proj(out.flatten(2)))
+
+
+@dataclass(frozen=True)
+class _MLPStep:
+    mlp: reference.MLP
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        fc1, fc2, drop = self.mlp.fc1, self.mlp.fc2, self.mlp.drop
+        hidden, x = add_norm_linear(x, residual, norm, fc1.weight, None)
+        rate = drop.p if _drops(drop) else 0.0
+        return drop(bias_gelu_linear(hidden, fc1.bias, fc2.weight, fc2.bias, rate)), x
+
+
+def _steps(layer: reference.Layer) -> Iterator[tuple[nn.LayerNorm, _AttentionStep | _MLPStep]]:
+    if layer.has_time:
+        yield layer.norm_time, _AttentionStep(layer.attn_time, layer.grid, "time")
+    yield layer.norm1, _AttentionStep(layer.attn, layer.grid, layer.axis)
+    yield layer.norm2, _MLPStep(layer.mlp)
+
+
 def _usta(layers: Iterable[reference.Layer], x: Tensor) -> Tensor:
-    """The layers of one branch. A sub-layer's output is added by the norm of the next one."""
+    """The layers of one branch. A sub-layer's output is added by the norm of the next one.
+
+    With gradients, a sub-layer recomputes in the backward pass what is cheap to recompute. Without them, projections
+    take their biases themselves: that costs nothing, and it is what a frozen model packs.
+    """
     residual: Tensor | None = None
     for layer in layers:
-        sublayers: list[tuple[nn.LayerNorm, Callable[[Tensor], Tensor]]] = [
-            (layer.norm1, partial(_attention, layer.attn, layer.grid, layer.axis)),
-            (layer.norm2, layer.mlp),
-        ]
-        if layer.has_time:
-            sublayers.insert(0, (layer.norm_time, partial(_attention, layer.attn_time, layer.grid, "time")))
-        for norm, sublayer in sublayers:
+        for norm, step in _steps(layer):
             if residual is None:
-                y = norm(x)
+                residual = step(norm(x))
+            elif torch.is_grad_enabled():
+                residual, x = step.after_norm(x, residual, norm)
             else:
                 y, x = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
-            residual = layer.drop_path(sublayer(y))
+                residual = step(y)
+            residual = layer.drop_path(residual)
     return x if residual is None else x + residual
-
-
-def _attention(attn: reference.Attention, grid: tuple[int, int], axis: str, x: Tensor) -> Tensor:
-    qkv = attn.project(x)
-    if _drops(attn.attn_drop):
-        out = attn.attend(qkv, grid, axis)
-    else:
-        out = ops.space_time_attention(qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
-    return attn.proj_drop(attn.proj(out.flatten(2)))
 
 
 def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tensor:
