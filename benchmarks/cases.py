@@ -81,9 +81,9 @@ def mlp_activation(rows: int, backward: bool, dtype, device) -> Case:
     return _case("bias_gelu", work, hsta_kernels.ops.bias_gelu, others, inputs, inputs[:1], backward, bytes=moved)
 
 
-def inference(name: str, attention_kind: str, batch: int, frozen: bool, dtype, device) -> Case:
+def inference(size: dict, attention_kind: str, batch: int, frozen: bool, dtype, device) -> Case:
     """One forward pass, in float32 or under bfloat16 autocast; ours as it is, or frozen."""
-    fused, reference, (video, special) = model.build(name, attention_kind, batch, device)
+    fused, reference, (video, special) = model.build(size, attention_kind, batch, device)
 
     @torch.no_grad()
     def run(module: torch.nn.Module) -> torch.Tensor:
@@ -93,21 +93,21 @@ def inference(name: str, attention_kind: str, batch: int, frozen: bool, dtype, d
     others = {key: partial(run, module) for key, module in model.contenders(reference.eval()).items()}
     others["its GEMMs alone"] = model.gemms_alone(partial(run, fused.eval()))
     ours = hsta_kernels.inference.freeze(fused, dtype) if frozen else fused
-    work = f"{name} {attention_kind} inference{', frozen' if frozen else ''} B={batch}"
+    work = f"{model.title(size)} {attention_kind} inference{', frozen' if frozen else ''} B={batch}"
     return Case("HSTA", work, dtype, device, partial(run, ours), others, limit="its GEMMs alone", check=_same_decision)
 
 
-def training_step(name: str, attention_kind: str, batch: int, dtype, device) -> Case:
+def training_step(size: dict, attention_kind: str, batch: int, dtype, device) -> Case:
     """Forward pass, loss, backward pass, in float32 or under bfloat16 autocast; and the memory that this takes."""
-    fused, reference, inputs = model.build(name, attention_kind, batch, device)
+    fused, reference, inputs = model.build(size, attention_kind, batch, device)
     others = {
         key: partial(model.training_step, module, inputs, dtype) for key, module in model.contenders(reference).items()
     }
     notes = {}
     if memory.measurable(device):
-        peaks = {who: memory.of_training_step(name, attention_kind, who, 8, dtype, device) for who in ("ours", "SDPA")}
+        peaks = {who: memory.of_training_step(size, attention_kind, who, 8, dtype, device) for who in ("ours", "SDPA")}
         notes["peak memory at B=8 over SDPA's"] = peaks["ours"] / peaks["SDPA"]
-    work = f"{name} {attention_kind} training step B={batch}"
+    work = f"{model.title(size)} {attention_kind} training step B={batch}"
     ours = partial(model.training_step, fused, inputs, dtype)
     return Case("HSTA", work, dtype, device, ours, others, check=_same_decision, notes=notes)
 
@@ -136,14 +136,15 @@ def cases(device: torch.device, quick: bool) -> Iterator[tuple[str, Callable[[],
             rows = 589 * (batch if device.type == "cpu" else 64)
             yield f"add_layer_norm-{direction}", partial(residual_norm, rows, backward, dtype, device)
             yield f"bias_gelu-{direction}", partial(mlp_activation, rows, backward, dtype, device)
-    name = "hsta_tiny_224" if quick else "hsta_base_224"
-    size = 2 if device.type == "cpu" else 32
+    # Compiling a whole model takes minutes; in the quick run it has one block of four.
+    size = {"name": "hsta_tiny_224", "depth": ((1, 2),)} if quick else {"name": "hsta_base_224"}
+    batch = 2 if device.type == "cpu" else 32
     for dtype in dtypes:
         for kind in ("divided",) if quick else ("divided", "joint"):
             for frozen in (True,) if quick else (False, True):
                 identifier = f"model-inference-{kind}{'-frozen' if frozen else ''}-{_short(dtype)}"
-                yield identifier, partial(inference, name, kind, 1, frozen, dtype, device)
-        yield f"model-training-{_short(dtype)}", partial(training_step, name, "divided", size, dtype, device)
+                yield identifier, partial(inference, size, kind, 1, frozen, dtype, device)
+        yield f"model-training-{_short(dtype)}", partial(training_step, size, "divided", batch, dtype, device)
 
 
 def _short(dtype: torch.dtype) -> str:

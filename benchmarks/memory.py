@@ -6,6 +6,7 @@ the parent's) above what was resident before the model was made: weights, gradie
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ def measurable(device: torch.device) -> bool:
     return device.type == "cuda" or _STATUS.exists()
 
 
-def of_training_step(name: str, attention: str, who: str, batch: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes at the peak of a training step of model `name`; `who` is "ours", or the reference on "SDPA"."""
-    arguments = (name, attention, who, str(batch), str(dtype).removeprefix("torch."), str(device))
+def of_training_step(size: dict, attention: str, who: str, batch: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes at the peak of a training step of ``create_model(**size)``, or for "SDPA" of the reference on SDPA."""
+    arguments = (json.dumps(size), attention, who, str(batch), str(dtype).removeprefix("torch."), str(device))
     command = [sys.executable, "-m", "benchmarks.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -34,12 +35,12 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(name: str, attention: str, who: str, batch: str, dtype: str, device: str) -> None:
+def main(size: str, attention: str, who: str, batch: str, dtype: str, device: str) -> None:
     from benchmarks.contenders import model
 
     where = torch.device(device)
     before = _resident("VmRSS") if where.type == "cpu" else 0
-    fused, reference, inputs = model.build(name, attention, int(batch), where)
+    fused, reference, inputs = model.build(json.loads(size), attention, int(batch), where)
     module = fused if who == "ours" else model.with_sdpa(reference)
     del fused, reference
     for _ in range(2):

@@ -28,16 +28,20 @@ def with_sdpa(model: nn.Module) -> nn.Module:
     return model
 
 
+def title(size: dict) -> str:
+    return size["name"] + (f", depth {size['depth']}" if "depth" in size else "")
+
+
 def build(
-    name: str, attention: str, batch: int, device: torch.device
+    size: dict, attention: str, batch: int, device: torch.device
 ) -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, torch.Tensor]]:
-    """Our model, the reference model with the same weights, and inputs for both."""
-    fused = hsta_kernels.create_model(name, attention=attention).to(device)
+    """Our ``create_model(**size)``, the reference model with the same weights, and inputs for both."""
+    fused = hsta_kernels.create_model(**size, attention=attention).to(device)
     reference = hsta_kernels.reference.HSTA(fused.config).to(device)
     reference.load_state_dict(fused.state_dict())
-    size = fused.config.image_size
-    video = torch.randn(batch, 3, fused.config.num_frames, size, size, device=device)
-    return fused, reference, (video, torch.randn(batch, 3, 2, size, size, device=device))
+    pixels = fused.config.image_size
+    video = torch.randn(batch, 3, fused.config.num_frames, pixels, pixels, device=device)
+    return fused, reference, (video, torch.randn(batch, 3, 2, pixels, pixels, device=device))
 
 
 def training_step(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
