@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cuda_on_host.compiling import HERE, compiled
+from tests.cuda_on_host.compiling import HERE, MODULE_VARIABLE, ROOT, compiled, compiler, kernel_module
 
 SEEDS = range(5)
 FAULTS = {
@@ -47,3 +48,24 @@ def test_planted_fault_goes_red(fault, planted):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_without_it_all_is_green(fault, planted):
     assert not any(complaints(planted, f"no {fault}"))
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_kernels_on_the_emulator(seed):
+    """In a process that loads AddressSanitizer before Python, so that it watches PyTorch's tensors too."""
+    libraries = [
+        subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    environment = os.environ | {
+        MODULE_VARIABLE: str(kernel_module()),
+        "HSTA_FIBER_SEED": str(seed),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    suites = [str(HERE / "test_parity.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *suites]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

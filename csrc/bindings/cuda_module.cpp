@@ -1,0 +1,97 @@
+// What Python calls to run the CUDA kernels: addresses, sizes and strides, no torch. The checks are made in Python,
+// where arguments have names; an error here names the operator and its sizes.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <sstream>
+#include <stdexcept>
+
+#include "../cuda/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace hsta;
+using cuda::AddLayerNorm;
+
+using Address = uintptr_t;
+template <size_t n>
+using Numbers = std::array<int64_t, n>;
+
+template <typename T = void>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+cuda::Stream to_stream(Address address) { return (cuda::Stream)(address); }
+
+const char* name(DType dtype) {
+  return dtype == DType::kFloat32 ? "float32" : dtype == DType::kBFloat16 ? "bfloat16" : "float16";
+}
+
+void describe(std::ostream& to, const AddLayerNorm& op) {
+  to << "add_layer_norm of " << op.rows << " rows of " << op.width << ' ' << name(op.dtype);
+}
+
+// Runs f(op), whose errors then say what was asked for.
+template <typename Op, typename F>
+void named_errors(const char* pass, const Op& op, F&& f) {
+  try {
+    f(op);
+  } catch (const std::exception& error) {
+    std::ostringstream message;
+    describe(message, op);
+    message << ", " << pass << ": " << error.what();
+    throw std::runtime_error(message.str());
+  }
+}
+
+// sum = x + residual is what both passes have, and the weight.
+AddLayerNorm add_layer_norm(int dtype, Numbers<2> sizes, float eps, Address sum, Address weight) {
+  AddLayerNorm op{};
+  op.dtype = DType(dtype);
+  op.rows = sizes[0], op.width = sizes[1], op.eps = eps;
+  op.sum = pointer(sum), op.weight = pointer<const float>(weight);
+  return op;
+}
+
+void define_add_layer_norm(py::module_& m) {
+  m.def("add_layer_norm_workspace",
+        [](Numbers<2> sizes) { return cuda::add_layer_norm_workspace(add_layer_norm(0, sizes, 0, 0, 0)); });
+  m.def(
+      "add_layer_norm_forward",
+      [](int dtype, int residual_dtype, Numbers<2> sizes, float eps, Address x, Address residual,
+         Numbers<2> row_strides, Address weight, Address bias, Address sum, Address norm, Address stream) {
+        auto op = add_layer_norm(dtype, sizes, eps, sum, weight);
+        op.residual_dtype = DType(residual_dtype);
+        op.x = pointer(x), op.x_stride_row = row_strides[0];
+        op.residual = pointer(residual), op.residual_stride_row = row_strides[1];
+        op.bias = pointer<const float>(bias);
+        op.norm = pointer(norm);
+        named_errors("forward", op, [&](auto& op) { cuda::add_layer_norm_forward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "add_layer_norm_backward",
+      [](int dtype, Numbers<2> sizes, float eps, Address sum, Address weight, Address grad_norm, Address grad_sum,
+         Numbers<2> row_strides, Address grad_x, Address grad_weight, Address grad_bias, Address workspace,
+         Address stream) {
+        auto op = add_layer_norm(dtype, sizes, eps, sum, weight);
+        op.grad_norm = pointer(grad_norm), op.grad_norm_stride_row = row_strides[0];
+        op.grad_sum = pointer(grad_sum), op.grad_sum_stride_row = row_strides[1];
+        op.grad_x = pointer(grad_x);
+        op.grad_weight = pointer<float>(grad_weight), op.grad_bias = pointer<float>(grad_bias);
+        op.workspace = pointer<float>(workspace);
+        named_errors("backward", op, [&](auto& op) { cuda::add_layer_norm_backward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
+  define_add_layer_norm(m);
+}

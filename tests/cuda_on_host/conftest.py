@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from hsta_kernels import backends
+from tests.cuda_on_host.compiling import MODULE_VARIABLE
+
+EMULATED = MODULE_VARIABLE in os.environ
+# test_emulator.py runs these in processes of their own, where the kernels compiled for the host are put in place.
+collect_ignore = [] if EMULATED else ["test_parity.py", "test_traffic.py"]
+
+if EMULATED:
+    spec = importlib.util.spec_from_file_location("_cuda", os.environ[MODULE_VARIABLE])
+    backends.cuda = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backends.cuda)
+    backends.cuda_emulated = True
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cpu")
