@@ -1,8 +1,8 @@
 """Which implementation of an operator runs, and why another one does not.
 
-``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors and is not in `OPT_IN`,
-and falls back to the plain PyTorch reference; why a backend was passed over is logged at debug level (logger ``hsta_kernels``). A backend
-asked for by name is taken or the call raises `BackendError` with the reason.
+``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors and is not one of
+`OPT_IN`, and falls back to the plain PyTorch reference; why a backend was passed over is logged at debug level (logger
+``hsta_kernels``). A backend asked for by name is taken or the call raises `BackendError` with the reason.
 
 The choice is process-wide, like PyTorch's own backend flags, and is made when an operator's forward runs: its backward
 uses the same backend, whichever thread it runs in.
@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ PREFERENCE = ("cuda", "triton", "cpu")
 OPT_IN = ("cuda",)  # not chosen automatically before measurements on a GPU say for what it is faster than the next
 NAMES = ("auto", *PREFERENCE, "reference")
 
-# operator -> backend -> function of the operator's tensors that returns why the backend cannot run them, or None
+# operator -> backend -> function of the operator's arguments that returns why the backend cannot run them, or None
 _refusals: dict[str, dict[str, Callable[..., str | None]]] = {}
 _logger = logging.getLogger("hsta_kernels")
 
@@ -73,7 +74,7 @@ _requested = _check_name(os.environ.get("HSTA_BACKEND", "auto"), "the environmen
 
 
 def register(operator: str, backend_name: str, refuse: Callable[..., str | None]) -> None:
-    """Declares that `backend_name` implements `operator` for the tensors that `refuse` returns None for."""
+    """Declares that `backend_name` implements `operator` for the arguments that `refuse` returns None for."""
     _refusals.setdefault(operator, {})[backend_name] = refuse
 
 
@@ -132,31 +133,33 @@ def backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def refusal(operator: str, name: str, *tensors: torch.Tensor) -> str | None:
-    """Why backend `name` would not run `operator` on `tensors`, or None when it would."""
+def refusal(operator: str, name: str, *arguments: Any) -> str | None:
+    """Why backend `name` would not run `operator` on `arguments`, or None when it would."""
     reason = unavailable(name)
     if reason is not None:
         return reason
     if name not in _refusals.get(operator, {}):
         return f"{operator} has no {name} kernel"
-    return _refusals[operator][name](*tensors)
+    return _refusals[operator][name](*arguments)
 
 
-def choose(operator: str, *tensors: torch.Tensor) -> str:
-    """The backend that runs `operator` on `tensors`: a name of `PREFERENCE`, or ``"reference"``.
+def choose(operator: str, *arguments: Any) -> str:
+    """The backend that runs `operator` on `arguments`: a name of `PREFERENCE`, or ``"reference"``.
+
+    The arguments are the tensors that decide, then what else does.
 
     Raises:
-        BackendError: a backend was requested by name and refuses these tensors.
+        BackendError: a backend was requested by name and refuses these arguments.
     """
     if _requested == "reference":
         return "reference"
     if _requested != "auto":
-        reason = refusal(operator, _requested, *tensors)
+        reason = refusal(operator, _requested, *arguments)
         if reason is not None:
             raise BackendError(f"backend {_requested!r} cannot run {operator}: {reason}")
         return _requested
     for name in PREFERENCE:
-        reason = "it is taken only where asked for" if name in OPT_IN else refusal(operator, name, *tensors)
+        reason = "it is taken only where asked for" if name in OPT_IN else refusal(operator, name, *arguments)
         if reason is None:
             return name
         if not torch.compiler.is_compiling():

@@ -15,6 +15,7 @@ namespace {
 
 using namespace hsta;
 using cuda::AddLayerNorm;
+using cuda::SpaceTimeAttention;
 
 using Address = uintptr_t;
 template <size_t n>
@@ -33,6 +34,11 @@ const char* name(DType dtype) {
 
 void describe(std::ostream& to, const AddLayerNorm& op) {
   to << "add_layer_norm of " << op.rows << " rows of " << op.width << ' ' << name(op.dtype);
+}
+
+void describe(std::ostream& to, const SpaceTimeAttention& op) {
+  to << "space_time_attention over time of " << op.batch << " samples of " << op.prefix << " + " << op.frames << " x "
+     << op.patches << " tokens, " << op.heads << " heads of " << op.head_dim << ' ' << name(op.dtype);
 }
 
 // Runs f(op), whose errors then say what was asked for.
@@ -89,9 +95,52 @@ void define_add_layer_norm(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+SpaceTimeAttention space_time_attention(int dtype, Numbers<6> sizes, double scale = 0, Address qkv = 0,
+                                        Numbers<4> strides = {}, Address out = 0, Address stats = 0,
+                                        Address workspace = 0) {
+  SpaceTimeAttention op{};
+  op.dtype = DType(dtype);
+  op.batch = sizes[0], op.prefix = sizes[1], op.frames = sizes[2], op.patches = sizes[3];
+  op.heads = sizes[4], op.head_dim = sizes[5];
+  op.scale = scale;
+  op.qkv = pointer(qkv);
+  op.qkv_stride_batch = strides[0], op.qkv_stride_token = strides[1];
+  op.qkv_stride_part = strides[2], op.qkv_stride_head = strides[3];
+  op.out = pointer(out);
+  op.stats = pointer<float>(stats), op.workspace = pointer<float>(workspace);
+  return op;
+}
+
+void define_space_time_attention(py::module_& m) {
+  m.def("space_time_attention_workspace", [](int dtype, Numbers<6> sizes) {
+    return cuda::space_time_attention_workspace(space_time_attention(dtype, sizes));
+  });
+  m.def(
+      "space_time_attention_forward",
+      [](int dtype, Numbers<6> sizes, double scale, Address qkv, Numbers<4> strides, Address out, Address stats,
+         Address workspace, Address stream) {
+        const auto op = space_time_attention(dtype, sizes, scale, qkv, strides, out, stats, workspace);
+        named_errors("forward", op, [&](auto& op) { cuda::space_time_attention_forward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "space_time_attention_backward",
+      [](int dtype, Numbers<6> sizes, double scale, Address qkv, Numbers<4> strides, Address out, Address stats,
+         Address grad_out, Numbers<3> grad_out_strides, Address grad_qkv, Address workspace, Address stream) {
+        auto op = space_time_attention(dtype, sizes, scale, qkv, strides, out, stats, workspace);
+        op.grad_out = pointer(grad_out);
+        op.grad_out_stride_batch = grad_out_strides[0], op.grad_out_stride_token = grad_out_strides[1];
+        op.grad_out_stride_head = grad_out_strides[2];
+        op.grad_qkv = pointer(grad_qkv);
+        named_errors("backward", op, [&](auto& op) { cuda::space_time_attention_backward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
   define_add_layer_norm(m);
+  define_space_time_attention(m);
 }

@@ -37,6 +37,31 @@ void add_layer_norm_forward(const AddLayerNorm&, Stream);
 void add_layer_norm_backward(const AddLayerNorm&, Stream);
 int64_t add_layer_norm_workspace(const AddLayerNorm&);  // of the backward pass
 
+// space_time_attention along time, over qkv (B, L, 3, H, D) with L = prefix + frames * patches; at most 64 frames and
+// 16 prefix tokens, D a multiple of 8 up to 128. `stats` (B, H, prefix, 2) are, of the scores s_j = scale * log2(e) *
+// q·k_j of a prefix query, max_j s_j and sum_j 2^(s_j - max): kept apart, because rounding their log-sum-exp to float
+// would put a common error of several ulp on the recomputed probabilities. Other queries' are at hand in the backward
+// pass.
+struct SpaceTimeAttention {
+  DType dtype;
+  int64_t batch, prefix, frames, patches, heads, head_dim;
+  double scale;
+  const void* qkv;
+  int64_t qkv_stride_batch, qkv_stride_token, qkv_stride_part, qkv_stride_head;
+  // Written by the forward pass, read by the backward pass.
+  void* out;
+  float* stats;
+  // Backward pass only.
+  const void* grad_out;
+  int64_t grad_out_stride_batch, grad_out_stride_token, grad_out_stride_head;
+  void* grad_qkv;
+  float* workspace;
+};
+
+void space_time_attention_forward(const SpaceTimeAttention&, Stream);
+void space_time_attention_backward(const SpaceTimeAttention&, Stream);
+int64_t space_time_attention_workspace(const SpaceTimeAttention&);  // of either pass
+
 // f(element of the type that `dtype` names).
 template <typename F>
 void with_type(DType dtype, F&& f) {

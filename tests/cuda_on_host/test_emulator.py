@@ -53,10 +53,8 @@ def test_without_it_all_is_green(fault, planted):
 @pytest.mark.parametrize("seed", (0, 1))
 def test_kernels_on_the_emulator(seed):
     """In a process that loads AddressSanitizer before Python, so that it watches PyTorch's tensors too."""
-    libraries = [
-        subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so")
-    ]
+    where = (f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so"))
+    libraries = [subprocess.check_output([compiler(), option], text=True).strip() for option in where]
     environment = os.environ | {
         MODULE_VARIABLE: str(kernel_module()),
         "HSTA_FIBER_SEED": str(seed),
