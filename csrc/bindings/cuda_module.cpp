@@ -15,6 +15,7 @@ namespace {
 
 using namespace hsta;
 using cuda::AddLayerNorm;
+using cuda::CrossModalAttention;
 using cuda::SpaceTimeAttention;
 
 using Address = uintptr_t;
@@ -39,6 +40,11 @@ void describe(std::ostream& to, const AddLayerNorm& op) {
 void describe(std::ostream& to, const SpaceTimeAttention& op) {
   to << "space_time_attention over time of " << op.batch << " samples of " << op.prefix << " + " << op.frames << " x "
      << op.patches << " tokens, " << op.heads << " heads of " << op.head_dim << ' ' << name(op.dtype);
+}
+
+void describe(std::ostream& to, const CrossModalAttention& op) {
+  to << "cross_modal_attention of " << op.batch << " samples of 1 + " << op.tokens << " rows of " << op.width << ' '
+     << name(op.dtype) << ", " << op.heads << " heads";
 }
 
 // Runs f(op), whose errors then say what was asked for.
@@ -137,10 +143,54 @@ void define_space_time_attention(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+CrossModalAttention cross_modal_attention(int dtype, Numbers<4> sizes, float eps = 0, Address u = 0, Address query = 0,
+                                          int64_t query_stride = 0, Address token = 0, Numbers<2> token_strides = {},
+                                          Address z = 0, Address stats = 0, Address workspace = 0) {
+  CrossModalAttention op{};
+  op.dtype = DType(dtype);
+  op.batch = sizes[0], op.tokens = sizes[1], op.heads = sizes[2], op.width = sizes[3];
+  op.eps = eps;
+  op.u = pointer<const float>(u);
+  op.query = pointer(query), op.query_stride_batch = query_stride;
+  op.token = pointer(token), op.token_stride_batch = token_strides[0], op.token_stride_row = token_strides[1];
+  op.z = pointer<float>(z), op.stats = pointer<float>(stats), op.workspace = pointer<float>(workspace);
+  return op;
+}
+
+void define_cross_modal_attention(py::module_& m) {
+  m.def("cross_modal_attention_workspace", [](int dtype, Numbers<4> sizes) {
+    return cuda::cross_modal_attention_workspace(cross_modal_attention(dtype, sizes));
+  });
+  m.def(
+      "cross_modal_attention_forward",
+      [](int dtype, Numbers<4> sizes, float eps, Address u, Address query, int64_t query_stride, Address token,
+         Numbers<2> token_strides, Address z, Address stats, Address workspace, Address stream) {
+        const auto op =
+            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
+        named_errors("forward", op, [&](auto& op) { cuda::cross_modal_attention_forward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "cross_modal_attention_backward",
+      [](int dtype, Numbers<4> sizes, float eps, Address u, Address query, int64_t query_stride, Address token,
+         Numbers<2> token_strides, Address z, Address stats, Address grad_z, Address grad_u, Address grad_query,
+         Address grad_token, Address workspace, Address stream) {
+        auto op =
+            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
+        op.grad_z = pointer<const float>(grad_z);
+        op.grad_u = pointer<float>(grad_u);
+        op.grad_query = pointer(grad_query);
+        op.grad_token = pointer(grad_token);
+        named_errors("backward", op, [&](auto& op) { cuda::cross_modal_attention_backward(op, to_stream(stream)); });
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
   define_add_layer_norm(m);
   define_space_time_attention(m);
+  define_cross_modal_attention(m);
 }

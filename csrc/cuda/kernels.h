@@ -62,6 +62,31 @@ void space_time_attention_forward(const SpaceTimeAttention&, Stream);
 void space_time_attention_backward(const SpaceTimeAttention&, Stream);
 int64_t space_time_attention_workspace(const SpaceTimeAttention&);  // of either pass
 
+// The streaming pass of cross_modal_attention over the rows [query, tokens] of a sample: z_h = sum_j softmax_j(u_h ·
+// y_j) y_j with y_j the normalized row. At most 16 heads; rows of C elements, a multiple of 8 up to 768. u, z, grad_z,
+// grad_u (B, H, C) and stats (B, H, 2; as above) are float.
+struct CrossModalAttention {
+  DType dtype;  // of the query token, the tokens, and their gradients
+  int64_t batch, tokens, heads, width;
+  float eps;
+  const float* u;
+  const void* query;
+  int64_t query_stride_batch;
+  const void* token;
+  int64_t token_stride_batch, token_stride_row;
+  // Written by the forward pass, read by the backward pass.
+  float *z, *stats;
+  // Backward pass only.
+  const float* grad_z;
+  float* grad_u;
+  void *grad_query, *grad_token;
+  float* workspace;
+};
+
+void cross_modal_attention_forward(const CrossModalAttention&, Stream);
+void cross_modal_attention_backward(const CrossModalAttention&, Stream);
+int64_t cross_modal_attention_workspace(const CrossModalAttention&);  // of either pass
+
 // f(element of the type that `dtype` names).
 template <typename F>
 void with_type(DType dtype, F&& f) {

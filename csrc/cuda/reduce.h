@@ -36,7 +36,7 @@ constexpr int kSumColumns = 4 * kWarp, kSumThreads = 8 * kWarp;
 // to(outer, i, Σ_part parts[outer][part][i]) for four neighbouring i at a time, in a fixed order. `size` is a multiple
 // of 4; a block takes kSumColumns of the columns of one `outer`.
 template <typename To>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 4)
     sum_parts_kernel(const float* parts, int64_t count, int64_t size, int64_t blocks_per_outer, const To to) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const int64_t outer = block_index() / blocks_per_outer;

@@ -63,6 +63,21 @@ struct Square {
   __device__ static int first_column(int half) { return 8 * half + thread_index() % 4 * 2; }
 };
 
+// One number for each of the two rows of a square that a lane holds results of.
+struct RowPair {
+  float at[2] = {};
+
+  // Over the four lanes that hold the same rows.
+  template <typename Combine>
+  __device__ void combine(Combine&& combine) {
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) {
+      at[0] = combine(at[0], shuffle_xor(at[0], mask));
+      at[1] = combine(at[1], shuffle_xor(at[1], mask));
+    }
+  }
+};
+
 // f(result of a, same result of b, r) for each of this lane's.
 template <typename F>
 __device__ inline void each_of(const Square& a, Square& b, F&& f) {
@@ -123,6 +138,12 @@ __device__ inline void multiply(Square& sum, Matrix<T> a, Matrix<T> b, int depth
       each_of(part, sum, [](float part, float& sum, int) { sum += part; });
     }
   }
+}
+
+// x / sum, for half types by way of the reciprocal, whose rounding they do not see.
+template <typename T>
+__device__ inline float quotient(float x, float sum) {
+  return sizeof(T) == 4 ? x / sum : x * (1 / sum);
 }
 
 }  // namespace hsta::cuda

@@ -141,21 +141,6 @@ struct TimeTile {
   }
 };
 
-// One number for each of the two rows of a square that a lane holds results of.
-struct RowPair {
-  float at[2] = {};
-
-  // Over the four lanes that hold the same rows.
-  template <typename Combine>
-  __device__ void combine(Combine&& combine) {
-#pragma unroll
-    for (int mask = 1; mask < 4; mask *= 2) {
-      at[0] = combine(at[0], shuffle_xor(at[0], mask));
-      at[1] = combine(at[1], shuffle_xor(at[1], mask));
-    }
-  }
-};
-
 // f(square) for those of the squares that are `seen`, as constants.
 template <typename F>
 __device__ inline void each_seen(uint32_t seen, F&& f) {
@@ -185,12 +170,6 @@ __device__ inline RowPair scores(const TimeTile& tile, uint32_t seen, Matrix<T> 
   for (float& value : top.at)
     if (value == -INFINITY) value = 0;  // a row of padding, or of NaN
   return top;
-}
-
-// x / sum, for half types by way of the reciprocal, whose rounding they do not see.
-template <typename T>
-__device__ inline float quotient(float x, float sum) {
-  return sizeof(T) == 4 ? x / sum : x * (1 / sum);
 }
 
 template <typename T, int kDim>

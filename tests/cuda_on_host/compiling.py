@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODULE_VARIABLE = "HSTA_EMULATED_CUDA"  # tells a test process where the kernels compiled for the host are
 FLAGS = (
-    "-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fno-omit-frame-pointer",
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off",
+    "-Wall", "-Wextra", "-Wno-unknown-pragmas",
     "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{HERE}",
 )  # fmt: skip
 

@@ -10,10 +10,11 @@ import itertools
 import pytest
 import torch
 
-from hsta_kernels import backend, backends
-from hsta_kernels.ops import space_time_attention
+from hsta_kernels import BackendError, backend, backends
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
+from tests.ops import test_cross_modal_attention as of_pooling
 from tests.ops import test_space_time_attention as of_attention
 from tests.tolerances import assert_close_to_reference
 
@@ -131,3 +132,77 @@ def test_add_layer_norm(magnitude, dtype, device):
         names = ("norm", "sum", "grad x", "grad residual", "grad weight", "grad bias")
         for name, a, b, c in zip(names, ours, same, exact, strict=True):
             assert_close_to_reference(a, b, c, f"{name} {shape}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "heads"),
+    # one run of rows, several; widths between those of squares; as many heads as there may be
+    [(2, 17, 48, 3), (3, 1, 32, 1), (1, 130, 96, 1), (2, 33, 40, 1), (1, 20, 192, 12), (1, 5, 400, 16)],
+)
+def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    longer = torch.cat([values64["query_token"][:, None], values64["tokens"]], 1)
+    values64["tokens"] = longer[:, 1:]  # a slice, as in the model
+    values = {key: value.to(dtype) for key, value in values64.items()}
+    grad = torch.randn(batch, width, dtype=torch.float64, device=device).to(dtype)
+    exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
+    same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "cuda", grad)
+    assert not ours.pop("grad of k_bias").any()
+    for key in ours:
+        assert_close_to_reference(ours[key], same[key], exact[key], key)
+
+
+def test_without_tokens_the_query_attends_to_itself(device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(2, 0, 24).items()}
+    grad = torch.randn(2, 24, device=device)
+    ours, exact = of_pooling.run(values, 3, "cuda", grad), of_pooling.run(values, 3, "reference", grad)
+    for key in ours:
+        torch.testing.assert_close(ours[key], exact[key], atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("scale", (1e4, 1e-4))
+def test_crossmodal_magnitudes(scale, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 33, 48, scale).items()}
+    of_pooling.check(values64, 3, torch.float32, "cuda")
+
+
+def test_crossmodal_sample_does_not_depend_on_its_batch(device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, 32).items()}
+    grad = torch.randn(3, 32, device=device)
+    alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
+    outs = []
+    for arguments, incoming in ((values, grad), (alone, grad[1:2])):
+        u = torch.ones(len(incoming), 1, 32, device=device) * torch.linspace(-1, 1, 32, device=device)
+        rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
+        z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "cuda")
+        outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
+    for together, single in zip(*outs, strict=True):
+        assert torch.equal(together[1:2], single)
+
+
+def test_empty_batches(device):
+    qkv = torch.randn(0, 7, 3, 2, 8, device=device, requires_grad=True)
+    values = {k: v.to(device).float().requires_grad_() for k, v in of_pooling.arguments(0, 7, 16).items()}
+    rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
+    with backend("cuda"):
+        outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
+        outs += add_layer_norm(rows, rows, weight, weight)
+    sum(out.sum() for out in outs).backward()
+    assert [out.shape for out in outs] == [(0, 7, 2, 8), (0, 16), (0, 8), (0, 8)]
+    assert qkv.grad.shape == qkv.shape and rows.grad.shape == rows.shape
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 8), (2, 3), "space"), "axis is 'space'"),
+        (lambda: space_time_attention(torch.zeros(1, 65, 3, 1, 8), (65, 1), "time", 0), "there are 65 frames"),
+        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 12), (2, 3), "time"), "head_dim of 12"),
+        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 8).double(), (2, 3), "time"), "qkv is torch.float64"),
+        (lambda: add_layer_norm(*[torch.zeros(2, 12)] * 2, *[torch.zeros(12)] * 2), "x has rows of 12"),
+    ],
+)
+def test_what_is_refused_is_refused_by_name(run, reason):
+    with backend("cuda"), pytest.raises(BackendError, match=reason):
+        run()
