@@ -6,14 +6,15 @@
 namespace hsta::cuda {
 namespace {
 
-// dz·z of this thread's head.
+// dz·z of this thread's head, of dz as the products with it have it.
+template <typename T>
 __device__ float output_products(const CrossModalAttention& op, int64_t sample) {
   float sum = 0;
   if (score_head() < op.heads)
     for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows) {
       const int64_t at = (sample * op.heads + score_head()) * op.width + column;
       const auto z = load<4>(op.z + at), grad = load<4>(op.grad_z + at);
-      for (int c = 0; c < 4; ++c) sum = multiply_add(z.at[c], grad.at[c], sum);
+      for (int c = 0; c < 4; ++c) sum = multiply_add(z.at[c], widened(narrowed<T>(grad.at[c])), sum);
     }
   return combine_rows(sum, [](float a, float b) { return a + b; });
 }
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   stream.load_heads(op.u, u);
   stream.load_heads(op.grad_z, grad_z);
 
-  const float delta = output_products(op, stream.sample);
+  const float delta = output_products<T>(op, stream.sample);
   Vector<float, 2> stats{{0, 1}};
   if (score_head() < op.heads) stats = load<2>(op.stats + (stream.sample * op.heads + score_head()) * 2);
   Square grad_u[kSquares];  // (heads, columns)
@@ -121,14 +122,23 @@ struct ToGradU {
 
 }  // namespace
 
+int64_t cross_modal_attention_shared_memory(const CrossModalAttention& op) {
+  int64_t bytes = 0;
+  with_type(op.dtype, [&](auto element) {
+    using T = decltype(element);
+    bytes = StreamMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width)));
+  });
+  return bytes;
+}
+
 void cross_modal_attention_backward(const CrossModalAttention& op, Stream stream) {
   const StreamPlan plan(op);
   float* parts = plan.slots > 1 ? op.workspace : op.grad_u;
   with_type_and_squares(op, [&](auto element, auto squares) {
     using T = decltype(element);
     const int pitch = pitch_of<T>(padded_width(op.width));
-    launch(backward_kernel<T, squares()>, op.batch * plan.slots, kStreamThreads, StreamMemory<T, 2>::bytes(pitch),
-           stream, op, plan, parts, pitch);
+    launch(backward_kernel<T, squares()>, op.batch * plan.slots, kStreamThreads,
+           cross_modal_attention_shared_memory(op), stream, op, plan, parts, pitch);
   });
   if (plan.slots > 1) sum_parts(parts, op.batch, plan.slots, op.heads * op.width, ToGradU{op}, stream);
 }

@@ -8,7 +8,7 @@ namespace {
 template <typename T, int kSquares>
 __global__ void __launch_bounds__(kStreamThreads)
     forward_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
-                   const __grid_constant__ Parts parts, int pitch) {
+                   const __grid_constant__ Parts<T> parts, int pitch) {
   const RowStream<T, kSquares> stream(op, plan);
   const StreamMemory<T, 1> memory(pitch);
   const Matrix<T> u = memory.heads[0], p = memory.scores[0];
@@ -43,11 +43,11 @@ __global__ void __launch_bounds__(kStreamThreads)
     });
   }
 
-  // With several runs to a sample these are parts, still to be divided by all runs' sums.
   const int64_t first_row = parts.row(stream.sample, stream.slot, 0);
   if (score_row() == 0) {
-    sums[score_head()] = plan.slots > 1 ? 1 : sum;
-    if (score_head() < op.heads) store(parts.stats + (first_row + score_head()) * 2, Vector<float, 2>{{top, sum}});
+    sums[score_head()] = sum;
+    float* stats = plan.slots > 1 ? parts.stats : op.stats;
+    if (score_head() < op.heads) store(stats + (first_row + score_head()) * 2, Vector<float, 2>{{top, sum}});
   }
   block_barrier();
   stream.each_square([&](int i, int column) {
@@ -55,7 +55,12 @@ __global__ void __launch_bounds__(kStreamThreads)
       const int head = Square::row(r);
       if (head >= op.heads || column + c >= stream.width) return;
       for (float& value : pair.at) value /= sums[head];
-      store(parts.values + (first_row + head) * stream.width + column + c, pair);
+      const int64_t at = (first_row + head) * stream.width + column + c;
+      if (plan.slots > 1) {
+        store(parts.values + at, narrowed_pair<T>(pair));
+      } else {
+        store(op.z + at, pair);
+      }
     });
   });
 }
@@ -71,20 +76,19 @@ struct ToZ {
 
 void cross_modal_attention_forward(const CrossModalAttention& op, Stream stream) {
   const StreamPlan plan(op);
-  Parts parts(op.workspace, op.batch, plan.slots, op.heads, op.width);
-  if (plan.slots == 1) parts.values = op.z, parts.stats = op.stats;
   with_type_and_squares(op, [&](auto element, auto squares) {
     using T = decltype(element);
+    const Parts<T> parts(op.workspace, op.batch, plan.slots, op.heads, op.width);
     const int pitch = pitch_of<T>(padded_width(op.width));
     launch(forward_kernel<T, squares()>, op.batch * plan.slots, kStreamThreads, StreamMemory<T, 1>::bytes(pitch),
            stream, op, plan, parts, pitch);
+    if (plan.slots > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
   });
-  if (plan.slots > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
 }
 
 int64_t cross_modal_attention_workspace(const CrossModalAttention& op) {
   const int64_t slots = StreamPlan(op).slots;
-  return slots > 1 ? Parts::floats(op.batch, slots, op.heads, op.width) : 0;
+  return slots > 1 ? Parts<float>::floats(op.batch, slots, op.heads, op.width) : 0;
 }
 
 }  // namespace hsta::cuda

@@ -60,7 +60,8 @@ struct SpaceTimeAttention {
 
 void space_time_attention_forward(const SpaceTimeAttention&, Stream);
 void space_time_attention_backward(const SpaceTimeAttention&, Stream);
-int64_t space_time_attention_workspace(const SpaceTimeAttention&);  // of either pass
+int64_t space_time_attention_workspace(const SpaceTimeAttention&);      // of either pass
+int64_t space_time_attention_shared_memory(const SpaceTimeAttention&);  // bytes a block takes in the backward pass
 
 // The streaming pass of cross_modal_attention over the rows [query, tokens] of a sample: z_h = sum_j softmax_j(u_h ·
 // y_j) y_j with y_j the normalized row. At most 16 heads; rows of C elements, a multiple of 8 up to 768. u, z, grad_z,
@@ -85,7 +86,8 @@ struct CrossModalAttention {
 
 void cross_modal_attention_forward(const CrossModalAttention&, Stream);
 void cross_modal_attention_backward(const CrossModalAttention&, Stream);
-int64_t cross_modal_attention_workspace(const CrossModalAttention&);  // of either pass
+int64_t cross_modal_attention_workspace(const CrossModalAttention&);      // of either pass
+int64_t cross_modal_attention_shared_memory(const CrossModalAttention&);  // bytes a block takes in the backward pass
 
 // f(element of the type that `dtype` names).
 template <typename F>

@@ -1,5 +1,5 @@
-// Softmax over all keys from softmaxes over runs of them. A part is m = max s, l = Σ 2^(s - m) and Σ 2^(s - m) v of its
-// own keys; with M the largest m of a row's parts, each is worth 2^(m - M).
+// Softmax over all keys from softmaxes over runs of them. A part is m = max s, l = Σ 2^(s - m) and v = Σ 2^(s - m) v /
+// l of its own keys; with M the largest m of a row's parts, each counts l·2^(m - M) times.
 #pragma once
 
 #include "reduce.h"
@@ -7,22 +7,29 @@
 namespace hsta::cuda {
 
 // Parts of `rows` softmaxes a sample: values (batch, slots, rows, columns), stats (batch, slots, rows, 2).
+template <typename T>
 struct Parts {
-  float *values, *stats;
+  T* values;
+  float* stats;
   int64_t slots, rows, columns;
 
   Parts(float* workspace, int64_t batch, int64_t slots, int64_t rows, int64_t columns)
-      : values(workspace),
-        stats(workspace + batch * slots * rows * columns),
+      : values(reinterpret_cast<T*>(workspace)),
+        stats(workspace + value_floats(batch * slots * rows, columns)),
         slots(slots),
         rows(rows),
         columns(columns) {}
 
   static int64_t floats(int64_t batch, int64_t slots, int64_t rows, int64_t columns) {
-    return batch * slots * rows * (columns + 2);
+    return value_floats(batch * slots * rows, columns) + batch * slots * rows * 2;
   }
   __device__ int64_t row(int64_t sample, int64_t slot, int64_t row) const {
     return (sample * slots + slot) * rows + row;
+  }
+
+ private:
+  static int64_t value_floats(int64_t rows, int64_t columns) {
+    return divide_up(rows * columns * int64_t(sizeof(T)), 16) * 4;
   }
 };
 
@@ -44,9 +51,9 @@ struct Partial {
 constexpr int kMergeColumns = 4 * kWarp, kMergeWarps = 8;
 
 // A block merges kMergeColumns columns of a row: its warps some parts each, in order, and then the first warp theirs.
-template <typename To>
+template <typename T, typename To>
 __global__ void __launch_bounds__(kMergeWarps* kWarp)
-    merge_kernel(const __grid_constant__ Parts parts, int64_t blocks_per_row, float* stats, const To to) {
+    merge_kernel(const __grid_constant__ Parts<T> parts, int64_t blocks_per_row, float* stats, const To to) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const int64_t sample = block_index() / blocks_per_row / parts.rows, row = block_index() / blocks_per_row % parts.rows;
   const int64_t column = block_index() % blocks_per_row * kMergeColumns + 4 * lane;
@@ -56,7 +63,10 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
     const int64_t at = parts.row(sample, slot, row);
     const auto part_stats = load<2>(parts.stats + at * 2);
     Partial part{part_stats.at[0], part_stats.at[1], {}};
-    if (valid) part.values = load<4>(parts.values + at * parts.columns + column);
+    if (valid) {
+      const auto values = load<4>(parts.values + at * parts.columns + column);
+      for (int i = 0; i < 4; ++i) part.values.at[i] = widened(values.at[i]) * part.sum;
+    }
     total.merge(part);
   }
   auto* others = shared_memory<Partial>();
@@ -70,10 +80,10 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
 }
 
 // Merges all parts: to(sample, row, column, four values from this column on), stats (batch, rows, 2).
-template <typename To>
-void merge_parts(const Parts& parts, int64_t batch, float* stats, const To& to, Stream stream) {
+template <typename T, typename To>
+void merge_parts(const Parts<T>& parts, int64_t batch, float* stats, const To& to, Stream stream) {
   const int64_t blocks = divide_up(parts.columns, kMergeColumns);
-  launch(merge_kernel<To>, batch * parts.rows * blocks, kMergeWarps * kWarp,
+  launch(merge_kernel<T, To>, batch * parts.rows * blocks, kMergeWarps * kWarp,
          int64_t(kMergeWarps * kWarp * sizeof(Partial)), stream, parts, blocks, stats, to);
 }
 

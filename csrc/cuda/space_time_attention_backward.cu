@@ -141,12 +141,20 @@ struct ToPrefixGradients {
 
 }  // namespace
 
+int64_t space_time_attention_shared_memory(const SpaceTimeAttention& op) {
+  int64_t bytes = 0;
+  with_type(op.dtype, [&](auto element) {
+    using T = decltype(element);
+    bytes = Tiles<T>::elements(TimePlan(op).rows, HeadDim<T, 0>(op.head_dim).pitch) * int64_t(sizeof(T));
+  });
+  return bytes;
+}
+
 void space_time_attention_backward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
+  const int64_t shared_bytes = space_time_attention_shared_memory(op);
   with_type_and_dim(op, [&](auto element, auto dim) {
     using T = decltype(element);
-    const HeadDim<T, dim()> d(op.head_dim);
-    const int64_t shared_bytes = Tiles<T>::elements(plan.rows, d.pitch) * int64_t(sizeof(T));
     launch(backward_kernel<T, dim()>, plan.blocks(op), plan.threads(), shared_bytes, stream, op, plan);
   });
   if (!op.prefix) return;

@@ -9,7 +9,7 @@ namespace {
 template <typename T, int kDim>
 __global__ void __launch_bounds__(2 * kMaxRows, 4)
     forward_kernel(const __grid_constant__ SpaceTimeAttention op, const __grid_constant__ TimePlan plan,
-                   const Parts parts) {
+                   const Parts<float> parts) {
   const TimeTile tile(op, plan);
   const HeadDim<T, kDim> d(op.head_dim);
   const Matrix<T> q{shared_memory<T>(), d.pitch}, k = q.from(plan.rows, 0), v = k.from(plan.rows, 0);
@@ -47,11 +47,11 @@ __global__ void __launch_bounds__(2 * kMaxRows, 4)
       multiply<Stored::kAsIs, Stored::kAsIs>(o, p.from(first, square * kSquare), v.from(square * kSquare, column),
                                              kSquare);
     });
-    o.each_pair([&](Vector<float, 2> values, int r, int c) {
+    o.each([&](float& value, int r, int) { value = quotient<T>(value, sum.at[r]); });
+    o.each_pair([&](const Vector<float, 2>& values, int r, int c) {
       const int row = first + Square::row(r);
       if (tile.is_prefix(row) && column + c < d.dim) store(parts.values + part_row(row) * d.dim + column + c, values);
     });
-    o.each([&](float& value, int r, int) { value = quotient<T>(value, sum.at[r]); });
     put(o, q.from(first, column));
   }
 #pragma unroll
@@ -81,7 +81,7 @@ struct ToPrefixRows {
 
 void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
-  const Parts parts(op.workspace, op.batch, plan.slots, op.heads * op.prefix, op.head_dim);
+  const Parts<float> parts(op.workspace, op.batch, plan.slots, op.heads * op.prefix, op.head_dim);
   with_type_and_dim(op, [&](auto element, auto dim) {
     using T = decltype(element);
     const HeadDim<T, dim()> d(op.head_dim);
@@ -96,7 +96,7 @@ void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
 int64_t space_time_attention_workspace(const SpaceTimeAttention& op) {
   const int64_t slots = TimePlan(op).slots, rows = op.batch * op.heads * op.prefix;
   const int64_t backward = rows * slots * 3 * op.head_dim;
-  const int64_t forward = Parts::floats(op.batch, slots, op.heads * op.prefix, op.head_dim);
+  const int64_t forward = Parts<float>::floats(op.batch, slots, op.heads * op.prefix, op.head_dim);
   return forward > backward ? forward : backward;
 }
 

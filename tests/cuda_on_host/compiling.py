@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,25 +32,41 @@ def compiler() -> str:
 
 
 def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
-    """The program or library `name` made of `sources`; it is kept in build/ until something it is made of changes."""
-    headers = [path for folder in ("csrc", "tests/cuda_on_host") for path in (ROOT / folder).rglob("*.h")]
-    texts = [path.read_bytes() for path in sorted([*headers, *sources])]
-    digest = hashlib.sha256(b"\0".join([*texts, repr((compiler(), FLAGS, flags, link)).encode()])).hexdigest()
-    folder = ROOT / "build" / "cuda_on_host" / digest[:16]
-    target = folder / name
-    if target.exists():
+    """The program or library `name` made of `sources`, kept in build/ until something it is made of changes."""
+    headers = [path for folder in ("csrc", "tests/cuda_on_host") for path in sorted((ROOT / folder).rglob("*.h"))]
+
+    def kept(name: str, command: list[str], texts: Sequence[bytes]) -> Path:
+        digest = hashlib.sha256(b"\0".join([repr(command).encode(), *texts])).hexdigest()[:16]
+        target = ROOT / "build" / "cuda_on_host" / digest / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run([*command, "-o", str(target)])
         return target
-    folder.mkdir(parents=True, exist_ok=True)
 
     def object_file(source: Path) -> Path:
-        made = folder / f"{source.stem}.o"
-        run([compiler(), *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(made)])
-        return made
+        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c", str(source)]
+        return kept(f"{source.stem}.o", command, [path.read_bytes() for path in (*headers, source)])
 
     with ThreadPoolExecutor(2) as pool:
-        objects = [str(made) for made in pool.map(object_file, sources)]
-    run([compiler(), *FLAGS, *objects, *link, "-o", str(target)])
-    return target
+        objects = list(pool.map(object_file, sources))
+    return kept(name, [compiler(), *FLAGS, *map(str, objects), *link], [])
+
+
+def emulated(arguments: Sequence[str], seed: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the kernels in place, and AddressSanitizer before all else: it watches PyTorch's tensors too."""
+    where = (f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so"))
+    libraries = [subprocess.check_output([compiler(), option], text=True).strip() for option in where]
+    environment = os.environ | {
+        MODULE_VARIABLE: str(kernel_module()),
+        "HSTA_FIBER_SEED": str(seed),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def run(command: list[str]) -> None:
@@ -61,5 +78,6 @@ def kernel_module() -> Path:
     """hsta_kernels._cuda, for the host."""
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "bindings" / "cuda_module.cpp"]
+    sources.append(HERE / "traffic.cpp")
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     return compiled("_cuda.so", sources, flags, ["-shared"])

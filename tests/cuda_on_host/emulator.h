@@ -21,7 +21,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
-#include <tuple>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -112,13 +112,17 @@ class Machine {
     for (;;) leave();
   }
 
-  // ---- traffic: bytes of global memory that kernels move; reading `cached` memory again is free
+  // ---- traffic: global memory that kernels move, in sectors of 32 bytes, which count once a block and direction;
+  // moving `cached` memory is free
   int64_t traffic = 0;
   std::vector<std::pair<const char*, const char*>> cached;
-  void count(const void* global, size_t bytes) {
+  void count(const void* global, size_t bytes, bool written) {
+    constexpr uintptr_t kSector = 32;
     for (const auto& range : cached)
       if (global >= range.first && global < range.second) return;
-    traffic += int64_t(bytes);
+    const auto address = reinterpret_cast<uintptr_t>(global);
+    for (uintptr_t sector = address / kSector; sector <= (address + bytes - 1) / kSector; ++sector)
+      if (sectors_.insert(2 * sector + written).second) traffic += kSector;
   }
 
   // ---- called by launch
@@ -136,6 +140,7 @@ class Machine {
 
  private:
   std::vector<Fiber> fibers_;
+  std::unordered_set<uintptr_t> sectors_;
   Meeting block_meeting_;
   std::vector<Meeting> warp_meetings_;
   std::vector<Exchange> exchanges_;
@@ -150,6 +155,7 @@ class Machine {
 
   void run_block(int64_t index, int64_t shared_bytes) {
     block = index;
+    sectors_.clear();
     shared_.reset(shared_bytes ? static_cast<char*>(std::aligned_alloc(16, size_t(shared_bytes))) : nullptr);
     if (shared_bytes) std::memset(shared_.get(), 0xff, size_t(shared_bytes));
     block_meeting_ = {};
@@ -312,7 +318,7 @@ struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
 template <int n, typename T>
 inline Vector<T, n> load(const T* global) {
   emulator::check_aligned(global, alignof(Vector<T, n>), "load");
-  machine().count(global, sizeof(Vector<T, n>));
+  machine().count(global, sizeof(Vector<T, n>), false);
   Vector<T, n> values;
   std::memcpy(&values, global, sizeof values);
   return values;
@@ -320,7 +326,7 @@ inline Vector<T, n> load(const T* global) {
 template <typename T, int n>
 inline void store(T* global, const Vector<T, n>& values) {
   emulator::check_aligned(global, alignof(Vector<T, n>), "store");
-  machine().count(global, sizeof values);
+  machine().count(global, sizeof values, true);
   std::memcpy(global, &values, sizeof values);
 }
 
@@ -328,7 +334,7 @@ inline void copy_async(void* shared, const void* global, bool valid) {
   emulator::check_aligned(shared, 16, "asynchronous copy");
   emulator::check_aligned(global, 16, "asynchronous copy");
   std::memset(shared, 0xff, 16);  // until it arrives
-  if (valid) machine().count(global, 16);
+  if (valid) machine().count(global, 16, false);
   machine().fiber().copies.push_back({shared, global, valid});
 }
 inline void commit_copies() {

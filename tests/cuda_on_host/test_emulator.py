@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cuda_on_host.compiling import HERE, MODULE_VARIABLE, ROOT, compiled, compiler, kernel_module
+from tests.cuda_on_host.compiling import HERE, compiled, emulated
 
 SEEDS = range(5)
 FAULTS = {
@@ -50,20 +49,8 @@ def test_without_it_all_is_green(fault, planted):
     assert not any(complaints(planted, f"no {fault}"))
 
 
-@pytest.mark.parametrize("seed", (0, 1))
-def test_kernels_on_the_emulator(seed):
-    """In a process that loads AddressSanitizer before Python, so that it watches PyTorch's tensors too."""
-    where = (f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so"))
-    libraries = [subprocess.check_output([compiler(), option], text=True).strip() for option in where]
-    environment = os.environ | {
-        MODULE_VARIABLE: str(kernel_module()),
-        "HSTA_FIBER_SEED": str(seed),
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    suites = [str(HERE / "test_parity.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *suites]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("seed", "suites"), [(0, ("test_parity.py", "test_traffic.py")), (1, ("test_parity.py",))])
+def test_kernels_on_the_emulator(seed, suites):
+    files = [str(HERE / name) for name in suites]
+    done = emulated(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files], seed)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -158,7 +158,8 @@ def test_without_tokens_the_query_attends_to_itself(device):
     grad = torch.randn(2, 24, device=device)
     ours, exact = of_pooling.run(values, 3, "cuda", grad), of_pooling.run(values, 3, "reference", grad)
     for key in ours:
-        torch.testing.assert_close(ours[key], exact[key], atol=2e-6, rtol=2e-5)
+        # The gradient of what determines the scores is 0: a difference of two sums of products, rounded differently.
+        torch.testing.assert_close(ours[key], exact[key], atol=1e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("scale", (1e4, 1e-4))
@@ -196,13 +197,13 @@ def test_empty_batches(device):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 8), (2, 3), "space"), "axis is 'space'"),
-        (lambda: space_time_attention(torch.zeros(1, 65, 3, 1, 8), (65, 1), "time", 0), "there are 65 frames"),
-        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 12), (2, 3), "time"), "head_dim of 12"),
-        (lambda: space_time_attention(torch.zeros(1, 7, 3, 1, 8).double(), (2, 3), "time"), "qkv is torch.float64"),
-        (lambda: add_layer_norm(*[torch.zeros(2, 12)] * 2, *[torch.zeros(12)] * 2), "x has rows of 12"),
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 8), (2, 3), "space"), "axis is 'space'"),
+        (lambda zeros: space_time_attention(zeros(1, 65, 3, 1, 8), (65, 1), "time", 0), "there are 65 frames"),
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 12), (2, 3), "time"), "head_dim of 12"),
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 8).double(), (2, 3), "time"), "qkv is torch.float64"),
+        (lambda zeros: add_layer_norm(*[zeros(2, 12)] * 2, *[zeros(12)] * 2), "x has rows of 12"),
     ],
 )
-def test_what_is_refused_is_refused_by_name(run, reason):
+def test_what_is_refused_is_refused_by_name(run, reason, device):
     with backend("cuda"), pytest.raises(BackendError, match=reason):
-        run()
+        run(lambda *shape: torch.zeros(shape, device=device))

@@ -27,6 +27,8 @@ def forward(
     batch, heads = u.shape[:2]
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if z.numel():
+        needed = cuda.module().cross_modal_attention_shared_memory(*_kind(u, tokens))
+        cuda.check_shared_memory("cross_modal_attention", tokens, needed)
         u, query_token, tokens = cuda.aligned(u), cuda.aligned(query_token), cuda.aligned(tokens)
         with cuda.current_device(tokens):
             workspace = _workspace(u, tokens)
