@@ -7,7 +7,7 @@ namespace hsta::cuda {
 namespace {
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(2 * kMaxRows, 4)
+__global__ void __launch_bounds__(2 * kMaxRows, 3)
     forward_kernel(const __grid_constant__ SpaceTimeAttention op, const __grid_constant__ TimePlan plan,
                    const Parts<float> parts) {
   const TimeTile tile(op, plan);

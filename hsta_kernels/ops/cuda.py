@@ -28,7 +28,7 @@ def check_shared_memory(operator: str, tensor: torch.Tensor, needed: int) -> Non
     """Raises BackendError when a block that takes `needed` bytes of shared memory cannot run where `tensor` is."""
     limit = _LARGEST_SHARED_MEMORY
     if tensor.is_cuda:
-        limit = torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin
+        limit = torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     if needed > limit:
         raise backends.BackendError(
             f"backend 'cuda' cannot run {operator}: for {tensor.dtype} of shape {tuple(tensor.shape)} a block needs "

@@ -49,7 +49,14 @@ def test_without_it_all_is_green(fault, planted):
     assert not any(complaints(planted, f"no {fault}"))
 
 
-@pytest.mark.parametrize(("seed", "suites"), [(0, ("test_parity.py", "test_traffic.py")), (1, ("test_parity.py",))])
+@pytest.mark.parametrize(
+    ("seed", "suites"),
+    [
+        (0, ("test_parity.py", "test_traffic.py")),
+        (1, ("test_parity.py",)),
+        *(pytest.param(seed, ("test_parity.py",), marks=pytest.mark.slow) for seed in range(2, 6)),
+    ],
+)
 def test_kernels_on_the_emulator(seed, suites):
     files = [str(HERE / name) for name in suites]
     done = emulated(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files], seed)
