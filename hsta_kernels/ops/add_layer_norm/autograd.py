@@ -9,13 +9,14 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
-from hsta_kernels.ops.add_layer_norm import native
+from hsta_kernels.ops.add_layer_norm import cuda, native
 from hsta_kernels.ops.checks import rows_contiguous
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cpu": native,
+    "cuda": cuda,
     "triton": triton.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
 }
 
