@@ -1,6 +1,9 @@
 """Drives CMake for the native kernels; everything else about the package is in pyproject.toml.
 
 HSTA_BUILD_NATIVE=0 installs without native code: the library then runs on its reference backend.
+HSTA_BUILD_CUDA=1 also builds the CUDA kernels, HSTA_BUILD_CUDA=0 does not; where it is not set they are built if this
+machine has nvcc and an NVIDIA GPU. HSTA_CUDA_ARCHS says for which GPU architectures; by default for this machine's, or
+else for 80;90a;100.
 """
 
 import os
@@ -16,8 +19,23 @@ ROOT = Path(__file__).resolve().parent
 BUILD_NATIVE = os.environ.get("HSTA_BUILD_NATIVE", "1") != "0"
 
 
+NATIVE, CUDA = "hsta_kernels._native", "hsta_kernels._cuda"
+
+
+def modules() -> list[str]:
+    """The extension modules to build."""
+    if not BUILD_NATIVE:
+        return []
+    wanted = os.environ.get("HSTA_BUILD_CUDA")
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if wanted == "1" and nvcc is None:
+        raise SystemExit("hsta-kernels: HSTA_BUILD_CUDA=1 needs nvcc, and it was not found; install the CUDA toolkit.")
+    has_gpu = os.path.exists("/dev/nvidia0")
+    return [NATIVE, CUDA] if nvcc and (has_gpu if wanted is None else wanted == "1") else [NATIVE]
+
+
 class CMakeBuild(build_ext):
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
         if compiler is None or shutil.which(compiler.split()[0]) is None:
             raise SystemExit(
@@ -27,24 +45,28 @@ class CMakeBuild(build_ext):
             )
         import pybind11
 
-        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions}
+        names = {name: output.name for name, output in outputs.items()}
+        archs = os.environ.get("HSTA_CUDA_ARCHS", "")
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DHSTA_OUTPUT_NAME={output.name}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DHSTA_OUTPUT_NAME={names[NATIVE]}",
+            f"-DHSTA_CUDA_OUTPUT_NAME={names.get(CUDA, '')}", f"-DHSTA_CUDA_ARCHS={archs}",
         ]  # fmt: skip
         # Build isolation hands out a new folder for cmake, ninja and pybind11 every time: remember none of it.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(build / output.name, output)
+        for output in outputs.values():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(build / output.name, output)
 
 
 setup(
     packages=[*find_packages(include=["hsta_kernels", "hsta_kernels.*"]), *find_packages("python")],
     package_dir={"hsta_kernels": "hsta_kernels", "hsta": "python/hsta"},
-    ext_modules=[Extension("hsta_kernels._native", sources=[])] if BUILD_NATIVE else [],
+    ext_modules=[Extension(name, sources=[]) for name in modules()],
     cmdclass={"build_ext": CMakeBuild},
 )

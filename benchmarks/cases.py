@@ -9,8 +9,9 @@ import torch
 import torch._functorch.config
 
 import hsta_kernels
+from benchmarks import memory
 from benchmarks.case import Case, backward_call, close_to_ours
-from benchmarks.contenders import add_layer_norm, cross_modal_attention, model, space_time_attention
+from benchmarks.contenders import add_layer_norm, bias_gelu, cross_modal_attention, model, space_time_attention
 
 HEADS, HEAD_DIM, PATCHES = 12, 64, 196
 WIDTH = HEADS * HEAD_DIM
@@ -72,38 +73,43 @@ def residual_norm(rows: int, backward: bool, dtype, device) -> Case:
     return _case("add_layer_norm", work, ours, others, inputs, inputs[:2], backward, bytes=moved)
 
 
-def whole_model(name: str, attention_kind: str, batch: int, training: bool, autocast: bool, device) -> Case:
-    """Inference, or a training step (forward, loss, backward), in float32 or under bfloat16 autocast."""
-    config = {"attention": attention_kind}
-    fused = hsta_kernels.create_model(name, **config).to(device).train(training)
-    reference = hsta_kernels.reference.HSTA(fused.config).to(device).train(training)
-    reference.load_state_dict(fused.state_dict())
-    size = fused.config.image_size
-    video = torch.randn(batch, 3, fused.config.num_frames, size, size, device=device)
-    special = torch.randn(batch, 3, 2, size, size, device=device)
-    target = torch.zeros(batch, dtype=torch.long, device=device)
+def mlp_activation(rows: int, backward: bool, dtype, device) -> Case:
+    inputs = [torch.randn(s, device=device).to(dtype) for s in ((rows, 4 * WIDTH), (4 * WIDTH,))]
+    moved = (3 if backward else 2) * rows * 4 * WIDTH * inputs[0].element_size()
+    work = f"{'backward' if backward else 'forward'} rows={rows} C={4 * WIDTH}"
+    others = bias_gelu.contenders()
+    return _case("bias_gelu", work, hsta_kernels.ops.bias_gelu, others, inputs, inputs[:1], backward, bytes=moved)
 
+
+def inference(size: dict, attention_kind: str, batch: int, frozen: bool, dtype, device) -> Case:
+    """One forward pass, in float32 or under bfloat16 autocast; ours as it is, or frozen."""
+    fused, reference, (video, special) = model.build(size, attention_kind, batch, device)
+
+    @torch.no_grad()
     def run(module: torch.nn.Module) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            if not training:
-                with torch.no_grad():
-                    return module(video, special).float()
-            loss = torch.nn.functional.cross_entropy(module(video, special), target)
-        module.zero_grad()
-        loss.backward()
-        return loss.detach().float()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return module(video, special).float()
 
-    others: dict[str, Callable[[], object]] = {
-        key: partial(run, module) for key, module in model.contenders(reference).items()
+    others = {key: partial(run, module) for key, module in model.contenders(reference.eval()).items()}
+    others["its GEMMs alone"] = model.gemms_alone(partial(run, fused.eval()))
+    ours = hsta_kernels.inference.freeze(fused, dtype) if frozen else fused
+    work = f"{model.title(size)} {attention_kind} inference{', frozen' if frozen else ''} B={batch}"
+    return Case("HSTA", work, dtype, device, partial(run, ours), others, limit="its GEMMs alone", check=_same_decision)
+
+
+def training_step(size: dict, attention_kind: str, batch: int, dtype, device) -> Case:
+    """Forward pass, loss, backward pass, in float32 or under bfloat16 autocast; and the memory that this takes."""
+    fused, reference, inputs = model.build(size, attention_kind, batch, device)
+    others = {
+        key: partial(model.training_step, module, inputs, dtype) for key, module in model.contenders(reference).items()
     }
-    limit = None
-    if not training:
-        limit = "its GEMMs alone"
-        others[limit] = model.gemms_alone(partial(run, fused))
-    dtype = torch.bfloat16 if autocast else torch.float32
-    work = f"{name} {attention_kind} {'training step' if training else 'inference'} B={batch}"
-    check = partial(_same_decision)
-    return Case("HSTA", work, dtype, device, partial(run, fused), others, limit=limit, check=check)
+    notes = {}
+    if memory.measurable(device):
+        peaks = {who: memory.of_training_step(size, attention_kind, who, 8, dtype, device) for who in ("ours", "SDPA")}
+        notes["peak memory at B=8 over SDPA's"] = peaks["ours"] / peaks["SDPA"]
+    work = f"{model.title(size)} {attention_kind} training step B={batch}"
+    ours = partial(model.training_step, fused, inputs, dtype)
+    return Case("HSTA", work, dtype, device, ours, others, check=_same_decision, notes=notes)
 
 
 def _same_decision(name: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
@@ -129,16 +135,16 @@ def cases(device: torch.device, quick: bool) -> Iterator[tuple[str, Callable[[],
             yield f"cross_modal-{direction}", partial(cross_modal, 8, 588, backward, dtype, device)
             rows = 589 * (batch if device.type == "cpu" else 64)
             yield f"add_layer_norm-{direction}", partial(residual_norm, rows, backward, dtype, device)
-    name = "hsta_tiny_224" if quick else "hsta_base_224"
-    for autocast in (False, True):
-        dtype = torch.bfloat16 if autocast else torch.float32
+            yield f"bias_gelu-{direction}", partial(mlp_activation, rows, backward, dtype, device)
+    # Compiling a whole model takes minutes; in the quick run it has one block of four.
+    size = {"name": "hsta_tiny_224", "depth": ((1, 2),)} if quick else {"name": "hsta_base_224"}
+    batch = 2 if device.type == "cpu" else 32
+    for dtype in dtypes:
         for kind in ("divided",) if quick else ("divided", "joint"):
-            yield (
-                f"model-inference-{kind}-{_short(dtype)}",
-                partial(whole_model, name, kind, 1, False, autocast, device),
-            )
-        size = 2 if device.type == "cpu" else 32
-        yield f"model-training-{_short(dtype)}", partial(whole_model, name, "divided", size, True, autocast, device)
+            for frozen in (True,) if quick else (False, True):
+                identifier = f"model-inference-{kind}{'-frozen' if frozen else ''}-{_short(dtype)}"
+                yield identifier, partial(inference, size, kind, 1, frozen, dtype, device)
+        yield f"model-training-{_short(dtype)}", partial(training_step, size, "divided", batch, dtype, device)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -50,6 +50,8 @@ def table(results: list[Result]) -> str:
         ours = f"{1e3 * r.ours.p50:.3g} [{1e3 * r.ours.p20:.3g}, {1e3 * r.ours.p80:.3g}]"
         best = f"{r.best} {1e3 * r.contenders[r.best].p50:.3g}"
         share = f"{100 * r.share:.0f} % of {r.ceiling}" if r.ceiling else ""
+        for name, value in r.notes.items():
+            share += f"{name} {value:.2f}x"
         if r.limit:
             share = f"{r.limit_ratio:.2f}x {r.limit}"
         lines.append(f"| {r.operator} | {r.work} | {r.dtype} | {ours} | {best} | **{r.ratio:.2f}x** | {share} |")

@@ -1,8 +1,8 @@
 """Which implementation of an operator runs, and why another one does not.
 
-``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors, and falls back to
-the plain PyTorch reference; why a backend was passed over is logged at debug level (logger ``hsta_kernels``). A backend
-asked for by name is taken or the call raises `BackendError` with the reason.
+``auto`` takes, for every call, the first backend of `PREFERENCE` that accepts the call's tensors and is not one of
+`OPT_IN`, and falls back to the plain PyTorch reference; why a backend was passed over is logged at debug level (logger
+``hsta_kernels``). A backend asked for by name is taken or the call raises `BackendError` with the reason.
 
 The choice is process-wide, like PyTorch's own backend flags, and is made when an operator's forward runs: its backward
 uses the same backend, whichever thread it runs in.
@@ -16,13 +16,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 
 PREFERENCE = ("cuda", "triton", "cpu")
+OPT_IN = ("cuda",)  # not chosen automatically before measurements on a GPU say for what it is faster than the next
 NAMES = ("auto", *PREFERENCE, "reference")
 
-# operator -> backend -> function of the operator's tensors that returns why the backend cannot run them, or None
+# operator -> backend -> function of the operator's arguments that returns why the backend cannot run them, or None
 _refusals: dict[str, dict[str, Callable[..., str | None]]] = {}
 _logger = logging.getLogger("hsta_kernels")
 
@@ -51,13 +53,28 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
 
 
 native, _native_error = _load_native()
+
+
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    try:
+        from hsta_kernels import _cuda  # type: ignore[attr-defined]
+    except ImportError as error:
+        return (
+            None,
+            f"the CUDA kernels are not built ({error}); nvcc and `HSTA_BUILD_CUDA=1 pip install -e .` build them",
+        )
+    return _cuda, None
+
+
+cuda, _cuda_error = _load_cuda()
+cuda_emulated = False  # the tests put kernels that run on the CPU in place of `cuda`
 _triton_installed = importlib.util.find_spec("triton") is not None
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels then run on the CPU, as Python
 _requested = _check_name(os.environ.get("HSTA_BACKEND", "auto"), "the environment variable HSTA_BACKEND")
 
 
 def register(operator: str, backend_name: str, refuse: Callable[..., str | None]) -> None:
-    """Declares that `backend_name` implements `operator` for the tensors that `refuse` returns None for."""
+    """Declares that `backend_name` implements `operator` for the arguments that `refuse` returns None for."""
     _refusals.setdefault(operator, {})[backend_name] = refuse
 
 
@@ -71,7 +88,9 @@ def unavailable(name: str) -> str | None:
         return f"this version of hsta_kernels has no {name} kernels"
     if name == "triton" and not _triton_installed:
         return "Triton is not installed; it comes with PyTorch's builds for NVIDIA and AMD GPUs"
-    if name == "triton" and triton_interpreted:
+    if name == "cuda" and cuda is None:
+        return _cuda_error
+    if (name == "triton" and triton_interpreted) or (name == "cuda" and cuda_emulated):
         return None
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
@@ -114,31 +133,33 @@ def backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def refusal(operator: str, name: str, *tensors: torch.Tensor) -> str | None:
-    """Why backend `name` would not run `operator` on `tensors`, or None when it would."""
+def refusal(operator: str, name: str, *arguments: Any) -> str | None:
+    """Why backend `name` would not run `operator` on `arguments`, or None when it would."""
     reason = unavailable(name)
     if reason is not None:
         return reason
     if name not in _refusals.get(operator, {}):
         return f"{operator} has no {name} kernel"
-    return _refusals[operator][name](*tensors)
+    return _refusals[operator][name](*arguments)
 
 
-def choose(operator: str, *tensors: torch.Tensor) -> str:
-    """The backend that runs `operator` on `tensors`: a name of `PREFERENCE`, or ``"reference"``.
+def choose(operator: str, *arguments: Any) -> str:
+    """The backend that runs `operator` on `arguments`: a name of `PREFERENCE`, or ``"reference"``.
+
+    The arguments are the tensors that decide, then what else does.
 
     Raises:
-        BackendError: a backend was requested by name and refuses these tensors.
+        BackendError: a backend was requested by name and refuses these arguments.
     """
     if _requested == "reference":
         return "reference"
     if _requested != "auto":
-        reason = refusal(operator, _requested, *tensors)
+        reason = refusal(operator, _requested, *arguments)
         if reason is not None:
             raise BackendError(f"backend {_requested!r} cannot run {operator}: {reason}")
         return _requested
     for name in PREFERENCE:
-        reason = refusal(operator, name, *tensors)
+        reason = "it is taken only where asked for" if name in OPT_IN else refusal(operator, name, *arguments)
         if reason is None:
             return name
         if not torch.compiler.is_compiling():

@@ -58,6 +58,16 @@ def test_unavailable_backend_raises_and_says_why(name):
         hsta_kernels.set_backend(name)
 
 
+def test_automatic_choice_takes_no_backend_that_must_be_asked_for(monkeypatch):
+    qkv = torch.zeros(1, 7, 3, 1, 8)
+    monkeypatch.setattr(backends, "cuda", object())
+    monkeypatch.setattr(backends, "cuda_emulated", True)  # then it takes tensors on the CPU
+    assert backends.refusal("space_time_attention", "cuda", qkv) is None
+    assert backends.choose("space_time_attention", qkv) != "cuda"
+    with hsta_kernels.backend("cuda"):
+        assert backends.choose("space_time_attention", qkv) == "cuda"
+
+
 def test_automatic_choice_says_why_when_logging_is_on(caplog):
     with caplog.at_level(logging.DEBUG, logger="hsta_kernels"):
         space_time_attention(torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64), (2, 3), "time")

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from types import MethodType
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import torch.nn.functional as F  # isort: skip
+import hsta_kernels
 from benchmarks.contenders.space_time_attention import grouped
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
@@ -25,6 +26,33 @@ def with_sdpa(model: nn.Module) -> nn.Module:
                 lambda _, qkv, grid, axis: grouped(F.scaled_dot_product_attention, qkv, grid, axis, 1), module
             )
     return model
+
+
+def title(size: dict) -> str:
+    return size["name"] + (f", depth {size['depth']}" if "depth" in size else "")
+
+
+def build(
+    size: dict, attention: str, batch: int, device: torch.device
+) -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """Our ``create_model(**size)``, the reference model with the same weights, and inputs for both."""
+    fused = hsta_kernels.create_model(**size, attention=attention).to(device)
+    reference = hsta_kernels.reference.HSTA(fused.config).to(device)
+    reference.load_state_dict(fused.state_dict())
+    pixels = fused.config.image_size
+    video = torch.randn(batch, 3, fused.config.num_frames, pixels, pixels, device=device)
+    return fused, reference, (video, torch.randn(batch, 3, 2, pixels, pixels, device=device))
+
+
+def training_step(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Forward pass, loss, and backward pass; under autocast unless `dtype` is float32."""
+    device = inputs[0].device
+    target = torch.zeros(inputs[0].shape[0], dtype=torch.long, device=device)
+    module.zero_grad()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = F.cross_entropy(module(*inputs), target)
+    loss.backward()
+    return loss.detach().float()
 
 
 def contenders(reference: nn.Module) -> dict[str, nn.Module]:

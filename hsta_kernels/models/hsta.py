@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,26 @@ from torch import Tensor, nn
 from hsta_kernels import ops
 
 from . import reference
+from .recompute import add_norm_linear, bias_gelu_linear
 
 # What the classifier reads of a branch beside CLS.
 _READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(1, None)}
+
+
+class PatchEmbed(reference.PatchEmbed):
+    """Kernel and stride of the convolution are equal, so it is a reshape and a matrix product."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return F.linear(tubelets(frames, self.proj.kernel_size), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def tubelets(frames: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Pixels of each tubelet: (B, 3, T, H, W) -> (B, T' * N, 3 * size), time-major; incomplete borders are dropped."""
+    times, height, width = (extent // step for extent, step in zip(frames.shape[2:], size, strict=True))
+    tubelet, patch, _ = size
+    pixels = frames[:, :, :, : height * patch, : width * patch]
+    pixels = pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
+    return pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
 class HSTA(reference.HSTA):
@@ -33,6 +50,8 @@ class HSTA(reference.HSTA):
     Args:
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
+
+    patch_embed_class = PatchEmbed
 
     def forward(self, video: Tensor, special: Tensor) -> Tensor:
         """Logits (B, num_classes) of clips.
@@ -57,20 +76,10 @@ class HSTA(reference.HSTA):
         )
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
-        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C).
-
-        Kernel and stride of the patch embedding are equal, so it is a reshape and a matrix product.
-        """
-        proj = self.patch_embed[branch].proj
-        tubelet, patch, _ = proj.kernel_size
-        times, height, width = self.config.grids[branch]
-        pixels = frames[..., : height * patch, : width * patch]
-        pixels = pixels.unflatten(4, (width, patch)).unflatten(3, (height, patch)).unflatten(2, (times, tubelet))
-        pixels = pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
-        patches = F.linear(pixels, proj.weight.flatten(1), proj.bias)
+        """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
         position = self.get_buffer(f"position_{branch}")
         cls = (self.cls_token[branch][0] + position[:1]).expand(frames.shape[0], -1)
-        return self.pos_drop(_join(cls, patches + position[1:]))
+        return self.pos_drop(_join(cls, self.patch_embed[branch](frames) + position[1:]))
 
 
 def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -79,32 +88,68 @@ def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor],
     return [_csta(block, i, xs[i][:, 0], xs[1 - i][:, 1:]) for i in (0, 1)], xs
 
 
+@dataclass(frozen=True)
+class _AttentionStep:
+    """A sub-layer of USTA behind its norm."""
+
+    attn: reference.Attention
+    grid: tuple[int, int]
+    axis: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.attend(self.attn.project(x))
+
+    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        qkv, x = add_norm_linear(x, residual, norm, self.attn.qkv.weight, self.attn.qkv_bias())
+        return self.attend(qkv.unflatten(-1, (3, self.attn.num_heads, -1))), x
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        if _drops(self.attn.attn_drop):
+            out = self.attn.attend(qkv, self.grid, self.axis)
+        else:
+            out = ops.space_time_attention(qkv, self.grid, self.axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
+        return self.attn.proj_drop(self.attn.proj(out.flatten(2)))
+
+
+@dataclass(frozen=True)
+class _MLPStep:
+    mlp: reference.MLP
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        fc1, fc2, drop = self.mlp.fc1, self.mlp.fc2, self.mlp.drop
+        hidden, x = add_norm_linear(x, residual, norm, fc1.weight, None)
+        rate = drop.p if _drops(drop) else 0.0
+        return drop(bias_gelu_linear(hidden, fc1.bias, fc2.weight, fc2.bias, rate)), x
+
+
+def _steps(layer: reference.Layer) -> Iterator[tuple[nn.LayerNorm, _AttentionStep | _MLPStep]]:
+    if layer.has_time:
+        yield layer.norm_time, _AttentionStep(layer.attn_time, layer.grid, "time")
+    yield layer.norm1, _AttentionStep(layer.attn, layer.grid, layer.axis)
+    yield layer.norm2, _MLPStep(layer.mlp)
+
+
 def _usta(layers: Iterable[reference.Layer], x: Tensor) -> Tensor:
-    """The layers of one branch. A sub-layer's output is added by the norm of the next one."""
+    """The layers of one branch. A sub-layer's output is added by the norm of the next one.
+
+    With gradients, a sub-layer recomputes in the backward pass what is cheap to recompute. Without them, projections
+    take their biases themselves: that costs nothing, and it is what a frozen model packs.
+    """
     residual: Tensor | None = None
     for layer in layers:
-        sublayers: list[tuple[nn.LayerNorm, Callable[[Tensor], Tensor]]] = [
-            (layer.norm1, partial(_attention, layer.attn, layer.grid, layer.axis)),
-            (layer.norm2, layer.mlp),
-        ]
-        if layer.has_time:
-            sublayers.insert(0, (layer.norm_time, partial(_attention, layer.attn_time, layer.grid, "time")))
-        for norm, sublayer in sublayers:
+        for norm, step in _steps(layer):
             if residual is None:
-                y = norm(x)
+                residual = step(norm(x))
+            elif torch.is_grad_enabled():
+                residual, x = step.after_norm(x, residual, norm)
             else:
                 y, x = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
-            residual = layer.drop_path(sublayer(y))
+                residual = step(y)
+            residual = layer.drop_path(residual)
     return x if residual is None else x + residual
-
-
-def _attention(attn: reference.Attention, grid: tuple[int, int], axis: str, x: Tensor) -> Tensor:
-    qkv = attn.project(x)
-    if _drops(attn.attn_drop):
-        out = attn.attend(qkv, grid, axis)
-    else:
-        out = ops.space_time_attention(qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
-    return attn.proj_drop(attn.proj(out.flatten(2)))
 
 
 def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tensor:

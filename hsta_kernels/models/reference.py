@@ -72,8 +72,10 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values: (B, L, C) -> (B, L, 3, H, D)."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+        return F.linear(x, self.qkv.weight, self.qkv_bias()).unflatten(-1, (3, self.num_heads, -1))
+
+    def qkv_bias(self) -> Tensor:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def attend(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
         """Attention among the tokens that see each other: (B, L, 3, H, D) -> (B, L, H, D)."""
@@ -209,13 +211,15 @@ class HSTA(Checkpoints):
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
 
+    patch_embed_class = PatchEmbed
+
     def __init__(self, config: HSTAConfig | None = None, **fields: Any):
         super().__init__()
         if config is not None and (fields or not isinstance(config, HSTAConfig)):
             raise TypeError(f"HSTA takes an HSTAConfig or its fields as keywords, got {config!r} and {fields!r}")
         self.config = config = config or HSTAConfig.from_dict(fields)
         self.patch_embed: Any = nn.ModuleList(
-            PatchEmbed(dim, config.tubelet_size, patch)
+            self.patch_embed_class(dim, config.tubelet_size, patch)
             for dim, patch in zip(config.embed_dim, config.patch_size, strict=True)
         )
         self.cls_token: Any = nn.ParameterList(nn.Parameter(torch.empty(1, 1, dim)) for dim in config.embed_dim)

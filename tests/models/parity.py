@@ -79,12 +79,10 @@ def assert_parity(
 ) -> None:
     """The fused twin of a reference model (``fused`` compiles it, say) agrees with it by the error rule.
 
-    A model amplifies rounding errors, by how much depends on the input, and the gradients of one draw share
-    the
-    luck: of a hundred some exceed the rule, with plain PyTorch on both sides as well. So the root mean
-        square of each result's error is taken over several draws. The largest error is judged by how far it
-        stands out of the errors around it, in units of their root mean square: not twice as far as plain
-        PyTorch's stand out anywhere.
+    A model amplifies rounding errors, by how much depends on the input, and the gradients of one draw share the luck:
+    of a hundred some exceed the rule, with plain PyTorch on both sides as well. So the root mean square of each
+    result's error is taken over several draws. The largest error is judged by how far it stands out of the errors
+    around it, in units of their root mean square: not twice as far as plain PyTorch's stand out anywhere.
     """
     model = model.to(dtype)
     twin = same_model(HSTA, model)

@@ -9,13 +9,14 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
-from hsta_kernels.ops.add_layer_norm import native
+from hsta_kernels.ops.add_layer_norm import cuda, native
 from hsta_kernels.ops.checks import rows_contiguous
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cpu": native,
+    "cuda": cuda,
     "triton": triton.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
 }
 
@@ -31,20 +32,20 @@ backends.register("add_layer_norm", "triton", _refuse_triton)
 
 
 @torch.library.custom_op("hsta_kernels::add_layer_norm_forward", mutates_args=())
-def _forward(
+def forward(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(x), rows_contiguous(residual)
     return _IMPLEMENTATIONS[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
 
 
-@_forward.register_fake
+@forward.register_fake
 def _(x, residual, weight, bias, eps, backend):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @torch.library.custom_op("hsta_kernels::add_layer_norm_backward", mutates_args=())
-def _backward(
+def backward(
     grad_norm: torch.Tensor,
     grad_sum: torch.Tensor,
     total: torch.Tensor,
@@ -56,7 +57,7 @@ def _backward(
     return _IMPLEMENTATIONS[backend].backward(*rows, weight.contiguous(), eps)
 
 
-@_backward.register_fake
+@backward.register_fake
 def _(grad_norm, grad_sum, total, weight, eps, backend):
     return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
 
@@ -74,7 +75,7 @@ class AddLayerNorm(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, total = _forward(x, residual, weight, bias, eps, backend)
+        norm, total = forward(x, residual, weight, bias, eps, backend)
         ctx.save_for_backward(total, weight)
         ctx.arguments = (eps, backend)
         ctx.residual_dtype = residual.dtype
@@ -82,5 +83,5 @@ class AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias = _backward(*grad_outputs, *ctx.saved_tensors, *ctx.arguments)
+        grad_x, grad_weight, grad_bias = backward(*grad_outputs, *ctx.saved_tensors, *ctx.arguments)
         return grad_x, grad_x.to(ctx.residual_dtype), grad_weight, grad_bias, None, None

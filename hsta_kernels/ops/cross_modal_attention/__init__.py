@@ -68,7 +68,7 @@ def cross_modal_attention(
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads must divide C = {width}; got {num_heads}")
 
-    backend = backends.choose("cross_modal_attention", tokens)
+    backend = backends.choose("cross_modal_attention", tokens, num_heads)
     if backend == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)

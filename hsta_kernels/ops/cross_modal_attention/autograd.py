@@ -17,17 +17,18 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.cross_modal_attention import native
+from hsta_kernels.ops.cross_modal_attention import cuda, native
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cpu": native,
+    "cuda": cuda,
     "triton": triton.LazyModule("hsta_kernels.ops.cross_modal_attention.triton"),
 }
 
 
-def _refuse_triton(tokens: torch.Tensor) -> str | None:
+def _refuse_triton(tokens: torch.Tensor, *heads: Any) -> str | None:
     return triton.refuse("tokens", tokens, "pool_backward")
 
 

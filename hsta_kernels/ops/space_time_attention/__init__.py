@@ -72,7 +72,7 @@ def space_time_attention(
 
     scale = float(head_dim) ** -0.5 if scale is None else float(scale)
     arguments = (qkv, num_frames, num_patches, axis, num_prefix_tokens, scale)
-    backend = backends.choose("space_time_attention", qkv)
+    backend = backends.choose("space_time_attention", qkv, *arguments[1:-1])
     if backend == "reference":
         return reference.space_time_attention(*arguments)
     return autograd.SpaceTimeAttention.apply(*arguments, backend)

@@ -10,17 +10,18 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.space_time_attention import native
+from hsta_kernels.ops.space_time_attention import cuda, native
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cpu": native,
+    "cuda": cuda,
     "triton": triton.LazyModule("hsta_kernels.ops.space_time_attention.triton"),
 }
 
 
-def _refuse_triton(qkv: torch.Tensor) -> str | None:
+def _refuse_triton(qkv: torch.Tensor, *grid: Any) -> str | None:
     return triton.refuse("qkv", qkv, "flash_backward_kv")
 
 

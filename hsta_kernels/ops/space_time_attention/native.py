@@ -9,7 +9,7 @@ from hsta_kernels.ops import native
 
 _AXES = {"time": 0, "space": 1, "joint": 2}
 
-backends.register("space_time_attention", "cpu", lambda qkv: native.refuse("qkv", qkv))
+backends.register("space_time_attention", "cpu", lambda qkv, *grid: native.refuse("qkv", qkv))
 
 
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:

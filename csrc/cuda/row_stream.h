@@ -1,0 +1,197 @@
+// The rows of [query, tokens] of a sample, streamed through shared memory 16 at a time: while a block computes with
+// some rows, the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the
+// columns, in squares of 16 rows, for the products with all heads.
+#pragma once
+
+#include "merge.h"
+#include "tile.h"
+
+namespace hsta::cuda {
+
+constexpr int kStreamWarps = 8, kStreamThreads = kStreamWarps * kWarp;
+constexpr int kHeads = kSquare, kRows = kSquare;
+constexpr float kLog2EFloat = 1.4426950408889634f;
+static_assert(kStreamThreads == kHeads * kRows, "a thread a score");
+
+// Into how many runs the rows of a sample are split. Several blocks share a sample so that small batches fill the GPU.
+// A run's result is as large as 2 or 4 times `heads` tokens and is written and read: that bounds their number. The
+// batch has no say: results do not depend on it.
+struct StreamPlan {
+  int64_t rows_per_slot, slots;
+
+  explicit StreamPlan(const CrossModalAttention& op) {
+    const int64_t rows = op.tokens + 1, wanted = op.tokens / (24 * op.heads);
+    rows_per_slot = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
+    slots = divide_up(rows, rows_per_slot);
+  }
+};
+
+__host__ __device__ inline int padded_width(int64_t width) { return int((width + kSquare - 1) / kSquare) * kSquare; }
+
+// Shared memory of the kernels. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass,
+// which also has some with the gradient of z.
+template <typename T, int kSides>
+struct StreamMemory {
+  Matrix<T> heads[kSides];   // u, and the gradient of z
+  Matrix<T> rows;            // twice 16, in turn
+  Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (rows, heads)
+  float* parts;              // of the products over the columns: (warps, kSides, rows, heads)
+  float* of_heads;           // two numbers a head
+  float* of_rows;            // rstd, then two numbers a row and warp
+
+  __device__ explicit StreamMemory(int pitch) {
+    Matrix<T> next{shared_memory<T>(), pitch};
+    for (auto& matrix : heads) matrix = next, next = next.from(kHeads, 0);
+    rows = next, next = next.from(2 * kRows, 0);
+    next.pitch = pitch_of<T>(kHeads);
+    for (auto& matrix : scores) matrix = next, next = next.from(kRows, 0);
+    parts = reinterpret_cast<float*>(next.data);
+    of_heads = parts + kStreamWarps * kSides * kRows * kHeads;
+    of_rows = of_heads + 2 * kHeads;
+  }
+
+  __device__ Matrix<T> stage(int index) const { return rows.from(index * kRows, 0); }
+
+  static int64_t bytes(int pitch) {
+    const int64_t elements = (kSides + 2) * kRows * pitch + kSides * kRows * pitch_of<T>(kHeads);
+    const int64_t floats = kStreamWarps * kSides * kRows * kHeads + 2 * kHeads + kRows + 2 * kRows * kStreamWarps;
+    return elements * int64_t(sizeof(T)) + floats * 4;
+  }
+};
+
+// A block's run of rows. kSquares: squares of columns that a warp may have.
+template <typename T, int kSquares>
+struct RowStream {
+  static constexpr int kPiece = 16 / sizeof(T);
+  static constexpr int kPieces = kStreamWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
+
+  const CrossModalAttention& op;
+  int width, padded;
+  int64_t sample, slot, first, last;
+
+  __device__ RowStream(const CrossModalAttention& op, const StreamPlan& plan)
+      : op(op), width(int(op.width)), padded(padded_width(op.width)) {
+    sample = block_index() / plan.slots, slot = block_index() % plan.slots;
+    first = slot * plan.rows_per_slot;
+    last = first + plan.rows_per_slot < op.tokens + 1 ? first + plan.rows_per_slot : op.tokens + 1;
+  }
+
+  // f(i, column) for the squares of columns that belong to this thread's warp.
+  template <typename F>
+  __device__ void each_square(F&& f) const {
+#pragma unroll
+    for (int i = 0; i < kSquares; ++i) {
+      const int column = (thread_index() / kWarp + i * kStreamWarps) * kSquare;
+      if (column < padded) f(i, column);
+    }
+  }
+
+  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist.
+  __device__ void copy_rows(int64_t row, Matrix<T> to) const {
+    const int pieces = padded / kPiece;
+    const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
+    const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;
+    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+      const int64_t source = row + i / pieces;
+      const int column = i % pieces * kPiece;
+      const bool valid = source < last && column < width;
+      const T* from = source == 0 ? query : token + (source - 1) * op.token_stride_row;
+      copy_async(to.at(i / pieces, column), valid ? from + column : query, valid);
+    }
+    commit_copies();
+  }
+
+  // Writes the gradients of the 16 rows from `row` on.
+  __device__ void store_rows(Matrix<T> from, int64_t row) const {
+    const int pieces = width / kPiece;
+    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+      const int64_t target = row + i / pieces;
+      if (target >= last) break;
+      const int column = i % pieces * kPiece;
+      T* to = target == 0 ? static_cast<T*>(op.grad_query) + sample * width
+                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + target - 1) * width;
+      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
+    }
+  }
+
+  // Writes the heads' rows of a (B, H, C) array of float as factors of products; zeros where there are none.
+  __device__ void load_heads(const float* from, Matrix<T> to) const {
+    const int pieces = padded / 4;
+    for (int i = thread_index(); i < kHeads * pieces; i += kStreamThreads) {
+      const int head = i / pieces, column = i % pieces * 4;
+      Vector<float, 4> values{};
+      if (head < op.heads && column < width) values = load<4>(from + (sample * op.heads + head) * width + column);
+      Vector<T, 4> narrow;
+      for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
+      *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
+    }
+  }
+
+  // y = (x - mean) / sqrt(var + eps) of the 16 rows, two a warp; rstd[row] = 1 / sqrt(var + eps).
+  __device__ void normalize(Matrix<T> rows, float* rstd) const {
+    const int lane = thread_index() % kWarp;
+    for (int row = thread_index() / kWarp; row < kRows; row += kStreamWarps) {
+      float x[kPieces][kPiece], sum = 0, squares = 0;
+      const auto each_piece = [&](auto&& f) {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+          const int column = (i * kWarp + lane) * kPiece;
+          if (column < width) f(x[i], *reinterpret_cast<Vector<T, kPiece>*>(rows.at(row, column)));
+        }
+      };
+      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>& stored) {
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) x[c] = widened(stored.at[c]), sum += x[c];
+      });
+      const float mean = sum_warp(sum) / float(width);
+      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>&) {
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) x[c] -= mean, squares = multiply_add(x[c], x[c], squares);
+      });
+      const float scale = 1 / sqrtf(sum_warp(squares) / float(width) + op.eps);
+      each_piece([&](float (&x)[kPiece], Vector<T, kPiece>& stored) {
+#pragma unroll
+        for (int c = 0; c < kPiece; ++c) stored.at[c] = narrowed<T>(x[c] * scale);
+      });
+      if (lane == 0) rstd[row] = scale;
+    }
+  }
+
+  // This warp's part of rows · headsᵀ, for (rows, heads) at `to`.
+  __device__ void put_products(Matrix<T> rows, Matrix<T> heads, float* to) const {
+    Square sum;
+    each_square([&](int, int column) {
+      multiply<Stored::kAsIs, Stored::kTransposed>(sum, rows.from(0, column), heads.from(0, column), kSquare);
+    });
+    put(sum, Matrix<float>{to, kHeads});
+  }
+};
+
+// After put_products, a thread has the product of one row and head. Rows lie in neighbouring lanes.
+__device__ inline int score_row() { return thread_index() % kRows; }
+__device__ inline int score_head() { return thread_index() / kRows; }
+
+// `parts` is (warps, sides, rows, heads).
+__device__ inline float sum_products(const float* parts, int sides, int side) {
+  float sum = 0;
+  for (int warp = 0; warp < kStreamWarps; ++warp)
+    sum += parts[((warp * sides + side) * kRows + score_row()) * kHeads + score_head()];
+  return sum;
+}
+
+template <typename Combine>
+__device__ inline float combine_rows(float value, Combine&& combine) {
+  for (int mask = kRows / 2; mask; mask /= 2) value = combine(value, shuffle_xor(value, mask));
+  return value;
+}
+
+// f(type's element, number of squares of columns a warp may have).
+template <typename F>
+void with_type_and_squares(const CrossModalAttention& op, F&& f) {
+  with_type(op.dtype, [&](auto element) {
+    if (op.width <= 3 * kStreamWarps * kSquare) return f(element, std::integral_constant<int, 3>());
+    f(element, std::integral_constant<int, 6>());
+  });
+}
+
+}  // namespace hsta::cuda

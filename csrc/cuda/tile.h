@@ -1,0 +1,149 @@
+// Products of small matrices in shared memory, a square of 16 × 16 results a warp: on the matrix units for the half
+// types, in float's own arithmetic for float. Results are spread over the lanes alike in both cases.
+#pragma once
+
+#include "reduce.h"
+
+namespace hsta::cuda {
+
+constexpr int kSquare = 16;
+
+// A matrix in shared memory: element (row, column) lies at row * pitch + column.
+template <typename T>
+struct Matrix {
+  T* data;
+  int pitch;
+
+  __device__ T* at(int row, int column) const { return data + row * pitch + column; }
+  // The part of it that begins at an element.
+  __device__ Matrix from(int row, int column) const { return {at(row, column), pitch}; }
+};
+
+// Elements from one row of a matrix to the next: an odd number of 16-byte units, so that 8 rows at the same column lie
+// in different memory banks.
+template <typename T>
+__host__ __device__ constexpr int pitch_of(int columns) {
+  return columns + 16 / int(sizeof(T));
+}
+
+// 16 × 16 results of a warp. Lane i holds of rows i / 4 and i / 4 + 8 the columns 2·(i % 4), + 1, + 8 and + 9.
+struct Square {
+  float at[2][4] = {};
+
+  // The first (0) and the second (1) of a lane's rows.
+  __device__ static int row(int r) { return thread_index() % kWarp / 4 + r * 8; }
+
+  // f(value, r, column) for each of this lane's results.
+  template <typename F>
+  __device__ void each(F&& f) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) f(at[half][i], i / 2, first_column(half) + i % 2);
+  }
+
+  // f(pair of neighbouring values, r, column of the first) for each of this lane's pairs.
+  template <typename F>
+  __device__ void each_pair(F&& f) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) f(Vector<float, 2>{{at[half][2 * r], at[half][2 * r + 1]}}, r, first_column(half));
+  }
+
+  // The sum of this lane's results in the first or second of its rows.
+  __device__ float sum(int r) const {
+    float total = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) total += at[half][2 * r] + at[half][2 * r + 1];
+    return total;
+  }
+
+ private:
+  __device__ static int first_column(int half) { return 8 * half + thread_index() % 4 * 2; }
+};
+
+// One number for each of the two rows of a square that a lane holds results of.
+struct RowPair {
+  float at[2] = {};
+
+  // Over the four lanes that hold the same rows.
+  template <typename Combine>
+  __device__ void combine(Combine&& combine) {
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) {
+      at[0] = combine(at[0], shuffle_xor(at[0], mask));
+      at[1] = combine(at[1], shuffle_xor(at[1], mask));
+    }
+  }
+};
+
+// f(result of a, same result of b, r) for each of this lane's.
+template <typename F>
+__device__ inline void each_of(const Square& a, Square& b, F&& f) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) f(a.at[half][i], b.at[half][i], i / 2);
+}
+
+template <typename T>
+__device__ inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
+  return {{narrowed<T>(pair.at[0]), narrowed<T>(pair.at[1])}};
+}
+
+// Writes a square's results into `to`, whose element (0, 0) takes the square's.
+template <typename T>
+__device__ inline void put(const Square& square, Matrix<T> to) {
+  square.each_pair([&](Vector<float, 2> pair, int r, int column) {
+    *reinterpret_cast<Vector<T, 2>*>(to.at(Square::row(r), column)) = narrowed_pair<T>(pair);
+  });
+}
+
+// How the factors of a product lie in shared memory: an element's row there is its row in the product's factor, or its
+// column.
+enum class Stored { kAsIs, kTransposed };
+
+// sum += a · b with a (16, depth) and b (depth, 16); depth is a multiple of 16.
+template <Stored kA, Stored kB, typename T>
+__device__ inline void multiply(Square& sum, Matrix<T> a, Matrix<T> b, int depth) {
+  const int lane = thread_index() % kWarp;
+  if constexpr (sizeof(T) == 2) {
+    // Eight lanes give the rows of each 8 × 8 matrix; of four matrices, the second lies below the first or beside it.
+    const int below = lane % 16, beside = lane / 16 * 8;
+    const int row = lane / 16 * 8 + lane % 8, column = lane % 16 / 8 * 8;
+    const T* from_a = kA == Stored::kAsIs ? a.at(below, beside) : a.at(row, column);
+    const T* from_b = kB == Stored::kAsIs ? b.at(below, beside) : b.at(row, column);
+    const int step_a = kSquare * (kA == Stored::kAsIs ? 1 : a.pitch);
+    const int step_b = kSquare * (kB == Stored::kAsIs ? b.pitch : 1);
+    for (int k = 0; k < depth; k += kSquare) {
+      uint32_t parts_a[4], parts_b[4];
+      load_matrices<kA == Stored::kTransposed>(parts_a, from_a);
+      load_matrices<kB == Stored::kAsIs>(parts_b, from_b);
+      multiply_fragments(sum.at[0], parts_a, parts_b[0], parts_b[1], T{});
+      multiply_fragments(sum.at[1], parts_a, parts_b[2], parts_b[3], T{});
+      from_a += step_a, from_b += step_b;
+    }
+  } else {
+    const auto from_a = [&](int row, int k) { return *(kA == Stored::kAsIs ? a.at(row, k) : a.at(k, row)); };
+    const auto from_b = [&](int k, int column) { return *(kB == Stored::kAsIs ? b.at(k, column) : b.at(column, k)); };
+#pragma unroll 1
+    for (int first = 0; first < depth; first += kSquare) {
+      Square part;  // sums of sums, to round less
+#pragma unroll 2
+      for (int k = first; k < first + kSquare; ++k)
+        part.each([&](float& value, int r, int column) {
+          value = multiply_add(from_a(Square::row(r), k), from_b(k, column), value);
+        });
+      each_of(part, sum, [](float part, float& sum, int) { sum += part; });
+    }
+  }
+}
+
+// x / sum, for half types by way of the reciprocal, whose rounding they do not see.
+template <typename T>
+__device__ inline float quotient(float x, float sum) {
+  return sizeof(T) == 4 ? x / sum : x * (1 / sum);
+}
+
+}  // namespace hsta::cuda

@@ -1,0 +1,198 @@
+// Attention over time a tile at a time: a block stacks the rows of some neighbouring places, `frames` each, and then
+// the prefix tokens. A query sees the keys of its own place and of the prefix; of the square of all rows with all rows
+// only the 16 × 16 squares in which somebody sees somebody are computed. A warp takes 16 rows of queries, or of keys.
+#pragma once
+
+#include "tile.h"
+
+namespace hsta::cuda {
+
+constexpr int kMaxRows = 80, kMaxSquares = kMaxRows / kSquare;
+constexpr double kLog2E = 1.4426950408889634;
+
+// How the places are dealt out to blocks. The batch has no say, so that results do not depend on it.
+struct TimePlan {
+  int rows, places, patch_rows;  // of a tile
+  int64_t slots;                 // tiles of a sample and head
+  float scale_high, scale_low;   // scale * log2(e) in two parts: its error would be common to all scores of a row
+
+  explicit TimePlan(const SpaceTimeAttention& op) {
+    const int sequence = int(op.frames + op.prefix);
+    // Rows of float take twice the shared memory, and gain nothing from larger tiles.
+    const int limit = sequence <= 32 && op.dtype == DType::kFloat32 ? 32 : sequence <= 64 ? 64 : kMaxRows;
+    places = int((limit - op.prefix) / op.frames);
+    if (places > op.patches) places = int(op.patches);
+    patch_rows = places * int(op.frames);
+    rows = int(divide_up(patch_rows + op.prefix, kSquare)) * kSquare;
+    slots = divide_up(op.patches, places);
+    const double factor = op.scale * kLog2E;
+    scale_high = float(factor), scale_low = float(factor - scale_high);
+  }
+
+  int64_t blocks(const SpaceTimeAttention& op) const { return op.batch * slots * op.heads; }
+  int threads() const { return rows / kSquare * kWarp; }
+};
+
+// The keys that a row's query sees: a run of patches, and the prefix or not.
+struct Sight {
+  int first, last;
+  bool prefix;
+};
+
+struct TimeTile {
+  const SpaceTimeAttention& op;
+  const TimePlan& plan;
+  int prefix, frames, valid_rows;  // valid_rows: of patches that exist
+  int64_t sample, slot, head;      // heads lie side by side in memory: neighbouring blocks take them
+
+  __device__ TimeTile(const SpaceTimeAttention& op, const TimePlan& plan)
+      : op(op), plan(plan), prefix(int(op.prefix)), frames(int(op.frames)) {
+    head = block_index() % op.heads;
+    slot = block_index() / op.heads % plan.slots;
+    sample = block_index() / op.heads / plan.slots;
+    const int64_t places = op.patches - slot * plan.places;
+    valid_rows = int(places < plan.places ? places : plan.places) * frames;
+  }
+
+  __device__ bool is_prefix(int row) const { return row >= plan.patch_rows && row < plan.patch_rows + prefix; }
+  __device__ bool is_patch(int row) const { return row < valid_rows; }
+  __device__ int64_t tokens() const { return op.prefix + op.frames * op.patches; }
+  __device__ int64_t token(int row) const {
+    if (row >= plan.patch_rows) return row - plan.patch_rows;
+    return prefix + row % frames * op.patches + slot * plan.places + row / frames;
+  }
+
+  __device__ Sight sight(int row) const {
+    if (is_patch(row)) return {row / frames * frames, row / frames * frames + frames, true};
+    if (is_prefix(row)) return {0, valid_rows, slot == 0};  // among themselves in one slot, so as to count once
+    return {0, 0, false};
+  }
+  __device__ bool sees(const Sight& sight, int column) const {
+    return (column >= sight.first && column < sight.last) || (sight.prefix && is_prefix(column));
+  }
+
+  // Whether some of 16 rows are the prefix's.
+  __device__ bool has_prefix(int square) const {
+    return prefix && square * kSquare < plan.patch_rows + prefix && (square + 1) * kSquare > plan.patch_rows;
+  }
+
+  // The squares in which rows of square `a` see columns, a bit each. It is the same seen from the columns.
+  __device__ uint32_t seen(int a) const {
+    uint32_t bits = 0;
+    for (int b = 0; b < plan.rows / kSquare; ++b) bits |= uint32_t(square_sees(a, b)) << b;
+    return bits;
+  }
+
+  // Copies the rows' `dim` elements in the background, zeros up to column `padded` and where a row does not exist.
+  template <typename T>
+  __device__ void copy_rows(const T* from, int64_t token_stride, int dim, int padded, Matrix<T> to) const {
+    constexpr int kPiece = 16 / sizeof(T);
+    const int pieces = padded / kPiece;
+    for (int i = thread_index(); i < plan.rows * pieces; i += thread_count()) {
+      const int row = i / pieces, column = i % pieces * kPiece;
+      const bool valid = (is_patch(row) || is_prefix(row)) && column < dim;
+      copy_async(to.at(row, column), valid ? from + token(row) * token_stride + column : from, valid);
+    }
+  }
+
+  // The same for the prefix tokens alone, at the first rows of `to`.
+  template <typename T>
+  __device__ void copy_prefix(const T* from, int64_t token_stride, int dim, int padded, Matrix<T> to) const {
+    constexpr int kPiece = 16 / sizeof(T);
+    const int pieces = padded / kPiece;
+    for (int i = thread_index(); i < kSquare * pieces; i += thread_count()) {
+      const int token = i / pieces, column = i % pieces * kPiece;
+      const bool valid = token < prefix && column < dim;
+      copy_async(to.at(token, column), valid ? from + token * token_stride + column : from, valid);
+    }
+  }
+
+  // Writes the patches' rows of one warp's 16, from shared memory.
+  template <typename T>
+  __device__ void store_rows(Matrix<T> from, int first, int dim, T* to, int64_t token_stride) const {
+    constexpr int kPiece = 16 / sizeof(T);
+    const int pieces = dim / kPiece;
+    for (int i = thread_index() % kWarp; i < kSquare * pieces; i += kWarp) {
+      const int row = first + i / pieces, column = i % pieces * kPiece;
+      if (is_patch(row))
+        store(to + token(row) * token_stride + column,
+              *reinterpret_cast<const Vector<T, kPiece>*>(from.at(row, column)));
+    }
+  }
+
+  template <typename T>
+  __device__ const T* part(int part) const {
+    return static_cast<const T*>(op.qkv) + sample * op.qkv_stride_batch + part * op.qkv_stride_part +
+           head * op.qkv_stride_head;
+  }
+
+ private:
+  __device__ bool has_patches(int square) const { return square * kSquare < valid_rows; }
+  __device__ bool square_sees(int a, int b) const {
+    if (has_prefix(a) && (has_patches(b) || has_prefix(b))) return true;
+    if (has_prefix(b) && has_patches(a)) return true;
+    if (!has_patches(a) || !has_patches(b)) return false;
+    const auto first_place = [&](int square) { return square * kSquare / frames; };
+    const auto last_place = [&](int square) {
+      const int last = (square + 1) * kSquare;
+      return ((last < valid_rows ? last : valid_rows) - 1) / frames;
+    };
+    return first_place(a) <= last_place(b) && first_place(b) <= last_place(a);
+  }
+};
+
+// f(square) for those of the squares that are `seen`, as constants.
+template <typename F>
+__device__ inline void each_seen(uint32_t seen, F&& f) {
+#pragma unroll
+  for (int square = 0; square < kMaxSquares; ++square)
+    if (seen >> square & 1) f(square);
+}
+
+// The scores of 16 queries, exponents of 2; minus infinity where a query does not see a key. Returns their maxima. The
+// forward and the backward pass compute them by the same operations, to the same bits, so that a probability of one is
+// recovered as exactly one, however large the scores.
+template <typename T>
+__device__ inline RowPair scores(const TimeTile& tile, uint32_t seen, Matrix<T> q, Matrix<T> k, int first, int padded,
+                                 Square (&s)[kMaxSquares]) {
+  const Sight sights[2] = {tile.sight(first + Square::row(0)), tile.sight(first + Square::row(1))};
+  RowPair top{{-INFINITY, -INFINITY}};
+  each_seen(seen, [&](int square) {
+    multiply<Stored::kAsIs, Stored::kTransposed>(s[square], q.from(first, 0), k.from(square * kSquare, 0), padded);
+    s[square].each([&](float& value, int r, int column) {
+      float scaled = value * tile.plan.scale_high;
+      if constexpr (sizeof(T) == 4) scaled += value * tile.plan.scale_low;
+      value = tile.sees(sights[r], square * kSquare + column) ? scaled : -INFINITY;
+      top.at[r] = fmaxf(top.at[r], value);
+    });
+  });
+  top.combine([](float a, float b) { return fmaxf(a, b); });
+  for (float& value : top.at)
+    if (value == -INFINITY) value = 0;  // a row of padding, or of NaN
+  return top;
+}
+
+template <typename T, int kDim>
+struct HeadDim {
+  int dim, padded, pitch;
+  __host__ __device__ explicit HeadDim(int64_t head_dim)
+      : dim(kDim ? kDim : int(head_dim)), padded((dim + kSquare - 1) / kSquare * kSquare), pitch(pitch_of<T>(padded)) {}
+};
+
+// f(type's element, head_dim as a constant where the kernels have one, else 0).
+template <typename F>
+void with_type_and_dim(const SpaceTimeAttention& op, F&& f) {
+  with_type(op.dtype, [&](auto element) {
+    switch (op.head_dim) {
+      case 32:
+        return f(element, std::integral_constant<int, 32>());
+      case 64:
+        return f(element, std::integral_constant<int, 64>());
+      case 128:
+        return f(element, std::integral_constant<int, 128>());
+    }
+    f(element, std::integral_constant<int, 0>());
+  });
+}
+
+}  // namespace hsta::cuda

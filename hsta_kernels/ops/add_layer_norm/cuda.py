@@ -1,0 +1,73 @@
+"""Calls into csrc/cuda/add_layer_norm.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops import cuda
+
+_MAX_WIDTH = 8192
+
+
+def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
+    reason = cuda.refuse("x", x) or cuda.refuse("residual", residual)
+    if reason is None and residual.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
+    if reason is None and (x.shape[-1] % 8 or x.shape[-1] > _MAX_WIDTH):
+        return f"x has rows of {x.shape[-1]}; the kernel takes multiples of 8 up to {_MAX_WIDTH}"
+    return reason
+
+
+backends.register("add_layer_norm", "cuda", refuse)
+
+
+def forward(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
+    if x.numel():
+        x, residual, weight, bias = (cuda.aligned(tensor) for tensor in (x, residual, weight, bias))
+        with cuda.current_device(x):
+            cuda.module().add_layer_norm_forward(
+                cuda.DTYPES[x.dtype],
+                cuda.DTYPES[residual.dtype],
+                tuple(x.shape),
+                eps,
+                x.data_ptr(),
+                residual.data_ptr(),
+                (x.stride(0), residual.stride(0)),
+                weight.data_ptr(),
+                bias.data_ptr(),
+                total.data_ptr(),
+                norm.data_ptr(),
+                cuda.stream(x),
+            )
+    return norm, total
+
+
+def backward(
+    grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if not total.numel():
+        return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+    grad_x, grad_weight, grad_bias = (t.new_empty(t.shape) for t in (total, weight, weight))
+    grad_norm, grad_sum, weight = (cuda.aligned(tensor) for tensor in (grad_norm, grad_sum, weight))
+    workspace = weight.new_empty(cuda.module().add_layer_norm_workspace(tuple(total.shape)))
+    with cuda.current_device(total):
+        cuda.module().add_layer_norm_backward(
+            cuda.DTYPES[total.dtype],
+            tuple(total.shape),
+            eps,
+            total.data_ptr(),
+            weight.data_ptr(),
+            grad_norm.data_ptr(),
+            grad_sum.data_ptr(),
+            (grad_norm.stride(0), grad_sum.stride(0)),
+            grad_x.data_ptr(),
+            grad_weight.data_ptr(),
+            grad_bias.data_ptr(),
+            workspace.data_ptr(),
+            cuda.stream(total),
+        )
+    return grad_x, grad_weight, grad_bias

@@ -1,0 +1,87 @@
+"""Calls into csrc/cuda/cross_modal_attention_{forward,backward}.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops import cuda
+
+_MAX_WIDTH, _MAX_HEADS = 768, 16
+
+
+def refuse(tokens: torch.Tensor, num_heads: int = 1) -> str | None:
+    if tokens.shape[-1] % 8 or tokens.shape[-1] > _MAX_WIDTH:
+        return f"tokens has rows of {tokens.shape[-1]}; the kernels take multiples of 8 up to {_MAX_WIDTH}"
+    if num_heads > _MAX_HEADS:
+        return f"there are {num_heads} heads; the kernels take up to {_MAX_HEADS}"
+    return cuda.refuse("tokens", tokens)
+
+
+backends.register("cross_modal_attention", "cuda", refuse)
+
+
+def forward(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads = u.shape[:2]
+    z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
+    if z.numel():
+        needed = cuda.module().cross_modal_attention_shared_memory(*_kind(u, tokens))
+        cuda.check_shared_memory("cross_modal_attention", tokens, needed)
+        u, query_token, tokens = cuda.aligned(u), cuda.aligned(query_token), cuda.aligned(tokens)
+        with cuda.current_device(tokens):
+            workspace = _workspace(u, tokens)
+            cuda.module().cross_modal_attention_forward(
+                *_arguments(u, query_token, tokens, eps, z, stats), workspace.data_ptr(), cuda.stream(tokens)
+            )
+    return z, stats
+
+
+def backward(
+    grad_z: torch.Tensor,
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
+    if z.numel():
+        grad_z, u, query_token, tokens = (cuda.aligned(tensor) for tensor in (grad_z, u, query_token, tokens))
+        with cuda.current_device(tokens):
+            workspace = _workspace(u, tokens)
+            cuda.module().cross_modal_attention_backward(
+                *_arguments(u, query_token, tokens, eps, z, stats),
+                grad_z.data_ptr(),
+                *(grad.data_ptr() for grad in grads),
+                workspace.data_ptr(),
+                cuda.stream(tokens),
+            )
+    return grads
+
+
+def _workspace(u: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return u.new_empty(cuda.module().cross_modal_attention_workspace(*_kind(u, tokens)))
+
+
+def _kind(u: torch.Tensor, tokens: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    batch, heads, width = u.shape
+    return cuda.DTYPES[tokens.dtype], (batch, tokens.shape[1], heads, width)
+
+
+def _arguments(
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, z: torch.Tensor, stats: torch.Tensor
+) -> tuple:
+    return (
+        *_kind(u, tokens),
+        eps,
+        u.data_ptr(),
+        query_token.data_ptr(),
+        query_token.stride(0),
+        tokens.data_ptr(),
+        tokens.stride()[:2],
+        z.data_ptr(),
+        stats.data_ptr(),
+    )

@@ -1,0 +1,83 @@
+"""Compiles the CUDA sources for the host, with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MODULE_VARIABLE = "HSTA_EMULATED_CUDA"  # tells a test process where the kernels compiled for the host are
+FLAGS = (
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off",
+    "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{HERE}",
+)  # fmt: skip
+
+
+def compiler() -> str:
+    found = os.environ.get("CXX") or shutil.which("g++")
+    if found is None:
+        pytest.skip("the emulator needs g++")
+    return found
+
+
+def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = (), link: Sequence[str] = ()) -> Path:
+    """The program or library `name` made of `sources`, kept in build/ until something it is made of changes."""
+    headers = [path for folder in ("csrc", "tests/cuda_on_host") for path in sorted((ROOT / folder).rglob("*.h"))]
+
+    def kept(name: str, command: list[str], texts: Sequence[bytes]) -> Path:
+        digest = hashlib.sha256(b"\0".join([repr(command).encode(), *texts])).hexdigest()[:16]
+        target = ROOT / "build" / "cuda_on_host" / digest / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run([*command, "-o", str(target)])
+        return target
+
+    def object_file(source: Path) -> Path:
+        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c", str(source)]
+        return kept(f"{source.stem}.o", command, [path.read_bytes() for path in (*headers, source)])
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(object_file, sources))
+    return kept(name, [compiler(), *FLAGS, *map(str, objects), *link], [])
+
+
+def emulated(arguments: Sequence[str], seed: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the kernels in place, and AddressSanitizer before all else: it watches PyTorch's tensors too."""
+    where = (f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so"))
+    libraries = [subprocess.check_output([compiler(), option], text=True).strip() for option in where]
+    environment = os.environ | {
+        MODULE_VARIABLE: str(kernel_module()),
+        "HSTA_FIBER_SEED": str(seed),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, " ".join(command) + "\n" + done.stderr[-5000:]
+
+
+def kernel_module() -> Path:
+    """hsta_kernels._cuda, for the host."""
+    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "bindings" / "cuda_module.cpp"]
+    sources.append(HERE / "traffic.cpp")
+    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    return compiled("_cuda.so", sources, flags, ["-shared"])

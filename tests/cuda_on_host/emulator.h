@@ -1,0 +1,392 @@
+// The host's version of csrc/cuda/device.h: runs a kernel block by block, a block's threads as fibers on one processor.
+//
+// A fiber runs until it reaches a barrier, a shuffle or a matrix instruction, and goes on when all threads concerned
+// have reached the same one. Within those limits everything that a GPU leaves open is chosen at random, from
+// HSTA_FIBER_SEED: the order of blocks, and that of threads after each barrier. Asynchronous copies arrive as late as
+// the kernel allows, shared memory starts out full of NaN, and every block's lies in a buffer of its own of exactly the
+// size asked for. So a missing barrier or wait gives wrong results for some seed, and AddressSanitizer sees a wrong
+// index. A thread that waits for others that will never come, or that come to another barrier, is reported.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+namespace hsta::cuda {
+
+using Stream = uintptr_t;
+
+namespace emulator {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 256 << 10;
+
+// Where in the kernels' source a thread waits: threads that meet must have come to the same line.
+struct Place {
+  const char* file = nullptr;
+  int line = 0;
+  bool operator==(const Place& other) const { return file == other.file && line == other.line; }
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  bool ready = true, finished = false;
+  Place place;
+  std::vector<Copy> copies;
+  std::vector<size_t> group_ends;  // into `copies`
+};
+
+// Threads that wait for each other: a block's or a warp's.
+struct Meeting {
+  int arrived = 0, generation = 0;
+};
+
+// What the lanes of a warp show each other in one instruction.
+struct Exchange {
+  uint32_t words[kWarp][8];
+};
+
+class Machine {
+ public:
+  static Machine& get() {
+    static Machine machine;
+    return machine;
+  }
+
+  // ---- called by kernels
+  int thread = 0, threads = 0;
+  int64_t block = 0;
+  void* shared() { return shared_.get(); }
+
+  void meet_block(Place place) { meet(block_meeting_, 0, threads, place); }
+  void meet_warp(Place place) {
+    const int first = thread / kWarp * kWarp;
+    meet(warp_meetings_[thread / kWarp], first, std::min(first + kWarp, threads), place);
+  }
+  // Shows `mine` to the warp and returns what every lane shows.
+  template <typename Fill>
+  const Exchange& exchange(Place place, Fill&& mine) {
+    const int warp = thread / kWarp;
+    // Two buffers in turn: who is late still reads one while who is early fills the other.
+    Exchange& buffer = exchanges_[2 * warp + warp_meetings_[warp].generation % 2];
+    mine(buffer, thread % kWarp);
+    meet_warp(place);
+    return buffer;
+  }
+  Fiber& fiber() { return fibers_[thread]; }
+
+  [[noreturn]] void fail(const std::string& what) {
+    if (error_.empty()) error_ = what + " (thread " + std::to_string(thread) + ", block " + std::to_string(block) + ")";
+    for (;;) leave();
+  }
+
+  // ---- traffic: global memory that kernels move, in sectors of 32 bytes, which count once a block and direction;
+  // moving `cached` memory is free
+  int64_t traffic = 0;
+  std::vector<std::pair<const char*, const char*>> cached;
+  void count(const void* global, size_t bytes, bool written) {
+    constexpr uintptr_t kSector = 32;
+    for (const auto& range : cached)
+      if (global >= range.first && global < range.second) return;
+    const auto address = reinterpret_cast<uintptr_t>(global);
+    for (uintptr_t sector = address / kSector; sector <= (address + bytes - 1) / kSector; ++sector)
+      if (sectors_.insert(2 * sector + written).second) traffic += kSector;
+  }
+
+  // ---- called by launch
+  void run(int64_t blocks, int block_threads, int64_t shared_bytes, const std::function<void()>& kernel) {
+    const char* seed = std::getenv("HSTA_FIBER_SEED");
+    random_.seed(seed ? unsigned(std::atoi(seed)) : 0u);
+    threads = block_threads;
+    kernel_ = &kernel;
+    if (fibers_.size() < size_t(threads)) fibers_ = std::vector<Fiber>(threads);
+    std::vector<int64_t> order(blocks);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_);
+    for (int64_t index : order) run_block(index, shared_bytes);
+  }
+
+ private:
+  std::vector<Fiber> fibers_;
+  std::unordered_set<uintptr_t> sectors_;
+  Meeting block_meeting_;
+  std::vector<Meeting> warp_meetings_;
+  std::vector<Exchange> exchanges_;
+  std::unique_ptr<char, void (*)(void*)> shared_{nullptr, std::free};
+  std::mt19937 random_;
+  const std::function<void()>* kernel_ = nullptr;
+  ucontext_t scheduler_;
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_stack_bytes_ = 0;
+  std::string error_;
+
+  void run_block(int64_t index, int64_t shared_bytes) {
+    block = index;
+    sectors_.clear();
+    shared_.reset(shared_bytes ? static_cast<char*>(std::aligned_alloc(16, size_t(shared_bytes))) : nullptr);
+    if (shared_bytes) std::memset(shared_.get(), 0xff, size_t(shared_bytes));
+    block_meeting_ = {};
+    warp_meetings_.assign((threads + kWarp - 1) / kWarp, {});
+    exchanges_.resize(2 * warp_meetings_.size());
+    for (int i = 0; i < threads; ++i) start(fibers_[i]);
+    std::vector<int> order(threads);
+    std::iota(order.begin(), order.end(), 0);
+    for (bool all_finished = false; !all_finished;) {
+      std::shuffle(order.begin(), order.end(), random_);
+      bool moved = false;
+      all_finished = true;
+      for (int i : order) {
+        if (fibers_[i].ready && !fibers_[i].finished) {
+          moved = true;
+          enter(i);
+          if (!error_.empty()) throw std::runtime_error(std::exchange(error_, {}));
+        }
+        all_finished = all_finished && fibers_[i].finished;
+      }
+      if (!moved && !all_finished) throw std::runtime_error(divergence());
+    }
+  }
+
+  std::string divergence() {
+    for (int i = 0; i < threads; ++i)
+      if (!fibers_[i].finished)
+        return "divergent barrier: thread " + std::to_string(i) + " of block " + std::to_string(block) + " waits at " +
+               fibers_[i].place.file + ":" + std::to_string(fibers_[i].place.line) + " for threads that never come";
+    return "";
+  }
+
+  void meet(Meeting& meeting, int first, int last, Place place) {
+    Fiber& me = fiber();
+    me.place = place;
+    me.ready = false;
+    if (++meeting.arrived < last - first) return leave();
+    for (int i = first; i < last; ++i)
+      if (fibers_[i].finished || !(fibers_[i].place == place))
+        fail("divergent barrier: threads wait for each other at " + std::string(place.file) + ":" +
+             std::to_string(place.line) + " and at line " + std::to_string(fibers_[i].place.line));
+    meeting.arrived = 0;
+    ++meeting.generation;
+    for (int i = first; i < last; ++i) fibers_[i].ready = true;
+    leave();  // the last to come is not always the first to go on
+  }
+
+  // ---- switching between fibers
+  void start(Fiber& fiber) {
+    fiber.ready = true, fiber.finished = false, fiber.fake_stack = nullptr;
+    fiber.copies.clear(), fiber.group_ends.clear();
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes);  // of a kernel that failed
+#endif
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Machine::body, 0);
+  }
+
+  static void body() {
+    Machine& machine = get();
+    machine.arrive(nullptr);
+    (*machine.kernel_)();
+    machine.fiber().finished = true;
+    for (;;) machine.leave();
+  }
+
+  void enter(int index) {
+    thread = index;
+    Fiber& to = fibers_[index];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, to.stack.get(), kStackBytes);
+#endif
+    swapcontext(&scheduler_, &to.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
+#endif
+  }
+
+  void leave() {
+    Fiber& me = fiber();
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&me.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
+#endif
+    swapcontext(&me.context, &scheduler_);
+    arrive(me.fake_stack);
+  }
+
+  void arrive([[maybe_unused]] void* fake_stack) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
+#endif
+  }
+};
+
+inline Machine& machine() { return Machine::get(); }
+
+inline void arrive_copies(size_t groups_left) {
+  Fiber& fiber = machine().fiber();
+  if (fiber.group_ends.size() <= groups_left) return;
+  const size_t groups = fiber.group_ends.size() - groups_left, count = fiber.group_ends[groups - 1];
+  for (size_t i = 0; i < count; ++i) {
+    const Copy& copy = fiber.copies[i];
+    copy.valid ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+  }
+  fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + long(count));
+  fiber.group_ends.erase(fiber.group_ends.begin(), fiber.group_ends.begin() + long(groups));
+  for (size_t& end : fiber.group_ends) end -= count;
+}
+
+inline void check_aligned(const void* address, size_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes) machine().fail(std::string("misaligned ") + what);
+}
+
+}  // namespace emulator
+
+using emulator::machine;
+
+inline int thread_index() { return machine().thread; }
+inline int thread_count() { return machine().threads; }
+inline int64_t block_index() { return machine().block; }
+
+template <typename T>
+inline T* shared_memory() {
+  return static_cast<T*>(machine().shared());
+}
+
+inline void block_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  machine().meet_block({file, line});
+}
+inline void warp_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  machine().meet_warp({file, line});
+}
+inline float shuffle_xor(float value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const auto& all = machine().exchange(
+      {file, line}, [&](emulator::Exchange& mine, int lane) { std::memcpy(mine.words[lane], &value, sizeof value); });
+  float other;
+  std::memcpy(&other, all.words[(thread_index() % emulator::kWarp) ^ mask], sizeof other);
+  return other;
+}
+
+inline float exp2(float x) { return std::exp2(x); }
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+template <typename T>
+inline float widened(T x) {
+  return to_float(x);
+}
+template <typename T>
+inline T narrowed(float x) {
+  return from_float<T>(x);
+}
+
+template <typename T, int n>
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
+  T at[n];
+};
+
+template <int n, typename T>
+inline Vector<T, n> load(const T* global) {
+  emulator::check_aligned(global, alignof(Vector<T, n>), "load");
+  machine().count(global, sizeof(Vector<T, n>), false);
+  Vector<T, n> values;
+  std::memcpy(&values, global, sizeof values);
+  return values;
+}
+template <typename T, int n>
+inline void store(T* global, const Vector<T, n>& values) {
+  emulator::check_aligned(global, alignof(Vector<T, n>), "store");
+  machine().count(global, sizeof values, true);
+  std::memcpy(global, &values, sizeof values);
+}
+
+inline void copy_async(void* shared, const void* global, bool valid) {
+  emulator::check_aligned(shared, 16, "asynchronous copy");
+  emulator::check_aligned(global, 16, "asynchronous copy");
+  std::memset(shared, 0xff, 16);  // until it arrives
+  if (valid) machine().count(global, 16, false);
+  machine().fiber().copies.push_back({shared, global, valid});
+}
+inline void commit_copies() {
+  auto& fiber = machine().fiber();
+  fiber.group_ends.push_back(fiber.copies.size());
+}
+template <int n>
+inline void wait_copies() {
+  emulator::arrive_copies(n);
+}
+
+template <bool transposed>
+inline void load_matrices(uint32_t (&to)[4], const void* shared_row, const char* file = __builtin_FILE(),
+                          int line = __builtin_LINE()) {
+  emulator::check_aligned(shared_row, 16, "matrix row");
+  const auto& all = machine().exchange(
+      {file, line}, [&](emulator::Exchange& mine, int lane) { std::memcpy(mine.words[lane], shared_row, 16); });
+  const int lane = thread_index() % emulator::kWarp;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i) {
+      const int row = transposed ? 2 * (lane % 4) + i : lane / 4, column = transposed ? lane / 4 : 2 * (lane % 4) + i;
+      pair[i] = uint16_t(all.words[8 * matrix + row][column / 2] >> 16 * (column % 2));
+    }
+    std::memcpy(&to[matrix], pair, sizeof pair);
+  }
+}
+
+template <typename Half>
+inline void multiply_fragments(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Half,
+                               const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const auto& all = machine().exchange({file, line}, [&](emulator::Exchange& mine, int lane) {
+    std::copy(a, a + 4, mine.words[lane]);
+    mine.words[lane][4] = b0, mine.words[lane][5] = b1;
+  });
+  // Element k of row or column `group`: in registers of lane 4·group + k % 8 / 2.
+  const auto element = [&](int group, int word, int k) {
+    return to_float(Half{uint16_t(all.words[4 * group + k % 8 / 2][word] >> 16 * (k % 2))});
+  };
+  const int lane = thread_index() % emulator::kWarp;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, half = i / 2, column = 2 * (lane % 4) + i % 2;
+    float products = 0;
+    for (int k = 0; k < 16; ++k) products += element(row, half + 2 * (k / 8), k) * element(column, 4 + k / 8, k);
+    sum[i] += products;
+  }
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream,
+            Arguments... arguments) {
+  machine().run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+}
+
+}  // namespace hsta::cuda

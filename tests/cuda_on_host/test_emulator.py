@@ -1,0 +1,63 @@
+"""The emulator finds what it is there to find: each planted fault goes red, and its absence stays green."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cuda_on_host.compiling import HERE, compiled, emulated
+
+SEEDS = range(5)
+FAULTS = {
+    "race": "wrong results",
+    "missing wait": "wrong results",
+    "early overwrite": "wrong results",
+    "out of bounds": "heap-buffer-overflow",
+    "out of shared memory": "heap-buffer-overflow",
+    "misaligned": "misaligned load",
+    "divergent": "divergent barrier",
+    "another barrier": "divergent barrier",
+    "half a warp": "divergent barrier",
+}
+
+
+@pytest.fixture(scope="module")
+def planted() -> Path:
+    return compiled("planted", [HERE / "planted.cpp"])
+
+
+def complaints(program: Path, fault: str) -> list[str]:
+    """What each seed's failing run has to say."""
+    found = []
+    for seed in SEEDS:
+        environment = os.environ | {"HSTA_FIBER_SEED": str(seed)}
+        done = subprocess.run([program, fault], env=environment, capture_output=True, text=True, check=False)
+        found.append(done.stderr if done.returncode else "")
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_goes_red(fault, planted):
+    assert all(FAULTS[fault] in text for text in complaints(planted, fault))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_it_all_is_green(fault, planted):
+    assert not any(complaints(planted, f"no {fault}"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "suites"),
+    [
+        (0, ("test_parity.py", "test_traffic.py")),
+        (1, ("test_parity.py",)),
+        *(pytest.param(seed, ("test_parity.py",), marks=pytest.mark.slow) for seed in range(2, 6)),
+    ],
+)
+def test_kernels_on_the_emulator(seed, suites):
+    files = [str(HERE / name) for name in suites]
+    done = emulated(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files], seed)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,0 +1,209 @@
+"""Every CUDA kernel against the float64 reference, on the emulator (test_emulator.py says how) and on a GPU.
+
+The emulator runs a GPU's threads one after the other, so shapes are small.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from hsta_kernels import BackendError, backend, backends
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from hsta_kernels.ops.space_time_attention import autograd
+from tests.ops import test_add_layer_norm as of_norm
+from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_space_time_attention as of_attention
+from tests.tolerances import assert_close_to_reference
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_empty"),
+    *([] if backends.cuda_emulated else [pytest.mark.gpu]),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# grid, prefix, heads, head_dim, batch
+SHAPES = [
+    *((grid, prefix, 1, 40, 2) for grid, prefix in itertools.product(((1, 17), (3, 1), (3, 7)), (0, 1, 2))),
+    *(((3, 9), 1, 2, head_dim, 1) for head_dim in (8, 16, 32, 64, 128)),
+    ((7, 17), 1, 1, 16, 1),  # sequences that straddle squares, a slot that is not full
+    ((2, 70), 2, 1, 16, 1),
+    ((16, 5), 1, 1, 16, 1),
+    ((33, 2), 0, 1, 24, 1),
+    ((64, 3), 2, 1, 32, 1),
+    ((64, 1), 16, 1, 8, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_over_time(dtype, device):
+    for grid, prefix, heads, head_dim, batch in SHAPES:
+        tokens = prefix + grid[0] * grid[1]
+        qkv = torch.randn(batch, tokens, 3, heads, head_dim, dtype=torch.float64, device=device)
+        grad = torch.randn(batch, tokens, heads, head_dim, dtype=torch.float64, device=device)
+        of_attention.check(qkv, grid, "time", prefix, dtype, "cuda", grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("magnitude", (1e4, 1e-4))
+def test_magnitudes(magnitude, dtype, device):
+    if dtype == torch.float16 and magnitude > 1:
+        magnitude = 30  # the scores' gradients, some magnitude squared, must stay below 65504
+    qkv = torch.randn(2, 1 + 3 * 17, 3, 2, 16, dtype=torch.float64, device=device) * magnitude
+    grad = torch.randn(2, 1 + 3 * 17, 2, 16, dtype=torch.float64, device=device)
+    of_attention.check(qkv, (3, 17), "time", 1, dtype, "cuda", grad)
+
+
+def test_layouts(device):
+    """Views that are read in place, or copied where rows are not aligned or contiguous; gradients of any layout."""
+    grid, length, heads, dim = (3, 5), 16, 2, 16
+    base = torch.randn(2, length, 3, heads, dim, dtype=torch.float64, device=device)
+    grad = torch.randn(length, heads, dim, 2, dtype=torch.float64, device=device).permute(3, 0, 1, 2)
+    one = torch.tensor(0.7, dtype=torch.float64, device=device).expand(2, length, heads, dim)
+
+    def sliced(t, first):  # a slice of a longer, wider tensor
+        wide = torch.full((2, length + 3, 3, heads + 1, dim + 8), float("nan"), dtype=t.dtype, device=device)
+        view = wide[:, 2 : 2 + length, :, :heads, first : first + dim]
+        view.copy_(t)
+        return view
+
+    for strided, incoming in (
+        (lambda t: t.permute(2, 0, 3, 1, 4).contiguous().permute(1, 3, 0, 2, 4), grad),
+        (lambda t: sliced(t, 8), one),
+        (lambda t: sliced(t, 3), grad),
+        (lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2), one),
+        (lambda t: t[:1].expand(2, -1, -1, -1, -1), grad),
+    ):
+        of_attention.check(base, grid, "time", 1, torch.float32, "cuda", incoming, strided)
+
+
+def test_scale_and_nan(device):
+    qkv = torch.randn(1, 16, 3, 1, 16, device=device)
+    for scale in (0.0, -0.5):
+        results = []
+        for name in ("cuda", "reference"):
+            with backend(name):
+                results.append(space_time_attention(qkv, (3, 5), "time", 1, scale=scale))
+        torch.testing.assert_close(*results)
+    qkv[0, 3, 0] = float("nan")
+    with backend("cuda"):
+        out = space_time_attention(qkv, (3, 5), "time", 1)
+    assert out[0, 3].isnan().all()
+    assert out[0, 4:].isfinite().all()
+
+
+def test_same_bits_alone_and_in_a_batch(device):
+    qkv, grad = torch.randn(3, 1 + 3 * 9, 3, 2, 16, device=device), torch.randn(3, 1 + 3 * 9, 2, 16, device=device)
+    together = of_attention.run(qkv, (3, 9), "time", 1, "cuda", grad)
+    alone = of_attention.run(qkv[1:2], (3, 9), "time", 1, "cuda", grad[1:2])
+    for batched, single in zip(together, alone, strict=True):
+        assert torch.equal(batched[1:2], single)
+
+
+def test_compile_and_opcheck(device):
+    torch._dynamo.reset()
+    qkv, grad = torch.randn(1, 16, 3, 1, 16, device=device), torch.randn(1, 16, 1, 16, device=device)
+    expected = of_attention.run(qkv, (3, 5), "time", 1, "cuda", grad)
+    compiled = torch.compile(space_time_attention, fullgraph=True, backend="aot_eager")
+    leaf = qkv.clone().requires_grad_()
+    with backend("cuda"):
+        out = compiled(leaf, (3, 5), "time", 1)
+    (grad_qkv,) = torch.autograd.grad(out, leaf, grad)
+    assert torch.equal(out, expected[0]) and torch.equal(grad_qkv, expected[1])
+    arguments = (3, 5, "time", 1, 0.25, "cuda")
+    torch.library.opcheck(autograd._forward, (qkv, *arguments))
+    out, stats = autograd._forward(qkv, *arguments)
+    torch.library.opcheck(autograd._backward, (grad, qkv, out, stats, *arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("magnitude", (1.0, 1e4, 1e-4))
+def test_add_layer_norm(magnitude, dtype, device):
+    if dtype == torch.float16 and magnitude > 1:
+        magnitude = 1e3
+    for shape in ((2, 17, 48), (1, 8), (5, 768), (3, 2, 4, 40), (70, 8), (2, 1040)):
+        rows = (torch.randn(shape, dtype=torch.float64, device=device) * magnitude + magnitude for _ in range(2))
+        parameters = (torch.randn(shape[-1], dtype=torch.float64, device=device) for _ in range(2))
+        tensors = [t.to(dtype) for t in (*rows, *parameters)]
+        grads = [torch.randn(shape, dtype=torch.float64, device=device).to(dtype) for _ in range(2)]
+        exact = of_norm.run([t.double() for t in tensors], "reference", [g.double() for g in grads])
+        same, ours = of_norm.run(tensors, "reference", grads), of_norm.run(tensors, "cuda", grads)
+        names = ("norm", "sum", "grad x", "grad residual", "grad weight", "grad bias")
+        for name, a, b, c in zip(names, ours, same, exact, strict=True):
+            assert_close_to_reference(a, b, c, f"{name} {shape}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "heads"),
+    # one run of rows, several; widths between those of squares; as many heads as there may be
+    [(2, 17, 48, 3), (3, 1, 32, 1), (1, 130, 96, 1), (2, 33, 40, 1), (1, 20, 192, 12), (1, 5, 400, 16)],
+)
+def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    longer = torch.cat([values64["query_token"][:, None], values64["tokens"]], 1)
+    values64["tokens"] = longer[:, 1:]  # a slice, as in the model
+    values = {key: value.to(dtype) for key, value in values64.items()}
+    grad = torch.randn(batch, width, dtype=torch.float64, device=device).to(dtype)
+    exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
+    same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "cuda", grad)
+    assert not ours.pop("grad of k_bias").any()
+    for key in ours:
+        assert_close_to_reference(ours[key], same[key], exact[key], key)
+
+
+def test_without_tokens_the_query_attends_to_itself(device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(2, 0, 24).items()}
+    grad = torch.randn(2, 24, device=device)
+    ours, exact = of_pooling.run(values, 3, "cuda", grad), of_pooling.run(values, 3, "reference", grad)
+    for key in ours:
+        # The gradient of what determines the scores is 0: a difference of two sums of products, rounded differently.
+        torch.testing.assert_close(ours[key], exact[key], atol=1e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("scale", (1e4, 1e-4))
+def test_crossmodal_magnitudes(scale, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 33, 48, scale).items()}
+    of_pooling.check(values64, 3, torch.float32, "cuda")
+
+
+def test_crossmodal_sample_does_not_depend_on_its_batch(device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, 32).items()}
+    grad = torch.randn(3, 32, device=device)
+    alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
+    outs = []
+    for arguments, incoming in ((values, grad), (alone, grad[1:2])):
+        u = torch.ones(len(incoming), 1, 32, device=device) * torch.linspace(-1, 1, 32, device=device)
+        rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
+        z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "cuda")
+        outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
+    for together, single in zip(*outs, strict=True):
+        assert torch.equal(together[1:2], single)
+
+
+def test_empty_batches(device):
+    qkv = torch.randn(0, 7, 3, 2, 8, device=device, requires_grad=True)
+    values = {k: v.to(device).float().requires_grad_() for k, v in of_pooling.arguments(0, 7, 16).items()}
+    rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
+    with backend("cuda"):
+        outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
+        outs += add_layer_norm(rows, rows, weight, weight)
+    sum(out.sum() for out in outs).backward()
+    assert [out.shape for out in outs] == [(0, 7, 2, 8), (0, 16), (0, 8), (0, 8)]
+    assert qkv.grad.shape == qkv.shape and rows.grad.shape == rows.shape
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 8), (2, 3), "space"), "axis is 'space'"),
+        (lambda zeros: space_time_attention(zeros(1, 65, 3, 1, 8), (65, 1), "time", 0), "there are 65 frames"),
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 12), (2, 3), "time"), "head_dim of 12"),
+        (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 8).double(), (2, 3), "time"), "qkv is torch.float64"),
+        (lambda zeros: add_layer_norm(*[zeros(2, 12)] * 2, *[zeros(12)] * 2), "x has rows of 12"),
+    ],
+)
+def test_what_is_refused_is_refused_by_name(run, reason, device):
+    with backend("cuda"), pytest.raises(BackendError, match=reason):
+        run(lambda *shape: torch.zeros(shape, device=device))

@@ -1,0 +1,77 @@
+"""Bytes that the CUDA kernels move, counted in the emulator, against the floor of each operator.
+
+Every 32-byte sector counts once for each block that reads or writes it; what all blocks read, a GPU keeps in its cache,
+and it counts once. The
+streaming kernels must stay within 1.2 times the bytes that any implementation moves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from hsta_kernels import backends
+from hsta_kernels.ops.add_layer_norm import cuda as norm
+from hsta_kernels.ops.cross_modal_attention import cuda as pooling
+from hsta_kernels.ops.space_time_attention import cuda as attention
+
+HALF = torch.float16
+E = HALF.itemsize
+_library = ctypes.CDLL(backends.cuda.__file__)
+_library.take_traffic.restype = ctypes.c_int64
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    take()
+
+
+def take() -> int:
+    """Bytes since the last call."""
+    _library.share(None, ctypes.c_int64(0))
+    return _library.take_traffic()
+
+
+def share(*tensors: torch.Tensor) -> int:
+    """From now on reading these is free. Returns their bytes."""
+    for tensor in tensors:
+        _library.share(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("frames", (3, 8, 16))
+@pytest.mark.parametrize("prefix", (0, 1))
+def test_attention_over_time(frames, prefix):
+    grid = (frames, 49, "time", prefix, 0.125)
+    qkv = torch.randn(1, prefix + frames * 49, 3, 1, 64, dtype=HALF)
+    out, stats = attention.forward(qkv, *grid)
+    tensor = out.numel() * E
+    assert 4 * tensor <= take() <= 1.2 * 4 * tensor
+    attention.backward(out, qkv, out, stats, *grid)
+    assert 7 * tensor <= take() <= 1.2 * 7 * tensor
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(588, 768), (324, 384)])
+def test_crossmodal_pass(tokens, width):
+    query, rows = torch.randn(1, width, dtype=HALF), torch.randn(1, tokens + 1, width, dtype=HALF)[:, 1:]
+    u = torch.randn(1, 12, width)
+    floor = tokens * width * E
+    shared = share(u)
+    z, stats = pooling.forward(u, query, rows, 1e-6)
+    assert floor <= take() + shared <= 1.2 * floor
+    shared = share(u, z)  # z stands for its own gradient, too
+    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    assert 2 * floor <= take() + shared <= 1.2 * 2 * floor
+
+
+def test_add_layer_norm():
+    (x, other), weight = torch.randn(2, 200, 768, dtype=HALF), torch.randn(768)
+    floor = 4 * x.numel() * E
+    shared = share(weight)
+    _, total = norm.forward(x, other, weight, weight, 1e-6)
+    assert floor <= take() + shared <= 1.2 * floor
+    shared = share(weight)
+    norm.backward(x, other, total, weight, 1e-6)
+    assert floor <= take() + shared <= 1.2 * floor

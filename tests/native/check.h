@@ -1,0 +1,122 @@
+// What the native tests share: tensors that end where their memory ends, and the comparison with a naive loop.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+
+namespace hsta {
+
+template <typename T>
+constexpr DType dtype_of();
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::kFloat32;
+}
+template <>
+constexpr DType dtype_of<BFloat16>() {
+  return DType::kBFloat16;
+}
+template <>
+constexpr DType dtype_of<Float16>() {
+  return DType::kFloat16;
+}
+
+// Largest error allowed, as a share of the largest exact element. Parity is measured elsewhere, against PyTorch; this
+// one tells a wrong element from rounding.
+inline double tolerance(DType dtype) {
+  return dtype == DType::kFloat32 ? 1e-5 : dtype == DType::kFloat16 ? 4e-3 : 2e-2;
+}
+
+// A strided tensor. Its memory has room for its last element and not one more, so that AddressSanitizer sees a read or
+// write past the end; memory between its elements, and outputs nobody has written, are NaN.
+template <typename T>
+struct Tensor {
+  std::vector<int64_t> sizes, strides;
+  std::vector<T> memory;
+
+  // `gap` elements lie between one index and the next of every dimension but the last.
+  explicit Tensor(std::vector<int64_t> shape, int64_t gap = 0) : sizes(shape), strides(shape.size(), 1) {
+    for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d] + gap;
+    allocate();
+  }
+  Tensor(std::vector<int64_t> shape, std::vector<int64_t> steps) : sizes(shape), strides(steps) { allocate(); }
+
+  // Memory in another order of dimensions: order[0] changes slowest.
+  static Tensor ordered(const std::vector<int64_t>& shape, const std::vector<int>& order) {
+    std::vector<int64_t> steps(shape.size());
+    int64_t step = 1;
+    for (size_t d = order.size(); d-- > 0; step *= shape[order[d]]) steps[order[d]] = step;
+    return Tensor(shape, steps);
+  }
+
+  int64_t count() const {
+    int64_t product = 1;
+    for (int64_t size : sizes) product *= size;
+    return product;
+  }
+
+  // Element number i, counted as if contiguous.
+  T& operator[](int64_t i) {
+    int64_t at = 0;
+    for (size_t d = sizes.size(); d-- > 0; i /= sizes[d]) at += i % sizes[d] * strides[d];
+    return memory[at];
+  }
+
+  Tensor& randomize(std::mt19937& random, double mean = 0) {
+    std::normal_distribution<double> normal(mean);
+    for (int64_t i = 0; i < count(); ++i) (*this)[i] = from_float<T>(float(normal(random)));
+    return *this;
+  }
+
+  std::vector<double> values() {
+    std::vector<double> result(count());
+    for (int64_t i = 0; i < count(); ++i) result[i] = to_float((*this)[i]);
+    return result;
+  }
+
+ private:
+  void allocate() {
+    int64_t last = 0;
+    for (size_t d = 0; d < sizes.size(); ++d) last += (sizes[d] - 1) * strides[d];
+    memory.assign(count() ? last + 1 : 0, from_float<T>(std::numeric_limits<float>::quiet_NaN()));
+  }
+};
+
+// Fails the test program unless every element of `got` is within the tolerance of `exact`.
+template <typename T>
+void expect_close(const std::string& what, Tensor<T>& got, const std::vector<double>& exact, DType dtype) {
+  double largest = 0;
+  for (double x : exact) largest = std::max(largest, std::abs(x));
+  const double allowed = tolerance(dtype) * std::max(largest, 0.1);  // inputs are about 1; some results are exactly 0
+  for (int64_t i = 0; i < got.count(); ++i) {
+    const double value = to_float(got[i]);
+    if (std::abs(value - exact[i]) <= allowed) continue;
+    std::fprintf(stderr, "%s, %s: element %lld is %.9g, expected %.9g within %.3g\n", kernels().isa, what.c_str(),
+                 static_cast<long long>(i), value, exact[i], allowed);
+    std::exit(1);
+  }
+}
+
+// A thread's working memory is kept between calls and only ever grows. A new thread (and the OpenMP threads it brings)
+// starts with none, so that what this call asks for is all it has.
+template <typename Function>
+void in_new_thread(const Function& function) {
+  std::thread(function).join();
+}
+
+void test_elements();
+void test_space_time_attention();
+void test_cross_modal_attention();
+void test_add_layer_norm();
+void test_bias_gelu();
+
+}  // namespace hsta

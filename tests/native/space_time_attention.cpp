@@ -1,0 +1,127 @@
+// Space-time attention against a loop over all pairs of tokens that see each other.
+#include "check.h"
+
+namespace hsta {
+namespace {
+
+using Values = std::vector<double>;
+
+struct Shape {
+  Axis axis;
+  int64_t batch, prefix, frames, patches, heads, dim;
+
+  int64_t tokens() const { return prefix + frames * patches; }
+  bool sees(int64_t i, int64_t j) const {
+    if (i < prefix || j < prefix || axis == Axis::kJoint) return true;
+    const int64_t a = i - prefix, b = j - prefix;
+    return axis == Axis::kTime ? a % patches == b % patches : a / patches == b / patches;
+  }
+};
+
+// `out` (B, L, H, D) and `grad_qkv` (B, L, 3, H, D), in double.
+void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& out, Values& grad_qkv) {
+  const int64_t length = s.tokens(), dim = s.dim;
+  const double scale = 1 / std::sqrt(double(dim));
+  out.assign(grad_out.size(), 0);
+  grad_qkv.assign(qkv.size(), 0);
+  const auto row = [&](int64_t b, int64_t token, int part, int64_t h) {
+    return (((b * length + token) * 3 + part) * s.heads + h) * dim;
+  };
+  const auto dot = [&](const double* a, const double* b) {
+    double sum = 0;
+    for (int64_t d = 0; d < dim; ++d) sum += a[d] * b[d];
+    return sum;
+  };
+  Values p(length), dp(length);
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t h = 0; h < s.heads; ++h)
+      for (int64_t i = 0; i < length; ++i) {
+        const int64_t o = ((b * length + i) * s.heads + h) * dim, q = row(b, i, 0, h);
+        double sum = 0, delta = 0;
+        for (int64_t j = 0; j < length; ++j) {
+          p[j] = s.sees(i, j) ? std::exp(scale * dot(&qkv[q], &qkv[row(b, j, 1, h)])) : 0;
+          sum += p[j];
+        }
+        for (int64_t j = 0; j < length; ++j) {
+          if (!s.sees(i, j)) continue;
+          p[j] /= sum;
+          dp[j] = dot(&grad_out[o], &qkv[row(b, j, 2, h)]);
+          delta += p[j] * dp[j];
+        }
+        for (int64_t j = 0; j < length; ++j) {
+          if (!s.sees(i, j)) continue;
+          const int64_t k = row(b, j, 1, h), v = row(b, j, 2, h);
+          const double ds = scale * p[j] * (dp[j] - delta);
+          for (int64_t d = 0; d < dim; ++d) {
+            out[o + d] += p[j] * qkv[v + d];
+            grad_qkv[q + d] += ds * qkv[k + d];
+            grad_qkv[k + d] += ds * qkv[q + d];
+            grad_qkv[v + d] += p[j] * grad_out[o + d];
+          }
+        }
+      }
+}
+
+template <typename T>
+void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string& layout) {
+  std::mt19937 random(7);
+  qkv.randomize(random), grad_out.randomize(random);
+  Tensor<T> out({s.batch, s.tokens(), s.heads, s.dim}), grad_qkv(qkv.sizes);
+  Tensor<float> stats({s.batch, s.heads, s.axis == Axis::kJoint ? 0 : s.prefix, 2});
+
+  SpaceTimeAttention op{};
+  op.dtype = dtype_of<T>(), op.axis = s.axis;
+  op.batch = s.batch, op.prefix = s.prefix, op.frames = s.frames, op.patches = s.patches;
+  op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
+  op.qkv = qkv.memory.data();
+  op.qkv_stride_batch = qkv.strides[0], op.qkv_stride_token = qkv.strides[1];
+  op.qkv_stride_part = qkv.strides[2], op.qkv_stride_head = qkv.strides[3];
+  op.out = out.memory.data(), op.stats = stats.memory.data();
+  op.grad_out = grad_out.memory.data();
+  op.grad_out_stride_batch = grad_out.strides[0], op.grad_out_stride_token = grad_out.strides[1];
+  op.grad_out_stride_head = grad_out.strides[2];
+  op.grad_qkv = grad_qkv.memory.data();
+  in_new_thread([&] { kernels().space_time_attention_forward(op); });
+  in_new_thread([&] { kernels().space_time_attention_backward(op); });
+
+  Values exact_out, exact_grad;
+  naive(s, qkv.values(), grad_out.values(), exact_out, exact_grad);
+  const std::string what = "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " +
+                           std::to_string(int(s.axis)) + ", T=" + std::to_string(s.frames) +
+                           " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
+                           " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + ", " + layout;
+  expect_close(what + ": out", out, exact_out, op.dtype);
+  expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
+}
+
+template <typename T>
+void check_layouts(const Shape& s, bool all) {
+  const std::vector<int64_t> qkv{s.batch, s.tokens(), 3, s.heads, s.dim}, out{s.batch, s.tokens(), s.heads, s.dim};
+  check(s, Tensor<T>(qkv, 3), Tensor<T>(out, 5), "gaps");
+  if (!all) return;
+  check(s, Tensor<T>(qkv), Tensor<T>(out), "contiguous");
+  check(s, Tensor<T>::ordered(qkv, {2, 0, 3, 1, 4}), Tensor<T>::ordered(out, {2, 0, 1, 3}), "permuted");
+  check(s, Tensor<T>(qkv), Tensor<T>(out, {0, 0, 0, 1}), "expanded gradient");
+}
+
+template <typename T>
+void test() {
+  for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
+    for (int64_t prefix : {0, 1, 2}) check_layouts<T>({axis, 2, prefix, 3, 7, 3, 40}, true);
+    for (int64_t dim : {5, 8, 16, 64, 128}) check_layouts<T>({axis, 1, 1, 2, 5, 2, dim}, false);
+    for (int64_t frames : {1, 9, 16, 33, 64}) check_layouts<T>({axis, 1, 1, frames, 3, 1, 24}, false);
+    for (int64_t patches : {1, 31, 32, 67}) check_layouts<T>({axis, 1, 1, 2, patches, 1, 32}, false);
+    check_layouts<T>({axis, 1, 40, 2, 3, 1, 8}, false);   // more prefix tokens than patches
+    check_layouts<T>({axis, 1, 1, 1, 401, 1, 8}, false);  // one group's queries are several work items
+  }
+}
+
+}  // namespace
+
+void test_space_time_attention() {
+  test<float>();
+  test<BFloat16>();
+  test<Float16>();
+}
+
+}  // namespace hsta
