@@ -5,7 +5,9 @@
 // HSTA_FIBER_SEED: the order of blocks, and that of threads after each barrier. Asynchronous copies arrive as late as
 // the kernel allows, shared memory starts out full of NaN, and every block's lies in a buffer of its own of exactly the
 // size asked for. So a missing barrier or wait gives wrong results for some seed, and AddressSanitizer sees a wrong
-// index. A thread that waits for others that will never come, or that come to another barrier, is reported.
+// index. (One fault stays hidden: a shuffle or a matrix instruction brings a warp's writes to shared memory in order
+// here, which on a GPU only a barrier does.) A thread that waits for others that will never come, or that come to
+// another barrier, is reported.
 #pragma once
 
 #include <ucontext.h>
