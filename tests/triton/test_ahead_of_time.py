@@ -42,8 +42,8 @@ same_compiler = pytest.mark.skipif(
     triton.__version__ != VERSION,
     reason=f"docs/triton-resources.md was written by Triton {VERSION}; another one may compile otherwise",
 )
-# (case, kernel, dtype): instructions that spill all the same, on the worst architecture. IEEE float32 has no matrix unit
-# and holds its operands in registers; sequences of 60 frames are not the model's. No other kernel spills.
+# (case, kernel, dtype): instructions that spill all the same, on the worst architecture. IEEE float32 has no matrix
+# unit and holds its operands in registers; sequences of 60 frames are not the model's. No other kernel spills.
 SPILLS = {
     ("pooling C=192", "pool_backward", "float32"): 4,
     ("time T=60 D=32", "flash_backward_kv", "bfloat16"): 21,
