@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hsta_kernels import BackendError, backend, backends
-from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, cuda, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
 from tests.ops import test_cross_modal_attention as of_pooling
@@ -211,3 +211,14 @@ def test_empty_batches(device):
 def test_what_is_refused_is_refused_by_name(run, reason, device):
     with backend("cuda"), pytest.raises(BackendError, match=reason):
         run(lambda *shape: torch.zeros(shape, device=device))
+
+
+@pytest.mark.skipif(not backends.cuda_emulated, reason="a GPU's shared memory is what it is")
+def test_too_little_shared_memory_is_said(monkeypatch, device):
+    monkeypatch.setattr(cuda, "_LARGEST_SHARED_MEMORY", 1000)
+    values = {key: value.float() for key, value in of_pooling.arguments(1, 5, 16).items()}
+    with backend("cuda"):
+        with pytest.raises(BackendError, match=r"space_time_attention: .* \(1, 7, 3, 1, 8\) a block needs \d+ bytes"):
+            space_time_attention(torch.zeros(1, 7, 3, 1, 8, device=device), (2, 3), "time")
+        with pytest.raises(BackendError, match=r"cross_modal_attention: .* \(1, 5, 16\) a block needs \d+ bytes"):
+            cross_modal_attention(**values, num_heads=2)
