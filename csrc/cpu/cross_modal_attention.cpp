@@ -2,34 +2,44 @@
 //
 // Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
 //     z_h = sum_j softmax_j(u_h · y_j) y_j.
-// Rows are taken a block at a time: normalized into a buffer that stays in cache, multiplied with all heads' u at once,
-// and added to z while still there, so that memory is read once. Runs of rows of fixed length are the work items; each
-// keeps its own softmax state, and a second stage merges them in order. The split depends on N alone.
+// Rows are taken a block at a time: centred into a buffer that stays in cache, multiplied with all heads' u, and added
+// to z while still there, so that memory is read once. Runs of rows are the work items; each keeps its own softmax
+// state, and a second stage merges them in order. The split depends on N alone.
+//
+// There are few heads and many columns, so that lanes run along the columns in both products and no head is padded to a
+// vector: a score is a dot product, 1 / sqrt(var + eps) is a factor of the score and of the row's weight.
 #include <cmath>
 
 #include "gemm.h"
 #include "kernels.h"
+#include "panels.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int64_t kBlockRows = 4 * kTileRows;
-constexpr int64_t kRowsPerItem = 6 * kBlockRows;
+constexpr int64_t kTileOfRows = kLanes / 2;  // two rows of u with so many of y: a vector of dot products
+constexpr int64_t kBlockRows = 32;
+constexpr int64_t kSlice = kTileVecs * kLanes;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Rows an odd number of cache lines apart fall on different sets of the cache.
+constexpr int64_t odd_vectors(int64_t count) { return round_up(count, kLanes) | kLanes; }
+
+template <typename Word>
 struct Plan {
-  int64_t rows, width, width_padded, heads, heads_padded, slots, items;
+  int64_t rows, width, padded, stride, words, words_stride, heads, slots, rows_per_item, items;
 
   explicit Plan(const CrossModalAttention& op) {
     rows = 1 + op.tokens;
     width = op.width;
-    width_padded = round_up(width, kLanes);
+    words = row_words<Word>(width), words_stride = odd_vectors(words);
+    padded = words * kPerWord<Word>, stride = odd_vectors(padded);
     heads = op.heads;
-    heads_padded = round_up(heads, kLanes);
-    slots = (rows + kRowsPerItem - 1) / kRowsPerItem;
+    slots = 2 * ((rows + 191) / 192);  // even, for two processors
+    rows_per_item = (rows + slots - 1) / slots;
     items = op.batch * slots;
   }
 };
@@ -40,113 +50,212 @@ const T* source_row(const CrossModalAttention& op, int64_t sample, int64_t row) 
                   : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
 }
 
-// y = (x - mean) / sqrt(var + eps), padded with zeros; returns 1 / sqrt(var + eps).
+// y = x - mean(x), filled up with zeros; returns 1 / sqrt(var + eps).
 template <typename T>
-float normalize(const Plan& plan, const T* x, float eps, float* y) {
-  load_row(x, plan.width, y);
-  for (int64_t c = plan.width; c < plan.width_padded; ++c) y[c] = 0;
-  Vec sum{};
-  for (int64_t c = 0; c < plan.width_padded; c += kLanes) sum += load(y + c);
-  const float mean = reduce_add(sum) / float(plan.width);
-  for (int64_t c = 0; c < plan.width; ++c) y[c] -= mean;
-  Vec squares{};
-  for (int64_t c = 0; c < plan.width_padded; c += kLanes) squares += load(y + c) * load(y + c);
-  const float rstd = 1.0f / std::sqrt(reduce_add(squares) / float(plan.width) + eps);
-  for (int64_t c = 0; c < plan.width_padded; c += kLanes) store(y + c, load(y + c) * broadcast(rstd));
-  return rstd;
+float centre(const T* x, int64_t width, int64_t padded, float eps, float* y) {
+  const int64_t whole = width / kLanes * kLanes;
+  Vec sum = sum_vectors(whole, [&](int64_t c) {
+    const Vec v = load_floats(x + c);
+    store(y + c, v);
+    return v;
+  });
+  if (whole < width) {
+    store(y + whole, load_floats(x + whole, width - whole));
+    sum += load(y + whole);
+  }
+  const Vec mean = broadcast(reduce_add(sum) / float(width));
+  const auto subtract = [&](int64_t c) {
+    const Vec v = load(y + c) - mean;
+    store(y + c, v);
+    return v * v;
+  };
+  Vec squares = sum_vectors(whole, subtract);
+  if (whole < width) subtract(whole);
+  for (int64_t c = width; c < padded; ++c) y[c] = 0;
+  if (whole < width) squares += load(y + whole) * load(y + whole);
+  return 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps);
 }
 
-// to[c][column + h] = factor * from[h][c]; the heads' padding is zeroed.
-void pack_heads(const Plan& plan, const float* from, float factor, float* to, int64_t stride, int64_t column) {
-  for (int64_t c = 0; c < plan.width; ++c)
-    for (int64_t h = 0; h < plan.heads_padded; ++h)
-      to[c * stride + column + h] = h < plan.heads ? factor * from[h * plan.width + c] : 0.0f;
+template <typename Word>
+void round_row(const float* from, int64_t padded, Word* to) {
+  for (int64_t c = 0; c < padded; c += kLanes)
+    if constexpr (kPerWord<Word> == 1)
+      store(to + c, load(from + c));
+    else
+      store_pairs(to + c / 2, load(from + c));
+}
+
+// to[h] = factor * from[h], as words.
+template <typename Word>
+void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to) {
+  for (int64_t h = 0; h < plan.heads; ++h) {
+    for (int64_t c = 0; c < plan.padded; ++c) row[c] = c < plan.width ? factor * from[h * plan.width + c] : 0.0f;
+    round_row(row, plan.padded, to + h * plan.words_stride);
+  }
+}
+
+// scores[i][r] = scale[r] * (u[i] · y[r]) for an even number of u and kTileOfRows rows; scores are kBlockRows wide.
+template <typename Word>
+void score_rows(const Plan<Word>& plan, int64_t count, const Word* u, const Word* y, const float* scale,
+                float* scores) {
+  float twice[kLanes];
+  std::memcpy(twice, scale, sizeof twice / 2);
+  std::memcpy(twice + kTileOfRows, scale, sizeof twice / 2);
+  for (int64_t i = 0; i < count; i += 2) {
+    const Word* first = u + i * plan.words_stride;
+    const Word* second = first + plan.words_stride;
+    Vec sum[kLanes] = {};
+    for (int64_t w = 0; w < plan.words; w += kLanes) {
+      const auto a = load(first + w), b = load(second + w);
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileOfRows; ++r) {
+        const auto row = load(y + r * plan.words_stride + w);
+        sum[r] = multiply_add(sum[r], row, a);
+        sum[r + kTileOfRows] = multiply_add(sum[r + kTileOfRows], row, b);
+      }
+    }
+    float tile[kLanes];
+    store(tile, sums_of_lanes(sum) * load(twice));
+    std::memcpy(scores + i * kBlockRows, tile, sizeof tile / 2);
+    std::memcpy(scores + (i + 1) * kBlockRows, tile + kTileOfRows, sizeof tile / 2);
+  }
+}
+
+// gemm a slice of columns at a time: the slice of B stays in the first cache for all rows of A.
+template <typename Word>
+void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
+                    int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  for (int64_t n = 0; n < n_count; n += kSlice)
+    gemm(m_count, min(kSlice, n_count - n), k_count, a, b + n, ldb, c + n, ldc, accumulate);
 }
 
 // Softmax state of one run of rows, for all heads: maximum (base 2), sum, and weighted sum of y, which is
-// (heads, width_padded).
+// (heads, padded).
+template <typename Word>
 struct Partial {
   float *max2, *sum, *z;
-  Partial(const Plan& plan, float* parts, int64_t sample, int64_t slot) {
-    max2 = parts + (sample * plan.slots + slot) * (2 * plan.heads_padded + plan.heads * plan.width_padded);
-    sum = max2 + plan.heads_padded;
-    z = sum + plan.heads_padded;
+  Partial(const Plan<Word>& plan, float* parts, int64_t item) {
+    max2 = parts + item * floats(plan);
+    sum = max2 + round_up(plan.heads, kLanes);
+    z = sum + round_up(plan.heads, kLanes);
   }
-  static int64_t floats(const Plan& plan) { return 2 * plan.heads_padded + plan.heads * plan.width_padded; }
+  static int64_t floats(const Plan<Word>& plan) { return 2 * round_up(plan.heads, kLanes) + plan.heads * plan.padded; }
 };
 
-void scale_row(float* row, int64_t count, float factor) {
-  for (int64_t c = 0; c < count; c += kLanes) store(row + c, load(row + c) * broadcast(factor));
-}
+// Block of centred rows, as the products read them: words along the columns, and words along the rows.
+template <typename Word>
+struct Block {
+  float* row;  // a centred row before it is rounded to words
+  Word *words, *deep;
+
+  static int64_t floats(const Plan<Word>& plan) {
+    const int64_t words = kBlockRows * plan.words_stride;
+    return kPerWord<Word> == 1 ? words : words + plan.padded + kBlockRows / 2 * plan.stride;
+  }
+  Block(const Plan<Word>& plan, float* memory) {
+    words = reinterpret_cast<Word*>(memory);
+    row = memory + kBlockRows * plan.words_stride;
+    deep = kPerWord<Word> == 1 ? words : reinterpret_cast<Word*>(row + plan.padded);
+  }
+};
 
 template <typename T>
 void forward(const CrossModalAttention& op) {
-  const Plan plan(op);
-  const int64_t u_floats = plan.width * plan.heads_padded;
-  const int64_t need = u_floats + kBlockRows * (plan.width_padded + plan.heads_padded);
-  float* parts = scratch(Scratch::kShared, plan.items * Partial::floats(plan));
+  using Word = typename WordOf<T>::type;
+  const Plan<Word> plan(op);
+  const int64_t heads_even = round_up(plan.heads, 2);
+  const int64_t u_floats = heads_even * plan.words_stride, score_floats = heads_even * kBlockRows;
+  const int64_t need = u_floats + plan.padded + 2 * score_floats + Block<Word>::floats(plan);
+  float* parts = scratch(Scratch::kShared, plan.items * Partial<Word>::floats(plan));
 
 #pragma omp parallel
   {
-    float* u = scratch(Scratch::kThread, need);
-    float* y = u + u_floats;
-    float* scores = y + kBlockRows * plan.width_padded;
+    float* scores = scratch(Scratch::kThread, need);
+    Word* weights = reinterpret_cast<Word*>(scores + score_floats);
+    Word* u = weights + score_floats;
+    float* u_row = scores + 2 * score_floats + u_floats;
+    const Block<Word> block(plan, u_row + plan.padded);
+    std::memset(static_cast<void*>(u), 0, u_floats * sizeof(Word));
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
-      if (sample != packed_sample)
-        pack_heads(plan, op.u + sample * plan.heads * plan.width, kLog2E, u, plan.heads_padded, 0);
+      if (sample != packed_sample) pack_heads(plan, op.u + sample * plan.heads * plan.width, kLog2E, u_row, u);
       packed_sample = sample;
-      const Partial state(plan, parts, sample, slot);
-      for (int64_t h = 0; h < plan.heads_padded; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0;
-      for (int64_t i = 0; i < plan.heads * plan.width_padded; ++i) state.z[i] = 0;
+      const Partial<Word> state(plan, parts, item);
+      for (int64_t h = 0; h < plan.heads; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0;
+      for (int64_t i = 0; i < plan.heads * plan.padded; ++i) state.z[i] = 0;
 
-      const int64_t end = min((slot + 1) * kRowsPerItem, plan.rows);
-      for (int64_t first = slot * kRowsPerItem; first < end; first += kBlockRows) {
+      const int64_t end = min((slot + 1) * plan.rows_per_item, plan.rows);
+      for (int64_t first = slot * plan.rows_per_item; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        for (int64_t i = 0; i < count; ++i)
-          normalize(plan, source_row<T>(op, sample, first + i), op.eps, y + i * plan.width_padded);
-        gemm(count, plan.heads_padded, plan.width, {y, plan.width_padded, 1}, u, plan.heads_padded, scores,
-             plan.heads_padded, false);
-        for (int64_t h = 0; h < plan.heads_padded; h += kLanes) {
-          const Vec before = load(state.max2 + h);
-          Vec top = before;
-          for (int64_t i = 0; i < count; ++i) top = max(top, load(scores + i * plan.heads_padded + h));
-          const Vec correction = exp2(before - top);
-          Vec sum = load(state.sum + h) * correction;
-          for (int64_t i = 0; i < count; ++i) {
-            float* at = scores + i * plan.heads_padded + h;
-            store(at, exp2(load(at) - top));
-            sum += load(at);
+        float rstd[kBlockRows] = {};
+        for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
+          for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
+            Word* words = block.words + i * plan.words_stride;
+            if (i >= count) {
+              std::memset(static_cast<void*>(words), 0, plan.words * sizeof(Word));
+              continue;
+            }
+            const T* x = source_row<T>(op, sample, first + i);
+            if constexpr (kPerWord<Word> == 1) {
+              rstd[i] = centre(x, plan.width, plan.padded, op.eps, words);
+            } else {
+              rstd[i] = centre(x, plan.width, plan.padded, op.eps, block.row);
+              round_row(block.row, plan.padded, words);
+            }
           }
-          store(state.max2 + h, top);
-          store(state.sum + h, sum);
-          for (int64_t lane = 0; lane < kLanes && h + lane < plan.heads; ++lane)
-            if (correction[lane] != 1)
-              scale_row(state.z + (h + lane) * plan.width_padded, plan.width_padded, correction[lane]);
+          score_rows(plan, heads_even, u, block.words + tile * plan.words_stride, rstd + tile, scores + tile);
         }
-        gemm(plan.heads, plan.width_padded, count, {scores, 1, plan.heads_padded}, y, plan.width_padded, state.z,
-             plan.width_padded, true);
+        for (int64_t h = 0; h < plan.heads; ++h) {
+          float* row = scores + h * kBlockRows;
+          for (int64_t i = count; i < kBlockRows; ++i) row[i] = -INFINITY;
+          Vec top = broadcast(state.max2[h]);
+          for (int64_t i = 0; i < kBlockRows; i += kLanes) top = max(top, load(row + i));
+          top = broadcast(reduce_max(top));
+          const Vec correction = exp2(broadcast(state.max2[h]) - top);
+          Vec sum{};
+          for (int64_t i = 0; i < kBlockRows; i += kLanes) {
+            const Vec p = exp2(load(row + i) - top);
+            sum += p;
+            store(row + i, p * load(rstd + i));
+          }
+          round_row(row, kBlockRows, weights + h * kBlockRows / kPerWord<Word>);
+          state.max2[h] = top[0];
+          state.sum[h] = state.sum[h] * correction[0] + reduce_add(sum);
+          float* z = state.z + h * plan.padded;
+          if (correction[0] != 1)
+            for (int64_t c = 0; c < plan.padded; c += kLanes) store(z + c, load(z + c) * correction);
+        }
+        int64_t ld = plan.words_stride;
+        if constexpr (kPerWord<Word> == 2) {
+          ld = plan.stride;
+          for (int64_t i = 0; i < depth_words<Word>(count); ++i) {
+            const Word* low = block.words + 2 * i * plan.words_stride;
+            interleave_rows(low, low + plan.words_stride, plan.padded, block.deep + i * ld);
+          }
+        }
+        gemm_in_slices<Word>(plan.heads, plan.padded, depth_words<Word>(count),
+                             {weights, kBlockRows / kPerWord<Word>, 1}, block.deep, ld, state.z, plan.padded, true);
       }
     }
   }
 
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < op.batch * plan.heads; ++i) {
-    const int64_t sample = i / plan.heads, h = i % plan.heads;
+    const int64_t first = i / plan.heads * plan.slots, h = i % plan.heads;
     float top = -INFINITY, sum = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const float other = Partial(plan, parts, sample, slot).max2[h];
+      const float other = Partial<Word>(plan, parts, first + slot).max2[h];
       top = top > other ? top : other;
     }
     float* z = op.z + i * plan.width;
     for (int64_t c = 0; c < plan.width; ++c) z[c] = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const Partial state(plan, parts, sample, slot);
+      const Partial<Word> state(plan, parts, first + slot);
       const float factor = std::exp2(state.max2[h] - top);
       sum += factor * state.sum[h];
-      const float* from = state.z + h * plan.width_padded;
+      const float* from = state.z + h * plan.padded;
       for (int64_t c = 0; c < plan.width; ++c) z[c] += factor * from[c];
     }
     const float inverse = 1 / sum;
@@ -157,85 +266,94 @@ void forward(const CrossModalAttention& op) {
 
 // dL/dx of one row from dL/dy, through the normalization: rstd * (dy - mean(dy) - y * mean(dy * y)).
 template <typename T>
-void normalize_backward(const Plan& plan, const float* y, float rstd, float* grad, T* to) {
-  Vec sum{}, projection{};
-  for (int64_t c = 0; c < plan.width_padded; c += kLanes) {
-    sum += load(grad + c);
-    projection += load(grad + c) * load(y + c);
-  }
-  const Vec mean = broadcast(reduce_add(sum) / float(plan.width));
-  const Vec along = broadcast(reduce_add(projection) / float(plan.width));
-  for (int64_t c = 0; c < plan.width_padded; c += kLanes)
-    store(grad + c, broadcast(rstd) * (load(grad + c) - mean - load(y + c) * along));
-  store_row(grad, plan.width, to);
+void normalize_backward(int64_t width, int64_t padded, const float* y, float rstd, float* grad, T* to) {
+  const Vec sum = sum_vectors(padded, [&](int64_t c) { return load(grad + c); });
+  const Vec projection = sum_vectors(padded, [&](int64_t c) { return load(grad + c) * load(y + c); });
+  const Vec mean = broadcast(reduce_add(sum) / float(width));
+  const Vec along = broadcast(reduce_add(projection) / float(width));
+  for_vectors(width, [&](int64_t c, auto count) {
+    store_floats(broadcast(rstd) * (load(grad + c) - mean - load(y + c) * along), to + c, count);
+  });
 }
 
 template <typename T>
 void backward(const CrossModalAttention& op) {
-  const Plan plan(op);
-  const int64_t both = 2 * plan.heads_padded;  // columns of [u, grad_z], and of [grad_scores, probabilities]
-  const int64_t packed_floats = plan.width * both, stacked_floats = both * plan.width_padded;
-  const int64_t need =
-      packed_floats + stacked_floats + 3 * plan.heads_padded + kBlockRows * (2 * plan.width_padded + both);
-  float* parts = scratch(Scratch::kShared, plan.items * plan.heads * plan.width_padded);
+  using Word = typename WordOf<T>::type;
+  const Plan<Word> plan(op);
+  const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
+  const int64_t need = both * (kBlockRows + plan.words_stride + plan.padded) + plan.padded + 2 * plan.heads +
+                       kBlockRows * (plan.words_stride + 2 * plan.stride);
+  float* parts = scratch(Scratch::kShared, plan.items * plan.heads * plan.padded);
 
 #pragma omp parallel
   {
-    float* packed = scratch(Scratch::kThread, need);
-    float* stacked = packed + packed_floats;  // rows of u, then of grad_z, each padded to heads_padded rows
-    float* max2 = stacked + stacked_floats;
-    float* inverse = max2 + plan.heads_padded;
-    float* delta = inverse + plan.heads_padded;
-    float* y = delta + plan.heads_padded;
-    float* grad_y = y + kBlockRows * plan.width_padded;
-    float* scores = grad_y + kBlockRows * plan.width_padded;
+    float* scores = scratch(Scratch::kThread, need);
+    float* stacked = scores + both * kBlockRows;  // u and grad_z
+    float* y = stacked + both * plan.padded;
+    float* grad_y = y + kBlockRows * plan.stride;
+    Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z again
+    Word* words = packed + both * plan.words_stride;
+    float* row = reinterpret_cast<float*>(words + kBlockRows * plan.words_stride);
+    float* inverse = row + plan.padded;
+    float* delta = inverse + plan.heads;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
+      const int64_t at = sample * plan.heads * plan.width;
+      const float* stats = op.stats + sample * plan.heads * 2;
       if (sample != packed_sample) {
-        const int64_t at = sample * plan.heads * plan.width;
-        pack_heads(plan, op.u + at, kLog2E, packed, both, 0);
-        pack_heads(plan, op.grad_z + at, 1, packed, both, plan.heads_padded);
-        for (int64_t h = 0; h < plan.heads_padded; ++h) {
-          const bool real = h < plan.heads;
-          for (int64_t c = 0; c < plan.width_padded; ++c) {
-            const bool inside = real && c < plan.width;
-            stacked[h * plan.width_padded + c] = inside ? op.u[at + h * plan.width + c] : 0.0f;
-            stacked[(plan.heads_padded + h) * plan.width_padded + c] =
-                inside ? op.grad_z[at + h * plan.width + c] : 0.0f;
+        pack_heads(plan, op.u + at, kLog2E, row, packed);
+        pack_heads(plan, op.grad_z + at, 1, row, packed + plan.heads * plan.words_stride);
+        for (int64_t h = 0; h < plan.heads; ++h) {
+          for (int64_t c = 0; c < plan.padded; ++c) {
+            const bool inside = c < plan.width;
+            stacked[h * plan.padded + c] = inside ? op.u[at + h * plan.width + c] : 0.0f;
+            stacked[(plan.heads + h) * plan.padded + c] = inside ? op.grad_z[at + h * plan.width + c] : 0.0f;
           }
-          max2[h] = real ? op.stats[2 * (sample * plan.heads + h)] : 0;
-          inverse[h] = real ? 1 / op.stats[2 * (sample * plan.heads + h) + 1] : 0;
-          delta[h] = real ? dot(plan.width, op.z + at + h * plan.width, op.grad_z + at + h * plan.width) : 0;
+          inverse[h] = 1 / stats[2 * h + 1];
+          delta[h] = dot(plan.width, op.z + at + h * plan.width, op.grad_z + at + h * plan.width);
         }
       }
       packed_sample = sample;
-      float* grad_u = parts + item * plan.heads * plan.width_padded;
-      const int64_t start = slot * kRowsPerItem, end = min(start + kRowsPerItem, plan.rows);
+      float* grad_u = parts + item * plan.heads * plan.padded;
+      const int64_t start = min(slot * plan.rows_per_item, plan.rows);
+      const int64_t end = min(start + plan.rows_per_item, plan.rows);
+      if (start == end)
+        for (int64_t i = 0; i < plan.heads * plan.padded; ++i) grad_u[i] = 0;
       for (int64_t first = start; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        float rstd[kBlockRows];
-        for (int64_t i = 0; i < count; ++i)
-          rstd[i] = normalize(plan, source_row<T>(op, sample, first + i), op.eps, y + i * plan.width_padded);
-        gemm(count, both, plan.width, {y, plan.width_padded, 1}, packed, both, scores, both, false);
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t h = 0; h < plan.heads_padded; h += kLanes) {
-            float* s = scores + i * both + h;
-            float* dp = s + plan.heads_padded;
-            const Vec p = exp2(load(s) - load(max2 + h)) * load(inverse + h);
-            store(s, p * (load(dp) - load(delta + h)));
+        float rstd[kBlockRows] = {};
+        for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
+          for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
+            float* to = y + i * plan.stride;
+            if (i < count)
+              rstd[i] = centre(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, to);
+            else
+              std::memset(to, 0, plan.padded * sizeof(float));
+            round_row(to, plan.padded, words + i * plan.words_stride);
+            for (int64_t c = 0; c < plan.padded; c += kLanes) store(to + c, load(to + c) * broadcast(rstd[i]));
+          }
+          score_rows(plan, both, packed, words + tile * plan.words_stride, rstd + tile, scores + tile);
+        }
+        for (int64_t h = 0; h < plan.heads; ++h)
+          for (int64_t i = 0; i < kBlockRows; i += kLanes) {
+            float* s = scores + h * kBlockRows + i;
+            float* dp = s + plan.heads * kBlockRows;
+            const Vec p = exp2(load(s) - broadcast(stats[2 * h])) * broadcast(inverse[h]);
+            // The probability of a single row is 1 whatever its score.
+            store(s, plan.rows == 1 ? Vec{} : p * (load(dp) - broadcast(delta[h])));
             store(dp, p);
           }
-        gemm(count, plan.width_padded, both, {scores, both, 1}, stacked, plan.width_padded, grad_y, plan.width_padded,
-             false);
-        gemm(plan.heads, plan.width_padded, count, {scores, 1, both}, y, plan.width_padded, grad_u, plan.width_padded,
-             first > start);
+        gemm_in_slices<float>(count, plan.padded, both, {scores, 1, kBlockRows}, stacked, plan.padded, grad_y,
+                              plan.stride, false);
+        gemm_in_slices<float>(plan.heads, plan.padded, count, {scores, kBlockRows, 1}, y, plan.stride, grad_u,
+                              plan.padded, first > start);
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t row = first + i;
-          T* to = row == 0 ? static_cast<T*>(op.grad_query) + sample * plan.width
-                           : static_cast<T*>(op.grad_token) + (sample * op.tokens + row - 1) * plan.width;
-          normalize_backward(plan, y + i * plan.width_padded, rstd[i], grad_y + i * plan.width_padded, to);
+          const int64_t r = first + i;
+          T* to = r == 0 ? static_cast<T*>(op.grad_query) + sample * plan.width
+                         : static_cast<T*>(op.grad_token) + (sample * op.tokens + r - 1) * plan.width;
+          normalize_backward(plan.width, plan.padded, y + i * plan.stride, rstd[i], grad_y + i * plan.stride, to);
         }
       }
     }
@@ -247,7 +365,7 @@ void backward(const CrossModalAttention& op) {
     float* to = op.grad_u + i * plan.width;
     for (int64_t c = 0; c < plan.width; ++c) to[c] = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const float* from = parts + ((sample * plan.slots + slot) * plan.heads + h) * plan.width_padded;
+      const float* from = parts + ((sample * plan.slots + slot) * plan.heads + h) * plan.padded;
       for (int64_t c = 0; c < plan.width; ++c) to[c] += from[c];
     }
   }

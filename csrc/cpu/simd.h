@@ -169,19 +169,48 @@ static inline void transpose_block(Vec* rows) {
   if constexpr (kBlock > 1) transpose_block<kBlock / 2>(rows);
 }
 
-static inline float reduce_max(Vec v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+// Lane i of the result is the sum of the lanes of rows[i]; `rows` is overwritten.
+template <int kBlock = kLanes / 2>
+static inline Vec sums_of_lanes(Vec* rows) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlock; ++i) {
+    const Vec a = rows[i], b = rows[i + kBlock];
+    rows[i] = shuffle<SwappedBlocks<kBlock, true>>(a, b) + shuffle<SwappedBlocks<kBlock, false>>(a, b);
+  }
+  if constexpr (kBlock > 1) return sums_of_lanes<kBlock / 2>(rows);
+  return rows[0];
 }
 
+// The lane kBlock away: halves, quarters, ... of a vector change places.
+template <int kBlock>
+struct Neighbour {
+  static constexpr int of(int lane) { return lane ^ kBlock; }
+};
+
+template <int kBlock = kLanes / 2>
+static inline float reduce_max(Vec v) {
+  v = max(v, shuffle<Neighbour<kBlock>>(v, v));
+  if constexpr (kBlock > 1) return reduce_max<kBlock / 2>(v);
+  return v[0];
+}
+
+template <int kBlock = kLanes / 2>
 static inline float reduce_add(Vec v) {
-  // Pairwise, as a tree: a fixed order whatever the compiler does.
-  float s[kLanes];
-  std::memcpy(s, &v, sizeof s);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) s[i] += s[i + width];
-  return s[0];
+  v += shuffle<Neighbour<kBlock>>(v, v);
+  if constexpr (kBlock > 1) return reduce_add<kBlock / 2>(v);
+  return v[0];
+}
+
+// term(0) + term(kLanes) + ... up to `count`, in four chains that do not wait for each other.
+template <typename Term>
+static inline Vec sum_vectors(int64_t count, Term term) {
+  Vec sum[4] = {};
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= count; c += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i] += term(c + i * kLanes);
+  for (; c < count; c += kLanes) sum[0] += term(c);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // 2^x for x <= 127, relative error below 2^-22 (tests/ops/test_native.py measures it); 0 below -126.
