@@ -22,11 +22,10 @@ struct Statistics {
 Statistics statistics(float* row, float sum, int64_t width, float eps) {
   const float mean = sum / float(width);
   for (int64_t c = width; c < round_up(width, kLanes); ++c) row[c] = mean;
-  Vec squares{};
-  for (int64_t c = 0; c < width; c += kLanes) {
+  const Vec squares = sum_vectors(width, [&](int64_t c) {
     const Vec centred = load(row + c) - broadcast(mean);
-    squares += centred * centred;
-  }
+    return centred * centred;
+  });
   return {mean, 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps)};
 }
 

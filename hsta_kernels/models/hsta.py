@@ -14,8 +14,8 @@ from hsta_kernels import ops
 from . import reference
 from .recompute import add_norm_linear, bias_gelu_linear
 
-# What the classifier reads of a branch beside CLS.
-_READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(1, None)}
+# Patches that the classifier reads of a branch, beside CLS.
+_READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(None)}
 
 
 class PatchEmbed(reference.PatchEmbed):
@@ -65,15 +65,13 @@ class HSTA(reference.HSTA):
         """
         self.check_inputs(video, special)
         xs = [self.embed(0, special), self.embed(1, video)]
-        *blocks, last_block = self.blocks
-        for block in blocks:
-            classes, xs = _hsta_block(block, xs)
-            xs = [_join(cls, x[:, 1:]) for cls, x in zip(classes, xs, strict=True)]
-        classes, xs = _hsta_block(last_block, xs)
-        rows = _READ_BY_HEAD[self.config.head]
-        return self.classify(
-            [norm(_join(cls, x[:, rows])) for norm, cls, x in zip(self.norm, classes, xs, strict=True)]
-        )
+        for i, block in enumerate(self.blocks):
+            classes, patches = _hsta_block(block, xs)
+            if i == len(self.blocks) - 1:  # the rest has no reader
+                rows = _READ_BY_HEAD[self.config.head]
+                patches = [x[:, rows] for x in patches]
+            xs = [_join(cls, x) for cls, x in zip(classes, patches, strict=True)]
+        return self.classify([norm(x) for norm, x in zip(self.norm, xs, strict=True)])
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
         """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
@@ -83,9 +81,11 @@ class HSTA(reference.HSTA):
 
 
 def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """New CLS tokens (B, C) of both branches, and their sequences: new patches behind the old CLS."""
+    """New CLS tokens (B, C) and patches (B, N, C) of both branches."""
     xs = [_usta(layers, x) for layers, x in zip(block.blocks, xs, strict=True)]
-    return [_csta(block, i, xs[i][:, 0], xs[1 - i][:, 1:]) for i in (0, 1)], xs
+    # One split, whose backward pass is one concatenation; that of a slice is a tensor of zeros and a copy.
+    classes, patches = zip(*(x.split((1, x.shape[1] - 1), dim=1) for x in xs), strict=True)
+    return [_csta(block, i, classes[i].squeeze(1), patches[1 - i]) for i in (0, 1)], list(patches)
 
 
 @dataclass(frozen=True)
