@@ -46,6 +46,15 @@ hsta::CrossModalAttention cross_modal_attention(int dtype, std::array<int64_t, 4
   return op;
 }
 
+hsta::CrossModalProjections cross_modal_projections(int dtype, std::array<int64_t, 3> sizes, uintptr_t norm_weight,
+                                                    uintptr_t norm_bias) {
+  hsta::CrossModalProjections op{};
+  op.dtype = hsta::DType(dtype);
+  op.batch = sizes[0], op.heads = sizes[1], op.width = sizes[2];
+  op.norm_weight = pointer<const float>(norm_weight), op.norm_bias = pointer<const float>(norm_bias);
+  return op;
+}
+
 hsta::BiasGelu bias_gelu(int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias,
                          float dropout_rate, uint64_t seed) {
   hsta::BiasGelu op{};
@@ -119,6 +128,34 @@ PYBIND11_MODULE(_native, m) {
       py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("u"), py::arg("query"), py::arg("query_stride"),
       py::arg("token"), py::arg("token_strides"), py::arg("z"), py::arg("stats"), py::arg("grad_z"), py::arg("grad_u"),
       py::arg("grad_query"), py::arg("grad_token"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "cross_modal_absorb_query",
+      [](int dtype, std::array<int64_t, 3> sizes, float eps, uintptr_t norm_weight, uintptr_t norm_bias,
+         uintptr_t query, int64_t query_stride, uintptr_t q_weight, uintptr_t q_bias, uintptr_t k_weight, uintptr_t u) {
+        auto op = cross_modal_projections(dtype, sizes, norm_weight, norm_bias);
+        op.eps = eps;
+        op.query = pointer(query), op.query_stride_batch = query_stride;
+        op.q_weight = pointer(q_weight), op.q_bias = pointer(q_bias), op.k_weight = pointer(k_weight);
+        op.u = pointer<float>(u);
+        hsta::kernels().cross_modal_absorb_query(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("norm_weight"), py::arg("norm_bias"),
+      py::arg("query"), py::arg("query_stride"), py::arg("q_weight"), py::arg("q_bias"), py::arg("k_weight"),
+      py::arg("u"), py::call_guard<py::gil_scoped_release>());
+
+  m.def(
+      "cross_modal_project_values",
+      [](int dtype, std::array<int64_t, 3> sizes, uintptr_t norm_weight, uintptr_t norm_bias, uintptr_t z,
+         uintptr_t v_weight, uintptr_t v_bias, uintptr_t out) {
+        auto op = cross_modal_projections(dtype, sizes, norm_weight, norm_bias);
+        op.z = pointer<const float>(z);
+        op.v_weight = pointer(v_weight), op.v_bias = pointer(v_bias);
+        op.out = pointer(out);
+        hsta::kernels().cross_modal_project_values(op);
+      },
+      py::arg("dtype"), py::arg("sizes"), py::arg("norm_weight"), py::arg("norm_bias"), py::arg("z"),
+      py::arg("v_weight"), py::arg("v_bias"), py::arg("out"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "add_layer_norm_forward",

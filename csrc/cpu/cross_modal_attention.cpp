@@ -12,21 +12,17 @@
 
 #include "gemm.h"
 #include "kernels.h"
-#include "panels.h"
+#include "long_rows.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int64_t kTileOfRows = kLanes / 2;  // two rows of u with so many of y: a vector of dot products
 constexpr int64_t kBlockRows = 32;
 constexpr int64_t kSlice = kTileVecs * kLanes;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Rows an odd number of cache lines apart fall on different sets of the cache.
-constexpr int64_t odd_vectors(int64_t count) { return round_up(count, kLanes) | kLanes; }
 
 template <typename Word>
 struct Plan {
@@ -50,41 +46,6 @@ const T* source_row(const CrossModalAttention& op, int64_t sample, int64_t row) 
                   : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
 }
 
-// y = x - mean(x), filled up with zeros; returns 1 / sqrt(var + eps).
-template <typename T>
-float centre(const T* x, int64_t width, int64_t padded, float eps, float* y) {
-  const int64_t whole = width / kLanes * kLanes;
-  Vec sum = sum_vectors(whole, [&](int64_t c) {
-    const Vec v = load_floats(x + c);
-    store(y + c, v);
-    return v;
-  });
-  if (whole < width) {
-    store(y + whole, load_floats(x + whole, width - whole));
-    sum += load(y + whole);
-  }
-  const Vec mean = broadcast(reduce_add(sum) / float(width));
-  const auto subtract = [&](int64_t c) {
-    const Vec v = load(y + c) - mean;
-    store(y + c, v);
-    return v * v;
-  };
-  Vec squares = sum_vectors(whole, subtract);
-  if (whole < width) subtract(whole);
-  for (int64_t c = width; c < padded; ++c) y[c] = 0;
-  if (whole < width) squares += load(y + whole) * load(y + whole);
-  return 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps);
-}
-
-template <typename Word>
-void round_row(const float* from, int64_t padded, Word* to) {
-  for (int64_t c = 0; c < padded; c += kLanes)
-    if constexpr (kPerWord<Word> == 1)
-      store(to + c, load(from + c));
-    else
-      store_pairs(to + c / 2, load(from + c));
-}
-
 // to[h] = factor * from[h], as words.
 template <typename Word>
 void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to) {
@@ -102,20 +63,9 @@ void score_rows(const Plan<Word>& plan, int64_t count, const Word* u, const Word
   std::memcpy(twice, scale, sizeof twice / 2);
   std::memcpy(twice + kTileOfRows, scale, sizeof twice / 2);
   for (int64_t i = 0; i < count; i += 2) {
-    const Word* first = u + i * plan.words_stride;
-    const Word* second = first + plan.words_stride;
-    Vec sum[kLanes] = {};
-    for (int64_t w = 0; w < plan.words; w += kLanes) {
-      const auto a = load(first + w), b = load(second + w);
-#pragma GCC unroll 8
-      for (int r = 0; r < kTileOfRows; ++r) {
-        const auto row = load(y + r * plan.words_stride + w);
-        sum[r] = multiply_add(sum[r], row, a);
-        sum[r + kTileOfRows] = multiply_add(sum[r + kTileOfRows], row, b);
-      }
-    }
     float tile[kLanes];
-    store(tile, sums_of_lanes(sum) * load(twice));
+    const Word* pair = u + i * plan.words_stride;
+    store(tile, dot_tile(plan.words, y, plan.words_stride, pair, plan.words_stride) * load(twice));
     std::memcpy(scores + i * kBlockRows, tile, sizeof tile / 2);
     std::memcpy(scores + (i + 1) * kBlockRows, tile + kTileOfRows, sizeof tile / 2);
   }

@@ -51,6 +51,24 @@ struct CrossModalAttention {
   void *grad_query, *grad_token;
 };
 
+// The projections before and after the pass of CrossModalAttention, for inference. Weights are (width, width) as
+// nn.Linear stores them, contiguous; the key bias changes nothing and is not here.
+struct CrossModalProjections {
+  DType dtype;  // of the query token, the weights and biases of projections, and out
+  int64_t batch, heads, width;
+  float eps;
+  const float *norm_weight, *norm_bias;
+  // absorb_query: writes u, which carries norm_weight and the softmax scale.
+  const void* query;
+  int64_t query_stride_batch;
+  const void *q_weight, *q_bias, *k_weight;
+  float* u;
+  // project_values: reads z, writes out (batch, width).
+  const float* z;
+  const void *v_weight, *v_bias;
+  void* out;
+};
+
 // sum = x + residual, norm = LayerNorm(sum), over rows of `width` contiguous elements. Written tensors are contiguous.
 struct AddLayerNorm {
   DType dtype;           // of x, sum, norm and their gradients
@@ -98,6 +116,8 @@ struct KernelTable {
   void (*space_time_attention_backward)(const SpaceTimeAttention&);
   void (*cross_modal_attention_forward)(const CrossModalAttention&);
   void (*cross_modal_attention_backward)(const CrossModalAttention&);
+  void (*cross_modal_absorb_query)(const CrossModalProjections&);
+  void (*cross_modal_project_values)(const CrossModalProjections&);
   void (*add_layer_norm_forward)(const AddLayerNorm&);
   void (*add_layer_norm_backward)(const AddLayerNorm&);
   void (*bias_gelu_forward)(const BiasGelu&);

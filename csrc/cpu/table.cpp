@@ -12,6 +12,8 @@ void space_time_attention_forward(const SpaceTimeAttention&);
 void space_time_attention_backward(const SpaceTimeAttention&);
 void cross_modal_attention_forward(const CrossModalAttention&);
 void cross_modal_attention_backward(const CrossModalAttention&);
+void cross_modal_absorb_query(const CrossModalProjections&);
+void cross_modal_project_values(const CrossModalProjections&);
 void add_layer_norm_forward(const AddLayerNorm&);
 void add_layer_norm_backward(const AddLayerNorm&);
 void bias_gelu_forward(const BiasGelu&);
@@ -33,6 +35,8 @@ const KernelTable table = {HSTA_NAME(HSTA_ISA),
                            space_time_attention_backward,
                            cross_modal_attention_forward,
                            cross_modal_attention_backward,
+                           cross_modal_absorb_query,
+                           cross_modal_project_values,
                            add_layer_norm_forward,
                            add_layer_norm_backward,
                            bias_gelu_forward,

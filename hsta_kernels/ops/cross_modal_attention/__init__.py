@@ -62,7 +62,8 @@ def cross_modal_attention(
     for name, vector in vectors.items():
         check_tensor(name, vector, "(C,)", like)
         check_shape(name, vector, (width,), "(C,)")
-    for name, matrix in {"q_weight": q_weight, "k_weight": k_weight, "v_weight": v_weight}.items():
+    matrices = {"q_weight": q_weight, "k_weight": k_weight, "v_weight": v_weight}
+    for name, matrix in matrices.items():
         check_tensor(name, matrix, "(C, C)", like)
         check_shape(name, matrix, (width, width), "(C, C)")
     if num_heads < 1 or width % num_heads:
@@ -72,6 +73,13 @@ def cross_modal_attention(
     if backend == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
+    if (
+        backend == "cpu"
+        and like is not None
+        and not _needs_grad(query_token, tokens, *vectors.values(), *matrices.values())
+    ):
+        weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+        return autograd.inference(query_token, tokens, *weights, num_heads, eps)
 
     head_dim = width // num_heads
     y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
@@ -84,3 +92,7 @@ def cross_modal_attention(
     z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
     pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
     return pooled.flatten(1) + v_bias.to(pooled.dtype)
+
+
+def _needs_grad(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

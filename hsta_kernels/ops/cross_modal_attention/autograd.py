@@ -67,6 +67,31 @@ def _(grad_z, u, query_token, tokens, z, stats, eps, backend):
     return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
 
 
+@torch.library.custom_op("hsta_kernels::cross_modal_attention_inference", mutates_args=())
+def inference(
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    v_bias: torch.Tensor,
+    num_heads: int,
+    eps: float,
+) -> torch.Tensor:
+    """The whole operator on the CPU, without gradients."""
+    rows = rows_contiguous(query_token), rows_contiguous(tokens)
+    weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+    return native.inference(*rows, *weights, num_heads, eps)
+
+
+@inference.register_fake
+def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps):
+    return query_token.new_empty(query_token.shape)
+
+
 class NormalizedPooling(torch.autograd.Function):
     """Saves z and each head's softmax statistics (as in space-time attention); the tokens' means and variances and the
     probabilities are recomputed in the backward pass.

@@ -37,6 +37,47 @@ def backward(
     return grads
 
 
+def inference(
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    v_bias: torch.Tensor,
+    num_heads: int,
+    eps: float,
+) -> torch.Tensor:
+    """The whole operator: the projections around the pass are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
+    batch, width = query_token.shape
+    out = query_token.new_empty((batch, width))
+    if out.numel():
+        sizes = native.DTYPES[tokens.dtype], (batch, num_heads, width)
+        norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
+        weights = [tensor.contiguous() for tensor in (q_weight, q_bias, k_weight, v_weight, v_bias)]
+        q_weight, q_bias, k_weight, v_weight, v_bias = weights
+        u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
+        native.module().cross_modal_absorb_query(
+            *sizes,
+            eps,
+            *(tensor.data_ptr() for tensor in norm),
+            query_token.data_ptr(),
+            query_token.stride(0),
+            q_weight.data_ptr(),
+            q_bias.data_ptr(),
+            k_weight.data_ptr(),
+            u.data_ptr(),
+        )
+        z, _ = forward(u, query_token, tokens, eps)
+        native.module().cross_modal_project_values(
+            *sizes,
+            *(tensor.data_ptr() for tensor in (*norm, z, v_weight, v_bias, out)),
+        )
+    return out
+
+
 def _arguments(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, z: torch.Tensor, stats: torch.Tensor
 ) -> tuple:
