@@ -98,8 +98,68 @@ void check(const Shape& s, int64_t gap) {
   expect_close(what + ": grad_token", grad_token, exact.grad_token, op.dtype);
 }
 
+// The projections around the pass: u_h = w / sqrt(D) * (Wk_h^T (Wq LayerNorm(x) + bq)_h), out_h = Wv_h (w z_h + b) +
+// bv_h.
+template <typename T>
+void check_projections(int64_t batch, int64_t heads, int64_t width, int64_t gap) {
+  std::mt19937 random(8);
+  Tensor<float> norm_weight({width}), norm_bias({width}), u({batch, heads, width}), z(u.sizes);
+  Tensor<T> query({batch, width}, gap), q_weight({width, width}), k_weight({width, width}), v_weight({width, width});
+  Tensor<T> q_bias({width}), v_bias({width}), out({batch, width});
+  norm_weight.randomize(random), norm_bias.randomize(random), z.randomize(random);
+  query.randomize(random, 0.5), q_bias.randomize(random), v_bias.randomize(random);
+  for (Tensor<T>* weight : {&q_weight, &k_weight, &v_weight}) {
+    weight->randomize(random);
+    for (T& x : weight->memory) x = from_float<T>(to_float(x) / std::sqrt(float(width)));
+  }
+
+  CrossModalProjections op{};
+  op.dtype = dtype_of<T>();
+  op.batch = batch, op.heads = heads, op.width = width, op.eps = float(kEps);
+  op.norm_weight = norm_weight.memory.data(), op.norm_bias = norm_bias.memory.data();
+  op.query = query.memory.data(), op.query_stride_batch = query.strides[0];
+  op.q_weight = q_weight.memory.data(), op.q_bias = q_bias.memory.data(), op.k_weight = k_weight.memory.data();
+  op.u = u.memory.data(), op.z = z.memory.data();
+  op.v_weight = v_weight.memory.data(), op.v_bias = v_bias.memory.data(), op.out = out.memory.data();
+  in_new_thread([&] { kernels().cross_modal_absorb_query(op); });
+  in_new_thread([&] { kernels().cross_modal_project_values(op); });
+
+  const int64_t head_dim = width / heads;
+  const Values x = query.values(), w = norm_weight.values(), b = norm_bias.values(), zs = z.values();
+  const Values wq = q_weight.values(), wk = k_weight.values(), wv = v_weight.values();
+  const Values bq = q_bias.values(), bv = v_bias.values();
+  Values exact_u(u.count()), exact_out(out.count());
+  for (int64_t s = 0; s < batch; ++s) {
+    double mean = 0, variance = 0;
+    for (int64_t c = 0; c < width; ++c) mean += x[s * width + c] / width;
+    for (int64_t c = 0; c < width; ++c) variance += std::pow(x[s * width + c] - mean, 2) / width;
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t head = i / head_dim;
+      double q = bq[i];
+      exact_out[s * width + i] = bv[i];
+      for (int64_t c = 0; c < width; ++c) {
+        q += wq[i * width + c] * ((x[s * width + c] - mean) / std::sqrt(variance + kEps) * w[c] + b[c]);
+        exact_out[s * width + i] += wv[i * width + c] * (zs[(s * heads + head) * width + c] * w[c] + b[c]);
+      }
+      for (int64_t c = 0; c < width; ++c)
+        exact_u[(s * heads + head) * width + c] += q * wk[i * width + c] * w[c] / std::sqrt(double(head_dim));
+    }
+  }
+  const std::string what = "projections of cross_modal_attention, dtype " + std::to_string(int(op.dtype)) +
+                           ", B=" + std::to_string(batch) + " H=" + std::to_string(heads) +
+                           " C=" + std::to_string(width) + ", gap " + std::to_string(gap);
+  expect_close(what + ": u", u, exact_u, op.dtype);
+  expect_close(what + ": out", out, exact_out, op.dtype);
+}
+
 template <typename T>
 void test() {
+  for (int64_t gap : {0, 7}) {
+    check_projections<T>(2, 3, 96, gap);
+    check_projections<T>(5, 1, 288, gap);
+    check_projections<T>(1, 4, 20, gap);
+    check_projections<T>(3, 1, 7, gap);
+  }
   for (int64_t gap : {0, 7}) {
     for (int64_t tokens : {0, 1, 23, 24, 150, 333}) check<T>({2, tokens, 3, 48}, gap);
     for (int64_t heads : {1, 5, 16, 17}) check<T>({1, 29, heads, heads * 8}, gap);

@@ -58,6 +58,30 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tokens", "width", "heads"),
+    [(2, 17, 48, 3), (8, 1, 32, 1), (1, 588, 768, 12), (3, 324, 192, 6), (2, 33, 40, 5), (5, 0, 20, 4), (1, 9, 7, 1)],
+)
+def test_inference(batch, tokens, width, heads, dtype, kernel):
+    """Without gradients the projections may be kernels too."""
+    values = {key: value.to(dtype) for key, value in arguments(batch, 2 * tokens, width).items()}
+    values["tokens"] = values["tokens"][:, tokens:]
+    values["query_token"] = values["query_token"].repeat(1, 2)[:, width:]
+    values["k_weight"] = values["k_weight"].T.contiguous().T
+    with torch.no_grad(), backend("reference"):
+        exact = cross_modal_attention(**{key: value.double() for key, value in values.items()}, num_heads=heads)
+        same = cross_modal_attention(**values, num_heads=heads)
+    with torch.no_grad(), backend(kernel):
+        ours = cross_modal_attention(**values, num_heads=heads)
+        first = cross_modal_attention(
+            **values | {name: values[name][:1] for name in ("query_token", "tokens")}, num_heads=heads
+        )
+    assert_close_to_reference(ours, same, exact)
+    assert torch.equal(first, ours[:1]), "a sample's result depends on its batch"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("scale", (1e4, 1e-4))
 def test_magnitudes(scale, kernel):
     check(arguments(2, 33, 48, scale), 3, torch.float32, kernel)
@@ -125,6 +149,9 @@ def test_opcheck(kernel):
     torch.library.opcheck(autograd._forward, (u, query, tokens, 1e-6, kernel))
     z, lse = autograd._forward(u, query, tokens, 1e-6, kernel)
     torch.library.opcheck(autograd._backward, (torch.randn_like(z), u, query, tokens, z, lse, 1e-6, kernel))
+    vector, matrix = torch.randn(48), torch.randn(48, 48)
+    weights = (vector, vector, matrix, vector, matrix, matrix, vector)
+    torch.library.opcheck(autograd.inference, (query, tokens, *weights, 3, 1e-6))
 
 
 @pytest.mark.parametrize(
