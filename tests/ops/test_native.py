@@ -1,4 +1,4 @@
-"""The native code below the operators: its exponential, its instruction sets."""
+"""The native code below the operators: its exponential, its instruction sets, its threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from hsta_kernels import backends
+from hsta_kernels import backends, ops
+from hsta_kernels.ops.cross_modal_attention.autograd import NormalizedPooling
 
 pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine")
 
@@ -36,8 +37,64 @@ def test_exponential_at_its_ends():
 def test_parity_suite_on_every_instruction_set(isa):
     """The instruction set is chosen once a process, so each of the others gets a process of its own."""
     here = os.path.dirname(__file__)
-    files = [os.path.join(here, "test_space_time_attention.py"), os.path.join(here, "test_native.py")]
-    select = "(test_parity or exponential) and not every_instruction_set"
+    operators = ("space_time_attention", "cross_modal_attention", "add_layer_norm", "bias_gelu")
+    files = [os.path.join(here, f"test_{name}.py") for name in (*operators, "native")]
+    select = "(test_parity or test_inference or exponential) and not every_instruction_set"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     done = subprocess.run(command, env=os.environ | {"HSTA_CPU_ISA": isa}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def _weights(width: int, square: int) -> list[torch.Tensor]:
+    return [t for _ in range(square) for t in (torch.randn(width, width) * width**-0.5, torch.randn(width))]
+
+
+# A call and its arguments for a batch of 3: those that have a batch dimension, then the rest.
+CALLS = {
+    "streaming pass": (
+        lambda u, query, tokens, k_bias: NormalizedPooling.apply(u.float(), query, tokens, k_bias, 1e-6, "cpu"),
+        [torch.randn(3, 3, 48), torch.randn(3, 48), torch.randn(3, 197, 48)],
+        [torch.randn(48)],
+    ),
+    "cross_modal_attention": (
+        lambda query, tokens, *weights: ops.cross_modal_attention(query, tokens, *weights, num_heads=3),
+        [torch.randn(3, 48), torch.randn(3, 197, 48)],
+        [torch.randn(48), torch.randn(48), *_weights(48, 3)],
+    ),
+    "add_layer_norm": (
+        lambda x, residual, *weights: torch.cat(ops.add_layer_norm(x, residual, *weights)),
+        [torch.randn(3, 67, 40), torch.randn(3, 67, 40)],
+        [torch.randn(40), torch.randn(40)],
+    ),
+    "bias_gelu": (ops.bias_gelu, [torch.randn(3, 67, 40)], [torch.randn(40)]),
+}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("operator", CALLS)
+def test_same_bits_for_any_thread_count_and_batch(operator, dtype):
+    call, samples, weights = CALLS[operator]
+    grad = operator != "cross_modal_attention"  # in training its projections are PyTorch's
+
+    def run(batch: int) -> list[torch.Tensor]:
+        """The result; with gradients also those of the samples, and of the weights where these are whole."""
+        chosen = [t[:batch].to(dtype, copy=True).requires_grad_(grad) for t in samples]
+        rest = [t.to(dtype, copy=True).requires_grad_(grad) for t in weights]
+        out = call(*chosen, *rest)
+        if grad:
+            out.sum().backward()
+        return [out.detach(), *(t.grad for t in chosen if grad), *(t.grad for t in rest if grad and batch == 3)]
+
+    threads, expected = torch.get_num_threads(), run(3)
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            for ours, theirs in zip(run(3), expected, strict=True):
+                assert torch.equal(ours, theirs), f"{count} threads"
+    finally:
+        torch.set_num_threads(threads)
+    alone = run(1)
+    if operator != "add_layer_norm":  # whose two results are one above the other
+        assert torch.equal(alone[0], expected[0][:1])
+    for ours, theirs in zip(alone[1:], expected[1:], strict=False):
+        assert torch.equal(ours, theirs[:1])
