@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "simd.h"
+#include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -31,6 +31,8 @@ Statistics statistics(float* row, float sum, int64_t width, float eps) {
 
 template <typename X, typename R>
 void forward(const AddLayerNorm& op) {
+  const int64_t row_bytes = op.width * int64_t(sizeof(X));
+  const Writer sum_writer(op.sum, op.rows * row_bytes, row_bytes), norm_writer(op.norm, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
@@ -42,18 +44,20 @@ void forward(const AddLayerNorm& op) {
       X* norm = static_cast<X*>(op.norm) + i * op.width;
       Vec total{};
       for_vectors(op.width, [&](int64_t c, auto count) {
-        store_floats(load_floats(x + c, count) + load_floats(residual + c, count), sum + c, count);
-        const Vec rounded = load_floats(sum + c, count);  // normalize what the next layer reads
-        store(row + c, rounded);
-        total += rounded;
+        const Vec exact = load_floats(x + c, count) + load_floats(residual + c, count);
+        sum_writer.store(exact, sum + c, count);
+        const Vec stored = round_to<X>(exact);  // normalize what the next layer reads
+        store(row + c, stored);
+        total += stored;
       });
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
       for_vectors(op.width, [&](int64_t c, auto count) {
         const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
         const Vec affine = normalized * load_floats(op.weight + c, count) + load_floats(op.bias + c, count);
-        store_floats(affine, norm + c, count);
+        norm_writer.store(affine, norm + c, count);
       });
     }
+    sum_writer.finish(), norm_writer.finish();
   }
 }
 
@@ -63,6 +67,8 @@ void backward(const AddLayerNorm& op) {
   const int64_t padded = round_up(op.width, kLanes);
   const int64_t items = (op.rows + kRowsPerItem - 1) / kRowsPerItem;
   float* parts = scratch(Scratch::kShared, items * 2 * padded);
+  const int64_t row_bytes = op.width * int64_t(sizeof(X));
+  const Writer writer(op.grad_x, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* row = scratch(Scratch::kThread, 2 * padded);
@@ -100,10 +106,11 @@ void backward(const AddLayerNorm& op) {
         const Vec along = broadcast(reduce_add(along_total) / float(op.width));
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec through_norm = broadcast(s.rstd) * (load(grad + c) - mean - load(row + c) * along);
-          store_floats(load_floats(grad_sum + c, count) + through_norm, grad_x + c, count);
+          writer.store(load_floats(grad_sum + c, count) + through_norm, grad_x + c, count);
         });
       }
     }
+    writer.finish();
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
       Vec weight_total{}, bias_total{};

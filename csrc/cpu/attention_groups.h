@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "panels.h"
+#include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -28,8 +29,9 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, slots, head_runs, query_runs, items;
+  Writer writer;  // of the output, or of the gradient
 
-  Plan(const SpaceTimeAttention& op, bool split_queries) {
+  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : writer(writer) {
     tokens = op.prefix + op.frames * op.patches;
     prefix = op.axis == Axis::kJoint ? 0 : op.prefix;
     groups = op.axis == Axis::kTime ? op.patches : op.axis == Axis::kSpace ? op.frames : 1;
@@ -85,6 +87,7 @@ void for_each_item(const Plan& plan, int64_t scratch_floats, const Body& body) {
     float* buffer = scratch(Scratch::kThread, scratch_floats);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < plan.items; ++i) body(Item(plan, i), buffer);
+    plan.writer.finish();
   }
 }
 
@@ -113,15 +116,22 @@ struct Group {
   }
 };
 
+// to[d] = factor * values[d]; `values` has room for whole vectors.
+template <typename T>
+void write_scaled(const Plan& plan, const float* values, float factor, T* to) {
+  for_vectors(plan.dim,
+              [&](int64_t d, auto count) { plan.writer.store(load(values + d) * broadcast(factor), to + d, count); });
+}
+
 // `values` is the sum weighted by 2^(score - max2), `sum` the weights' sum.
 template <typename T>
 void write_output(const Group<T>& group, int64_t token, float sum, const float* values) {
-  store_scaled(values, 1.0f / sum, group.plan.dim, group.out(token));
+  write_scaled(group.plan, values, 1.0f / sum, group.out(token));
 }
 
 template <typename T>
 void write_gradient(const Group<T>& group, int64_t token, int part, const float* values) {
-  store_scaled(values, part == 2 ? 1.0f : float(group.op.scale), group.plan.dim, group.grad(token, part));
+  write_scaled(group.plan, values, part == 2 ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
 // The running softmax state of one prefix query: maximum (base 2), sum, and weighted sum of values.

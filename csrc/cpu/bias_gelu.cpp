@@ -1,7 +1,7 @@
 // out = dropout(gelu(x + bias)) in one pass over memory, forward and backward. The backward pass recomputes everything
 // from x, the dropout mask included: its random numbers are a function of the seed and of the element's place.
 #include "kernels.h"
-#include "simd.h"
+#include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -91,7 +91,8 @@ class Dropout {
 template <typename X>
 void forward(const BiasGelu& op) {
   const Dropout dropout(op.dropout_rate, op.seed);
-  expect_writes(op.out, op.rows * op.width * int64_t(sizeof(X)));
+  const int64_t row_bytes = op.width * int64_t(sizeof(X));
+  const Writer writer(op.out, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* factors = scratch(Scratch::kThread, round_up(op.width, 4 * kLanes));
@@ -102,9 +103,10 @@ void forward(const BiasGelu& op) {
       if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
       for_vectors(op.width, [&](int64_t c, auto count) {
         const Vec y = gelu(load_floats(x + c, count) + load_floats(op.bias + c, count));
-        store_floats(op.dropout_rate > 0 ? y * load(factors + c) : y, out + c, count);
+        writer.store(op.dropout_rate > 0 ? y * load(factors + c) : y, out + c, count);
       });
     }
+    writer.finish();
   }
 }
 
@@ -114,7 +116,8 @@ void backward(const BiasGelu& op) {
   const int64_t padded = round_up(op.width, 4 * kLanes);
   const int64_t items = (op.rows + kRowsPerItem - 1) / kRowsPerItem;
   float* parts = scratch(Scratch::kShared, items * padded);
-  expect_writes(op.grad_x, op.rows * op.width * int64_t(sizeof(X)));
+  const int64_t row_bytes = op.width * int64_t(sizeof(X));
+  const Writer writer(op.grad_x, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* factors = scratch(Scratch::kThread, padded);
@@ -131,11 +134,12 @@ void backward(const BiasGelu& op) {
           const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(op.bias + c, count));
           const Vec incoming = load_floats(grad_out + c, count);
           const Vec grad = slope * (op.dropout_rate > 0 ? incoming * load(factors + c) : incoming);
-          store_floats(grad, grad_x + c, count);
+          writer.store(grad, grad_x + c, count);
           store(grad_bias + c, load(grad_bias + c) + grad);
         });
       }
     }
+    writer.finish();
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
       Vec total{};

@@ -13,6 +13,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "long_rows.h"
+#include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -216,13 +217,14 @@ void forward(const CrossModalAttention& op) {
 
 // dL/dx of one row from dL/dy, through the normalization: rstd * (dy - mean(dy) - y * mean(dy * y)).
 template <typename T>
-void normalize_backward(int64_t width, int64_t padded, const float* y, float rstd, float* grad, T* to) {
+void normalize_backward(int64_t width, int64_t padded, const float* y, float rstd, const float* grad,
+                        const Writer& writer, T* to) {
   const Vec sum = sum_vectors(padded, [&](int64_t c) { return load(grad + c); });
   const Vec projection = sum_vectors(padded, [&](int64_t c) { return load(grad + c) * load(y + c); });
   const Vec mean = broadcast(reduce_add(sum) / float(width));
   const Vec along = broadcast(reduce_add(projection) / float(width));
   for_vectors(width, [&](int64_t c, auto count) {
-    store_floats(broadcast(rstd) * (load(grad + c) - mean - load(y + c) * along), to + c, count);
+    writer.store(broadcast(rstd) * (load(grad + c) - mean - load(y + c) * along), to + c, count);
   });
 }
 
@@ -234,6 +236,9 @@ void backward(const CrossModalAttention& op) {
   const int64_t need = both * (kBlockRows + plan.words_stride + plan.padded) + plan.padded + 2 * plan.heads +
                        kBlockRows * (plan.words_stride + 2 * plan.stride);
   float* parts = scratch(Scratch::kShared, plan.items * plan.heads * plan.padded);
+  const int64_t row_bytes = op.width * int64_t(sizeof(T));
+  const Writer query_writer(op.grad_query, op.batch * row_bytes, row_bytes);
+  const Writer token_writer(op.grad_token, op.batch * op.tokens * row_bytes, row_bytes);
 
 #pragma omp parallel
   {
@@ -303,10 +308,12 @@ void backward(const CrossModalAttention& op) {
           const int64_t r = first + i;
           T* to = r == 0 ? static_cast<T*>(op.grad_query) + sample * plan.width
                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + r - 1) * plan.width;
-          normalize_backward(plan.width, plan.padded, y + i * plan.stride, rstd[i], grad_y + i * plan.stride, to);
+          normalize_backward(plan.width, plan.padded, y + i * plan.stride, rstd[i], grad_y + i * plan.stride,
+                             r == 0 ? query_writer : token_writer, to);
         }
       }
     }
+    query_writer.finish(), token_writer.finish();
   }
 
 #pragma omp parallel for schedule(static)

@@ -46,38 +46,6 @@ static inline void pack_row(const BFloat16* from, int64_t dim, Pair* to) {
   std::memset(reinterpret_cast<BFloat16*>(to) + dim, 0, (2 * row_words<Pair>(dim) - dim) * sizeof(BFloat16));
 }
 
-// A whole vector of results in the tensor's element type.
-static inline void store_as(float* to, Vec v) { store(to, v); }
-
-static inline void store_as(BFloat16* to, Vec v) {
-#ifdef __AVX512BF16__
-  const auto half = _mm512_cvtneps_pbh((__m512)v);
-  std::memcpy(static_cast<void*>(to), &half, sizeof half);
-#else
-  float lanes[kLanes];
-  store(lanes, v);
-  store_row(lanes, kLanes, to);
-#endif
-}
-
-static inline void store_as(Float16* to, Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  store_row(lanes, kLanes, to);
-}
-
-// to[d] = factor * values[d] for a row of results; `values` has room for whole vectors.
-template <typename T>
-void store_scaled(const float* values, float factor, int64_t dim, T* to) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store_as(to + d, load(values + d) * broadcast(factor));
-  if (d < dim) {
-    float rest[kLanes];
-    store(rest, load(values + d) * broadcast(factor));
-    store_row(rest, dim - d, to + d);
-  }
-}
-
 // to[w][r] = from[r][w], whole vectors of words; rows past `rows` become zeros. A word is moved as a float.
 template <typename Word>
 void transpose(const Word* from, int64_t rows, int64_t words, Word* to, int64_t rows_padded) {

@@ -9,7 +9,7 @@
 
 #include "../common/dtype.h"
 
-#ifdef __AVX512BF16__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -268,6 +268,14 @@ static inline void store_floats(Vec v, BFloat16* to, Whole = {}) {
   std::memcpy(static_cast<void*>(to), &bits, sizeof bits);
 }
 #endif
+
+// v with its elements rounded to T.
+template <typename T>
+static inline Vec round_to(Vec v) {
+  T elements[kLanes];
+  store_floats(v, elements);
+  return load_floats(elements);
+}
 
 // The first `count` elements of a vector; the rest are zeros, and nothing behind them is read or written.
 template <typename T>

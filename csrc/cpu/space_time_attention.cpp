@@ -15,9 +15,13 @@ namespace HSTA_ISA {
 namespace {
 
 template <typename T>
+int64_t tokens_bytes(const SpaceTimeAttention& op) {
+  return op.batch * (op.prefix + op.frames * op.patches) * op.heads * op.head_dim * int64_t(sizeof(T));
+}
+
+template <typename T>
 void forward(const SpaceTimeAttention& op) {
-  const Plan plan(op, true);
-  expect_writes(op.out, op.batch * plan.tokens * op.heads * plan.dim * int64_t(sizeof(T)));
+  const Plan plan(op, true, Writer(op.out, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   float* parts = scratch(Scratch::kShared, op.batch * plan.slots * op.heads * plan.prefix * (2 + plan.dim_padded));
@@ -55,8 +59,7 @@ void forward(const SpaceTimeAttention& op) {
 
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
-  const Plan plan(op, false);
-  expect_writes(op.grad_qkv, 3 * op.batch * plan.tokens * op.heads * plan.dim * int64_t(sizeof(T)));
+  const Plan plan(op, false, Writer(op.grad_qkv, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;

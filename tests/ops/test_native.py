@@ -98,3 +98,38 @@ def test_same_bits_for_any_thread_count_and_batch(operator, dtype):
         assert torch.equal(alone[0], expected[0][:1])
     for ours, theirs in zip(alone[1:], expected[1:], strict=False):
         assert torch.equal(ours, theirs[:1])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("operator", ("space_time_attention", "streaming pass", "add_layer_norm", "bias_gelu"))
+def test_large_outputs_hold_the_bits_of_small_ones(operator, dtype):
+    """Outputs of more than 2 MB go past the caches (csrc/cpu/writer.h); a sample alone is smaller."""
+    weight = torch.randn(128)
+    calls = {
+        "space_time_attention": (
+            lambda qkv: ops.space_time_attention(qkv, (4, 49), "time", 1),
+            [torch.randn(32, 1 + 4 * 49, 3, 4, 32)],
+        ),
+        "streaming pass": (
+            lambda u, query, tokens: NormalizedPooling.apply(u.float(), query, tokens, weight, 1e-6, "cpu"),
+            [torch.randn(32, 3, 128), torch.randn(32, 128), torch.randn(32, 300, 128)],
+        ),
+        "add_layer_norm": (
+            lambda x, residual: torch.cat(ops.add_layer_norm(x, residual, weight.to(x), weight.to(x)), dim=-1),
+            [torch.randn(32, 300, 128), torch.randn(32, 300, 128)],
+        ),
+        "bias_gelu": (lambda x: ops.bias_gelu(x, weight.to(x)), [torch.randn(32, 300, 128)]),
+    }
+    call, samples = calls[operator]
+
+    def run(first: int, last: int) -> list[torch.Tensor]:
+        chosen = [t[first:last].to(dtype, copy=True).requires_grad_() for t in samples]
+        out = call(*chosen)
+        out.backward(torch.ones_like(out))
+        return [out.detach(), *(t.grad for t in chosen)]
+
+    whole = run(0, 32)
+    assert max(t.nbytes for t in whole) > 2 << 20
+    for i in (0, 17, 31):
+        for large, small in zip(whole, run(i, i + 1), strict=True):
+            assert torch.equal(large[i : i + 1], small)
