@@ -51,7 +51,7 @@ FLASH = "BLOCK_M BLOCK_N num_warps num_stages"
 ROWS = "BLOCK num_warps num_stages"
 # Best guess first, by the bytes of an element.
 SHORT = {
-    2: options(TIME, (64, 4, 1), (64, 8, 1), (32, 4, 1), (32, 8, 1)),
+    2: options(TIME, (64, 4, 1), (32, 4, 1), (64, 8, 1), (32, 8, 1)),  # Triton 3.2 crashes at (64, 8, 1) for width 128
     4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1)),
 }
 LONG = {
@@ -75,14 +75,24 @@ BACKWARD = {
         (16, 16, 4, 1),
     ),
 }
-POOLING = dict.fromkeys(
-    (2, 4),
-    options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
+POOLING = {
+    2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
     + options("BLOCK SPLIT num_warps num_stages", (16, 4, 8, 1)),
-)
+}
+COLUMNS = dict.fromkeys(
+    (2, 4),
+    options(
+        "BLOCK CHUNK num_warps num_stages",
+        (32, 64, 4, 2), (32, 64, 8, 2), (32, 64, 4, 1), (16, 64, 4, 1), (32, 32, 8, 1),
+    ),
+)  # fmt: skip
 NORM = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (2, 4, 1), (1, 4, 1), (1, 8, 1)))
 GELU = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (8, 4, 1), (2, 4, 1), (4, 8, 1), (1, 4, 1)))
 DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat16 takes
+
+
+def both(first: Callable, second: Callable) -> Callable:
+    return lambda *arguments: (first(*arguments), second(*arguments))
 
 
 def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callable]]:
@@ -92,14 +102,17 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
             yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
             yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
         space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
+        short = both(space, attention("space", 8, 60, 1, width, 16))  # its tails are longer
         for kernel, candidates in (
             ("flash_forward", FORWARD), ("flash_backward_q", BACKWARD), ("flash_backward_kv", BACKWARD),
         ):  # fmt: skip
-            yield kernel, width, 400, candidates, space
+            yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
     for width, real in ((256, 192), (512, 384), (1024, 768)):
         for kernel in ("pool_forward", "pool_backward"):
             yield kernel, width, ANY, POOLING, pooling(588, real)
+    for kernel in ("row_scores", "pool_columns", "row_gradients", "pool_columns_backward"):
+        yield kernel, ANY, ANY, COLUMNS, pooling(588, 1536)
     for width, real in ((512, 384), (1024, 768), (4096, 3072)):
         for kernel in ("add_layer_norm_forward", "add_layer_norm_backward"):
             yield kernel, width, ANY, NORM, norm(37696, real)
@@ -118,8 +131,9 @@ def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
     arch, size = key[:2]
     table: dict[str, dict[Key, Options]] = {}
     for name, width, longest, candidates, _ in problems():
-        first = candidates[size][0]
-        table.setdefault(name, {})[key_of(arch, size, width, longest, first)] = first
+        table.setdefault(name, {})
+        for first in candidates.get(size, [])[:1]:
+            table[name][key_of(arch, size, width, longest, first)] = first
     table[kernel] = {key: config}
     with mock.patch.dict(TABLE, table, clear=True):
         launching._row.cache_clear()
@@ -166,7 +180,7 @@ def choose(
     """The fastest configuration among those that spill least; without measuring, the first; None when none fits.
 
     A tile over time that spills is none either: flash attention takes such sequences. Nor is a block of whole rows for
-    crossmodal attention: another backend takes rows that are too wide for a GPU's registers.
+    crossmodal attention: wider rows are taken in chunks of columns.
     """
     spilling: list[tuple[float, Key, Options]] = []
     for config in candidates:
@@ -175,7 +189,7 @@ def choose(
         if not measure and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if kernel.startswith(("time", "pool")) and least > 0:
+    if kernel in ("time_forward", "time_backward", "pool_forward", "pool_backward") and least > 0:
         return None
     good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
     if not measure or not good:
@@ -212,12 +226,12 @@ def main() -> None:
         if arguments.only in kernel:
             after[kernel] = {key: config for key, config in after[kernel].items() if key[0] not in architectures}
     for (kernel, width, longest, candidates, case), arch, size in itertools.product(problems(), architectures, (2, 4)):
-        if arguments.only in kernel:
+        if arguments.only in kernel and size in candidates:
             found = choose(kernel, arch, size, width, longest, candidates[size], case, measure)
             print(f"{kernel} sm_{arch} {size} bytes, width {width}, length {longest}: {found and found[1]}", flush=True)
             if found:
                 after.setdefault(kernel, {})[found[0]] = found[1]
-    # Crossmodal attention is refused where its backward pass has no configuration.
+    # Crossmodal attention takes whole rows where its backward pass can.
     backward = {key[:3] for key in after["pool_backward"]}
     after["pool_forward"] = {key: config for key, config in after["pool_forward"].items() if key[:3] in backward}
     write(after)

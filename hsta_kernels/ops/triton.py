@@ -54,6 +54,13 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if matmul.allow_tf32 else "ieee"
 
 
+@functools.cache
+def version() -> tuple[int, int]:
+    """Triton's, major and minor."""
+    major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def in_units(strides: Sequence[int]) -> tuple[list[int], int]:
     """Strides in units of 8 elements where all are multiples of it, else of one, and the unit.
 
@@ -101,12 +108,12 @@ def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1
     """The launch options of `kernel`: tile sizes, warps, stages.
 
     Products and sums are not contracted: in the softmax that would round a score differently where it is the maximum
-    and where it is compared with it.
+    and where it is compared with it. Triton 3.2 fails to pipeline some of the loops and is asked for none.
     """
     config = _row(kernel, architecture(tensor.device), tensor.element_size(), width, length)
     if config is None:
         raise LookupError(f"{kernel} has no configuration for rows of {width} {tensor.dtype}")
-    return config | {"enable_fp_fusion": False}
+    return config | {"enable_fp_fusion": False} | ({"num_stages": 1} if version() < (3, 3) else {})
 
 
 @functools.cache

@@ -35,20 +35,14 @@ from benchmarks.ahead_of_time import (
     norm,
     pooling,
 )
+from hsta_kernels.ops.triton import version
 from hsta_kernels.ops.triton_table import TABLE
 
 VERSION, DOCUMENTED = documented()
 same_compiler = pytest.mark.skipif(
     triton.__version__ != VERSION,
-    reason=f"docs/triton-resources.md was written by Triton {VERSION}; another one may compile otherwise",
+    reason=f"docs/triton-resources.md was written by Triton {VERSION}, this is another one",
 )
-# (case, kernel, dtype): instructions that spill all the same, on the worst architecture. IEEE float32 has no matrix
-# unit and holds its operands in registers; sequences of 60 frames are not the model's. No other kernel spills.
-SPILLS = {
-    ("pooling C=192", "pool_backward", "float32"): 4,
-    ("time T=60 D=32", "flash_backward_kv", "bfloat16"): 21,
-    ("time T=60 D=32", "flash_backward_kv", "float16"): 21,
-}
 QUICK = [
     ("time T=8 D=64", "bfloat16", 90),
     ("space N=196 D=64", "bfloat16", 90),
@@ -59,14 +53,17 @@ QUICK = [
     ("space N=196 D=64", "bfloat16", 100),
     ("pooling C=768", "float16", 80),
     ("time T=8 D=64", "tf32", 80),
+    ("pooling C=768", "float32", 90),
 ]
 
 
+@same_compiler
 def test_the_document_has_every_kernel():
     kernels = [description(*named, arch, launch) for arch in ARCHITECTURES for *named, launch in everything(arch)]
     assert list(DOCUMENTED) == kernels
 
 
+@same_compiler
 def test_every_configuration_is_compiled():
     sizes = {dtype: 2 if dtype.endswith("16") else 4 for dtype in DTYPES}
     for kernel, rows in TABLE.items():
@@ -80,29 +77,33 @@ def test_every_configuration_is_compiled():
 def test_limits():
     """Shared memory, spills, matrix units and 16-byte loads of every kernel, as documented."""
     for key, resources in DOCUMENTED.items():
-        case, kernel, arch, dtype, *_ = key.strip("| ").split(" | ")
+        _, kernel, arch, dtype, *_ = key.strip("| ").split(" | ")
         assert resources.shared_memory <= SHARED_MEMORY[int(arch.removeprefix("sm_"))], key
-        assert resources.spills <= SPILLS.get((case, kernel, dtype), 0), key
-        if kernel.startswith(("time", "flash", "pool")):
+        assert resources.spills == 0, key
+        if kernel.startswith(("time", "flash", "pool", "row")):
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
-        if kernel.startswith(("time", "flash", "pool", "add", "bias")):
+        if kernel.startswith(("time", "flash", "pool", "row", "add", "bias")):
             assert not resources.wide_loads.startswith("0/"), key
 
 
 def compare(arch: int, wanted_dtype: str, wanted_case: str | None = None) -> None:
+    """The compiler says what the document says; another version's kernels must compile and fit."""
+    if arch == 100 and version() < (3, 3):
+        pytest.skip("Triton 3.2 does not know sm_100")
     for case, dtype, launch in everything(arch):
         if dtype == wanted_dtype and wanted_case in (None, case):
-            key = description(case, dtype, arch, launch)
-            assert (key, compile_launch(launch, arch)) == (key, DOCUMENTED.get(key))
+            key, resources = description(case, dtype, arch, launch), compile_launch(launch, arch)
+            if triton.__version__ == VERSION:
+                assert (key, resources) == (key, DOCUMENTED.get(key))
+            else:
+                assert resources.shared_memory <= SHARED_MEMORY[arch], key
 
 
-@same_compiler
 @pytest.mark.parametrize(("case", "dtype", "arch"), QUICK)
 def test_kernels_of_the_model(case, dtype, arch):
     compare(arch, dtype, case)
 
 
-@same_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)

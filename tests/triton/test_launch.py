@@ -17,6 +17,7 @@ if backends.triton_interpreted:
 
 from benchmarks.ahead_of_time import attention, float32_products, gelu, launches, norm, pooling
 from hsta_kernels.ops import triton as launching
+from hsta_kernels.ops.cross_modal_attention import triton as pooling_launch
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
@@ -71,6 +72,34 @@ def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launching, "_capability", lambda device: (7, 5))
     monkeypatch.setattr(backends, "triton_interpreted", True)
     assert launching.refuse("x", torch.zeros(2, 8), "bias_gelu_forward") == "x is on a GPU older than sm_80"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
+    """3.2 fails to pipeline some loops, 3.2 and 3.3 to multiply batches of matrices well."""
+    monkeypatch.setattr(launching, "version", lambda: (3, 2))
+    for run in OPERATORS.values():
+        assert all(launch.options.get("num_stages", 1) == 1 for launch in launches(lambda run=run: run(dtype), 90))
+    for release, expected in (((3, 3), "row_scores"), ((3, 4), "pool_forward")):
+        monkeypatch.setattr(pooling_launch, "version", lambda release=release: release)
+        first = launches(lambda: OPERATORS["pooling"](torch.bfloat16), 90)[0]
+        assert first.name == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "whole"),
+    [
+        (768, torch.bfloat16, True),
+        (768, torch.float32, False),
+        (1536, torch.bfloat16, False),
+        (96, torch.float32, False),
+    ],
+)
+def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkeypatch):
+    monkeypatch.setattr(backends, "triton_interpreted", True)
+    assert backends.refusal("cross_modal_attention", "triton", torch.zeros(1, 5, width, dtype=dtype), 12) is None
+    names = {launch.name for launch in launches(lambda: pooling(588, width)(dtype), 90)}
+    assert ("pool_forward" in names, "pool_columns" in names) == (whole, not whole)
 
 
 def test_float32_products_are_as_torch_is_set():

@@ -96,6 +96,17 @@ def test_crossmodal_pass(tokens, width, work):
     assert work.take()[0] <= 1.2 * 2 * tokens * width * E
 
 
+def test_crossmodal_pass_in_float32(work):
+    """Wide float32 rows are read four times, two of them by a program that has just read them, and written once."""
+    query, rows, u = torch.randn(1, 768), torch.randn(1, 325, 768)[:, 1:], torch.randn(1, 12, 768)
+    work.share(u)
+    z, stats = pooling.forward(u, query, rows, 1e-6)
+    assert work.take()[0] <= 1.2 * 4 * rows.numel() * 4
+    work.share(u, z)
+    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    assert work.take()[0] <= 1.2 * 5 * rows.numel() * 4
+
+
 def test_add_layer_norm(work):
     x, weight = torch.randn(200, 768, dtype=HALF), torch.randn(768)
     work.share(weight)

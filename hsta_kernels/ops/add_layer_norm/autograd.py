@@ -11,6 +11,7 @@ from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.add_layer_norm import cuda, native
 from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.dispatch import call
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
@@ -75,7 +76,7 @@ class AddLayerNorm(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, total = forward(x, residual, weight, bias, eps, backend)
+        norm, total = call(forward, x, residual, weight, bias, eps, backend)
         ctx.save_for_backward(total, weight)
         ctx.arguments = (eps, backend)
         ctx.residual_dtype = residual.dtype
@@ -83,5 +84,5 @@ class AddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias = backward(*grad_outputs, *ctx.saved_tensors, *ctx.arguments)
+        grad_x, grad_weight, grad_bias = call(backward, *grad_outputs, *ctx.saved_tensors, *ctx.arguments)
         return grad_x, grad_x.to(ctx.residual_dtype), grad_weight, grad_bias, None, None

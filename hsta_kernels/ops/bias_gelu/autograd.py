@@ -11,6 +11,7 @@ from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.bias_gelu import native
 from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.dispatch import call
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
@@ -71,10 +72,10 @@ class BiasGelu(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, bias, seed)
         ctx.arguments = (dropout_rate, backend)
-        return forward(x, bias, dropout_rate, seed, backend)
+        return call(forward, x, bias, dropout_rate, seed, backend)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, bias, seed = ctx.saved_tensors
         dropout_rate, backend = ctx.arguments
-        return *backward(*grad_outputs, x, bias, dropout_rate, seed, backend), None, None, None
+        return *call(backward, *grad_outputs, x, bias, dropout_rate, seed, backend), None, None, None

@@ -18,6 +18,7 @@ from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.cross_modal_attention import cuda, native
+from hsta_kernels.ops.dispatch import call
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
@@ -29,7 +30,7 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
 
 
 def _refuse_triton(tokens: torch.Tensor, *heads: Any) -> str | None:
-    return triton.refuse("tokens", tokens, "pool_backward")
+    return triton.refuse("tokens", tokens, "pool_columns")
 
 
 backends.register("cross_modal_attention", "triton", _refuse_triton)
@@ -109,7 +110,7 @@ class NormalizedPooling(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> torch.Tensor:
-        z, stats = _forward(u, query_token, tokens, eps, backend)
+        z, stats = call(_forward, u, query_token, tokens, eps, backend)
         ctx.save_for_backward(u, query_token, tokens, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
         ctx.arguments = (eps, backend)
@@ -118,6 +119,6 @@ class NormalizedPooling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_z,) = grad_outputs
-        grads = _backward(grad_z, *ctx.saved_tensors, *ctx.arguments)
+        grads = call(_backward, grad_z, *ctx.saved_tensors, *ctx.arguments)
         shape, dtype = ctx.k_bias_like
         return *grads, grad_z.new_zeros(shape, dtype=dtype), None, None

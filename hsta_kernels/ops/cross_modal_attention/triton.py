@@ -6,8 +6,14 @@ from typing import Any
 
 import torch
 
+from hsta_kernels.ops.cross_modal_attention.triton_columns import (
+    pool_columns,
+    pool_columns_backward,
+    row_gradients,
+    row_scores,
+)
 from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_backward, pool_forward, sum_slots
-from hsta_kernels.ops.triton import configuration, current_device, in_units, power_of_2, precision
+from hsta_kernels.ops.triton import configuration, configured, current_device, in_units, power_of_2, precision, version
 
 
 def forward(
@@ -23,12 +29,20 @@ def forward(
         z_parts = tokens.new_empty((batch, slots, heads, width))
         stat_parts = u.new_empty((batch, slots, heads, 2))
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
-    options = _options("pool_forward", tokens, heads, unit)
+    sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        pool_forward[(batch * slots,)](
-            u, tokens, z_parts, stat_parts, *strides, tokens.shape[1], heads, slots, rows_per_slot,
-            eps, **options,
-        )  # fmt: skip
+        if _whole_rows(tokens):
+            options = _whole_row_options("pool_forward", tokens, heads, unit)
+            pool_forward[(batch * slots,)](u, tokens, z_parts, stat_parts, *sizes, slots, rows_per_slot, eps, **options)
+        else:
+            scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
+            rows = u.new_empty((batch, 1 + tokens.shape[1], 2))
+            options = _options("row_scores", tokens, heads, unit)
+            row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
+            options = _options("pool_columns", tokens, heads, unit)
+            pool_columns[(batch * slots * _chunks(tokens, options),)](
+                tokens, scores, rows, z_parts, stat_parts, *sizes, slots, rows_per_slot, **options
+            )
         if slots > 1:
             merge_z[(batch * heads,)](
                 z_parts, stat_parts, z, stats, heads, width, slots, BLOCK_C=power_of_2(width), enable_fp_fusion=False
@@ -56,12 +70,24 @@ def backward(
         _distance(grad_query, grad_tokens), width, _distance(query_token, tokens), query_token.stride(0),
         *tokens.stride()[:2],
     ))  # fmt: skip
-    options = _options("pool_backward", tokens, heads, unit)
+    sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        pool_backward[(batch * slots,)](
-            grad_z, u, tokens, z, stats, parts, grad_tokens, *strides, tokens.shape[1], heads,
-            slots, rows_per_slot, eps, **options,
-        )  # fmt: skip
+        if _whole_rows(tokens):
+            options = _whole_row_options("pool_backward", tokens, heads, unit)
+            pool_backward[(batch * slots,)](
+                grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, slots, rows_per_slot, eps, **options
+            )
+        else:
+            weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
+            rows = u.new_empty((batch, 1 + tokens.shape[1], 4))
+            options = _options("row_gradients", tokens, heads, unit)
+            row_gradients[(_blocks(tokens, options),)](
+                grad_z, u, tokens, z, stats, weights, rows, *sizes[2:], eps, **options
+            )
+            options = _options("pool_columns_backward", tokens, heads, unit)
+            pool_columns_backward[(batch * slots * _chunks(tokens, options),)](
+                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, slots, rows_per_slot, **options
+            )
         if slots > 1:
             size, block = heads * width, 1024
             sum_slots[(batch * -(-size // block),)](parts, grad_u, size, slots, BLOCK=block, enable_fp_fusion=False)
@@ -75,8 +101,9 @@ def runs(num_tokens: int, heads: int) -> tuple[int, int]:
     is written and read: at 18 tokens a head it adds a ninth to the traffic. The batch has no say: results do not
     depend on it.
     """
-    slots = max(1, num_tokens // (18 * heads))
-    return slots, -(-(num_tokens + 1) // slots)
+    rows = num_tokens + 1
+    rows_per_slot = -(-rows // max(1, num_tokens // (18 * heads)))
+    return -(-rows // rows_per_slot), rows_per_slot
 
 
 def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:
@@ -84,11 +111,30 @@ def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:
     return (query_token.data_ptr() - tokens.data_ptr()) // tokens.element_size()
 
 
+def _whole_rows(tokens: torch.Tensor) -> bool:
+    """Whether a GPU's registers hold rows this wide, with all heads' z; else columns come in chunks.
+
+    The kernels for whole rows multiply batches of matrices, which Triton 3.2 cannot and Triton 3.3 spills registers at.
+    """
+    return version() >= (3, 4) and configured("pool_backward", tokens, tokens.shape[-1])
+
+
+def _blocks(tokens: torch.Tensor, options: dict[str, Any]) -> int:
+    return tokens.shape[0] * -(-(1 + tokens.shape[1]) // options["BLOCK"])
+
+
+def _chunks(tokens: torch.Tensor, options: dict[str, Any]) -> int:
+    return -(-tokens.shape[2] // options["CHUNK"])
+
+
 def _options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[str, Any]:
     """Everything about a launch that is constant to its kernel."""
-    config = configuration(kernel, tokens, tokens.shape[-1])
+    constants = {"C": tokens.shape[-1], "BLOCK_H": max(16, power_of_2(heads)), "UNIT": unit}
+    return constants | {"PRECISION": precision(tokens.dtype)} | configuration(kernel, tokens, tokens.shape[-1])
+
+
+def _whole_row_options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[str, Any]:
+    options = _options(kernel, tokens, heads, unit)
     a = max(16, power_of_2(tokens.shape[-1]) // 2)
     b = max(16, power_of_2(tokens.shape[-1] - a))
-    split = min(config["num_warps"], a // 16, b // 16)
-    pieces = {"C": tokens.shape[-1], "BLOCK_H": max(16, power_of_2(heads)), "SPLIT": split, "A": a, "B": b}
-    return pieces | {"UNIT": unit, "PRECISION": precision(tokens.dtype)} | config
+    return {"SPLIT": min(options["num_warps"], a // 16, b // 16), "A": a, "B": b} | options

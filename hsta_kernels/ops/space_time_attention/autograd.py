@@ -10,6 +10,7 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.dispatch import call
 from hsta_kernels.ops.space_time_attention import cuda, native
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
@@ -83,7 +84,7 @@ class SpaceTimeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        out, stats = _forward(qkv, *arguments)
+        out, stats = call(_forward, qkv, *arguments)
         ctx.save_for_backward(qkv, out, stats)
         ctx.arguments = arguments
         return out
@@ -91,5 +92,5 @@ class SpaceTimeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_out,) = grad_outputs
-        grad_qkv = _backward(grad_out, *ctx.saved_tensors, *ctx.arguments)
+        grad_qkv = call(_backward, grad_out, *ctx.saved_tensors, *ctx.arguments)
         return grad_qkv, *(None for _ in ctx.arguments)
