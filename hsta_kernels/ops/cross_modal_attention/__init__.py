@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import check_shape, check_tensor, rows_contiguous
 from hsta_kernels.ops.cross_modal_attention import autograd, reference
+from hsta_kernels.ops.dispatch import call
 
 
 def cross_modal_attention(
@@ -79,7 +80,8 @@ def cross_modal_attention(
         and not _needs_grad(query_token, tokens, *vectors.values(), *matrices.values())
     ):
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
-        return autograd.inference(query_token, tokens, *weights, num_heads, eps)
+        with torch.no_grad():
+            return call(autograd.inference, query_token, tokens, *weights, num_heads, eps)
 
     head_dim = width // num_heads
     y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
