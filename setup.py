@@ -30,7 +30,7 @@ def modules() -> list[str]:
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
     if wanted == "1" and nvcc is None:
         raise SystemExit("hsta-kernels: HSTA_BUILD_CUDA=1 needs nvcc, and it was not found; install the CUDA toolkit.")
-    has_gpu = os.path.exists("/dev/nvidia0")
+    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
     return [NATIVE, CUDA] if nvcc and (has_gpu if wanted is None else wanted == "1") else [NATIVE]
 
 

@@ -86,8 +86,10 @@ struct RowStream {
     }
   }
 
-  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist.
+  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the
+  // last row: no copy is left on its way when the block ends.
   __device__ void copy_rows(int64_t row, Matrix<T> to) const {
+    if (row >= last) return;
     const int pieces = padded / kPiece;
     const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
     const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;

@@ -80,6 +80,6 @@ def kernel_module() -> Path:
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed")
     kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     # The slow ones to compile first, for both processors to end together.
-    sources = [ROOT / "csrc" / "bindings" / "cuda_module.cpp", *reversed(kernels), HERE / "traffic.cpp"]
+    sources = [ROOT / "csrc" / "bindings" / "cuda_module.cpp", *reversed(kernels), HERE / "counters.cpp"]
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     return compiled("_cuda.so", sources, flags, ["-shared"])

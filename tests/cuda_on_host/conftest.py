@@ -18,7 +18,7 @@ if EMULATED:
     backends.cuda_emulated = True
 
 # test_emulator.py runs these in processes of their own, where the kernels compiled for the host are put in place.
-collect_ignore = [] if EMULATED else ["test_traffic.py"]
+collect_ignore = [] if EMULATED else ["test_launches.py", "test_traffic.py"]
 if backends.unavailable("cuda") is not None:
     collect_ignore.append("test_parity.py")  # a GPU's turn is in `make gpu-check`
 

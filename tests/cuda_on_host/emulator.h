@@ -2,12 +2,12 @@
 //
 // A fiber runs until it reaches a barrier, a shuffle or a matrix instruction, and goes on when all threads concerned
 // have reached the same one. Within those limits everything that a GPU leaves open is chosen at random, from
-// HSTA_FIBER_SEED: the order of blocks, and that of threads after each barrier. Asynchronous copies arrive as late as
-// the kernel allows, shared memory starts out full of NaN, and every block's lies in a buffer of its own of exactly the
-// size asked for. So a missing barrier or wait gives wrong results for some seed, and AddressSanitizer sees a wrong
-// index. (One fault stays hidden: a shuffle or a matrix instruction brings a warp's writes to shared memory in order
-// here, which on a GPU only a barrier does.) A thread that waits for others that will never come, or that come to
-// another barrier, is reported.
+// HSTA_FIBER_SEED, and anew in every launch: the order of blocks, and that of threads after each barrier. Asynchronous
+// copies arrive as late as the kernel allows, shared memory starts out full of NaN, and every block's lies in a buffer
+// of its own of exactly the size asked for. Powers of two are as wrong as a GPU's may be. So a missing barrier or wait
+// gives wrong results for some seed, and AddressSanitizer sees a wrong index. (One fault stays hidden: a shuffle or a
+// matrix instruction brings a warp's writes to shared memory in order here, which on a GPU only a barrier does.) A
+// thread that waits for others that will never come, or that come to another barrier, is reported.
 #pragma once
 
 #include <ucontext.h>
@@ -128,9 +128,9 @@ class Machine {
   }
 
   // ---- called by launch
+  std::vector<int64_t> shared_bytes_of_launches;
   void run(int64_t blocks, int block_threads, int64_t shared_bytes, const std::function<void()>& kernel) {
-    const char* seed = std::getenv("HSTA_FIBER_SEED");
-    random_.seed(seed ? unsigned(std::atoi(seed)) : 0u);
+    shared_bytes_of_launches.push_back(shared_bytes);
     threads = block_threads;
     kernel_ = &kernel;
     if (fibers_.size() < size_t(threads)) fibers_ = std::vector<Fiber>(threads);
@@ -147,13 +147,18 @@ class Machine {
   std::vector<Meeting> warp_meetings_;
   std::vector<Exchange> exchanges_;
   std::unique_ptr<char, void (*)(void*)> shared_{nullptr, std::free};
-  std::mt19937 random_;
+  std::mt19937 random_{seed()};
   const std::function<void()>* kernel_ = nullptr;
   ucontext_t scheduler_;
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
   std::string error_;
+
+  static unsigned seed() {
+    const char* seed = std::getenv("HSTA_FIBER_SEED");
+    return seed ? unsigned(std::atoi(seed)) : 0u;
+  }
 
   void run_block(int64_t index, int64_t shared_bytes) {
     block = index;
@@ -301,7 +306,17 @@ inline float shuffle_xor(float value, int mask, const char* file = __builtin_FIL
   return other;
 }
 
-inline float exp2(float x) { return std::exp2(x); }
+// ex2.approx.ftz: takes its argument in fixed point, is exact for whole numbers and elsewhere off by up to 2^-23 of the
+// value, one way or the other; no denormals.
+inline float exp2(float x) {
+  constexpr double kUnit = 1.0 / (1 << 23), kSmallest = 1.1754943508222875e-38;
+  const double fixed = std::round(x / kUnit) * kUnit;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const double error = fixed == std::floor(fixed) ? 0 : bits * 2654435761u >> 31 ? kUnit : -kUnit;
+  const double value = std::exp2(fixed) * (1 + error);
+  return value < kSmallest ? 0 : float(value);
+}
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 template <typename T>
 inline float widened(T x) {

@@ -52,7 +52,7 @@ def test_without_it_all_is_green(fault, planted):
 @pytest.mark.parametrize(
     ("seed", "suites"),
     [
-        (0, ("test_parity.py", "test_traffic.py")),
+        (0, ("test_parity.py", "test_traffic.py", "test_launches.py")),
         (1, ("test_parity.py",)),
         *(pytest.param(seed, ("test_parity.py",), marks=pytest.mark.slow) for seed in range(2, 6)),
     ],

@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [
     *((grid, prefix, 1, 40, 2) for grid, prefix in itertools.product(((1, 17), (3, 1), (3, 7)), (0, 1, 2))),
     *(((3, 9), 1, 2, head_dim, 1) for head_dim in (8, 16, 32, 64, 128)),
+    *(((frames, 197), prefix, 1, 8, 1) for frames, prefix in ((1, 2), (3, 1), (7, 0))),  # many tiles
     ((7, 17), 1, 1, 16, 1),  # sequences that straddle squares, a slot that is not full
     ((2, 70), 2, 1, 16, 1),
     ((16, 5), 1, 1, 16, 1),
@@ -134,9 +135,32 @@ def test_add_layer_norm(magnitude, dtype, device):
             assert_close_to_reference(a, b, c, f"{name} {shape}")
 
 
-def check_pooling(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dtype) -> None:
-    values = {key: value.to(dtype) for key, value in values64.items()}
-    grad = torch.randn_like(values["query_token"])
+def test_add_layer_norm_layouts(device):
+    """Rows that are slices, transposed, not aligned, the same for all; gradients that are one number, or transposed."""
+    base, grad = torch.randn(2, 6, 4, 40, device=device), torch.randn(2, 4, 6, 40, device=device).transpose(1, 2)
+    weight, bias = torch.randn(40, device=device), torch.randn(80, device=device)[::2]
+    one = torch.tensor(0.7, device=device).expand(2, 6, 4, 40)
+    wide = torch.full((2, 8, 4, 51), float("nan"), device=device)
+    sliced, unaligned = wide[:, 1:7, :, :40], wide[:, 1:7, :, 11:]
+    transposed = base.transpose(1, 2).contiguous().transpose(1, 2)
+    for x, residual, grads in (
+        (sliced, transposed, (grad, one)),
+        (unaligned, base.transpose(-1, -2).contiguous().transpose(-1, -2), (one, grad)),
+        (base[:1].expand(2, -1, -1, -1), base[..., :1, :].expand_as(base), (one, one)),
+    ):
+        if x.isnan().any():
+            x.copy_(base)
+        tensors = [x, residual, weight, bias]
+        exact = of_norm.run([t.double() for t in tensors], "reference", [g.double() for g in grads])
+        same, ours = of_norm.run(tensors, "reference", grads), of_norm.run(tensors, "cuda", grads)
+        for result, (a, b, c) in enumerate(zip(ours, same, exact, strict=True)):
+            assert_close_to_reference(a, b, c, f"result {result} for strides {x.stride()}")
+
+
+def check_pooling(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dtype, grad=None) -> None:
+    values = {key: value.to(dtype) for key, value in values64.items()}  # of the same strides
+    if grad is None:
+        grad = torch.randn_like(values["query_token"])
     exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
     same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "cuda", grad)
     assert not ours.pop("grad of k_bias").any()
@@ -148,13 +172,31 @@ def check_pooling(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dt
 @pytest.mark.parametrize(
     ("batch", "tokens", "width", "heads"),
     # one run of rows, several; widths between those of squares; as many heads as there may be
-    [(2, 17, 48, 3), (3, 1, 32, 1), (1, 130, 96, 1), (2, 33, 40, 1), (1, 20, 192, 12), (1, 5, 400, 16)],
+    [(2, 17, 48, 3), (3, 1, 32, 1), (1, 197, 96, 1), (2, 33, 40, 1), (1, 20, 192, 12), (1, 5, 400, 16)],
 )
 def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
     values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
     longer = torch.cat([values64["query_token"][:, None], values64["tokens"]], 1)
     values64["tokens"] = longer[:, 1:]  # a slice, as in the model
     check_pooling(values64, heads, dtype)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_crossmodal_layouts(dtype, device):
+    """Tokens in place or copied: time-major, not aligned, the same for all samples; a gradient that is one number."""
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 19, 24).items()}
+    tokens, query = values64["tokens"], values64["query_token"]
+    wide = torch.full((2, 20, 29), float("nan"), dtype=torch.float64, device=device)
+    unaligned = wide[:, 1:, 5:]
+    unaligned.copy_(tokens)
+    one = torch.tensor(0.7, dtype=dtype, device=device).expand(2, 24)
+    for strided, of_query, grad in (
+        (tokens.transpose(0, 1).contiguous().transpose(0, 1), query[:1].expand(2, -1), None),
+        (unaligned, query.t().contiguous().t(), one),
+        (tokens[:1].expand(2, -1, -1), unaligned[:, 3], one),
+        (tokens.transpose(1, 2).contiguous().transpose(1, 2), query, None),
+    ):
+        check_pooling(values64 | {"tokens": strided, "query_token": of_query}, 3, dtype, grad)
 
 
 def test_without_tokens_the_query_attends_to_itself(device):

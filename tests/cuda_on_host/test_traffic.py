@@ -1,44 +1,27 @@
 """Bytes that the CUDA kernels move, counted in the emulator, against the floor of each operator.
 
 Every 32-byte sector counts once for each block that reads or writes it; what all blocks read, a GPU keeps in its cache,
-and it counts once. The
-streaming kernels must stay within 1.2 times the bytes that any implementation moves.
+and it counts once. The streaming kernels must stay within 1.2 times the bytes that any implementation moves.
 """
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as pooling
 from hsta_kernels.ops.space_time_attention import cuda as attention
+from tests.cuda_on_host.counters import share
+from tests.cuda_on_host.counters import take_traffic as take
 
 HALF = torch.float16
 E = HALF.itemsize
-_library = ctypes.CDLL(backends.cuda.__file__)
-_library.take_traffic.restype = ctypes.c_int64
 
 
 @pytest.fixture(autouse=True)
 def nothing_counted() -> None:
     take()
-
-
-def take() -> int:
-    """Bytes since the last call."""
-    _library.share(None, ctypes.c_int64(0))
-    return _library.take_traffic()
-
-
-def share(*tensors: torch.Tensor) -> int:
-    """From now on reading these is free. Returns their bytes."""
-    for tensor in tensors:
-        _library.share(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes))
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.mark.parametrize("frames", (3, 8, 16))

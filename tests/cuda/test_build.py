@@ -1,0 +1,64 @@
+"""The CUDA module as an installation builds it: for which GPUs, and what becomes of it where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda.building import Build, configure, nvcc_version
+
+
+@pytest.fixture
+def module(build: Build):
+    spec = importlib.util.spec_from_file_location("_cuda", build.module)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(nvcc_version() is None, reason="nvcc is not installed on this machine")
+@pytest.mark.parametrize(
+    ("nvidia_smi", "architectures"),
+    [("echo 9.0; echo 9.0; echo 8.6", {"90a", "86"}), ("exit 1", {"80", "90a", "100"})],
+    ids=("this machine's GPUs", "no GPU"),
+)
+def test_architectures(nvidia_smi, architectures, tmp_path: Path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    program.chmod(0o755)
+    configure(tmp_path / "build", path=tmp_path)
+    assert set(re.findall(r"code=\[?sm_(\w+)", (tmp_path / "build" / "build.ninja").read_text())) == architectures
+
+
+def test_it_needs_neither_a_driver_nor_a_shared_runtime(module):
+    needed = subprocess.run(["ldd", module.__file__], capture_output=True, text=True, check=True).stdout
+    assert not any(library in needed for library in ("libcuda", "libcudart", "libtorch"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
+def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(module):
+    missing = "forward: .*(driver|device)"
+    with pytest.raises(RuntimeError, match=rf"add_layer_norm of 3 rows of 8 float32, {missing}"):
+        module.add_layer_norm_forward(0, 0, (3, 8), 1e-6, 0, 0, (8, 8), 0, 0, 0, 0, 0)
+    sizes = (2, 1, 3, 5, 2, 16)
+    with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 3 x 5 tokens, 2 heads of 16 bfloat16, {missing}"):
+        module.space_time_attention_forward(1, sizes, 0.25, 0, (0, 0, 0, 0), 0, 0, 0, 0)
+    with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 7 rows of 16 float16, 2 heads, {missing}"):
+        module.cross_modal_attention_forward(2, (2, 7, 2, 16), 1e-6, 0, 0, 0, 0, (0, 0), 0, 0, 0, 0)
+
+
+def test_of_the_runtime_it_uses_launches_alone(build: Build):
+    """What neither allocates nor synchronizes can be captured in a CUDA graph."""
+    used = set()
+    for compiled in build.objects.values():
+        symbols = subprocess.run(["nm", "-u", compiled], capture_output=True, text=True, check=True).stdout
+        used |= set(re.findall(r" (cuda\w+)", symbols))
+    assert used <= {"cudaLaunchKernelExC", "cudaFuncSetAttribute", "cudaGetLastError", "cudaGetErrorString"} | {
+        "cudaLaunchKernel"  # of the stub that stands for a kernel on the host
+    }
+    assert "cudaLaunchKernelExC" in used
