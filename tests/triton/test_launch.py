@@ -15,6 +15,7 @@ from hsta_kernels import backends
 if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
+from benchmarks import tune
 from benchmarks.ahead_of_time import attention, float32_products, gelu, launches, norm, pooling
 from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.cross_modal_attention import triton as pooling_launch
@@ -72,6 +73,27 @@ def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launching, "_capability", lambda device: (7, 5))
     monkeypatch.setattr(backends, "triton_interpreted", True)
     assert launching.refuse("x", torch.zeros(2, 8), "bias_gelu_forward") == "x is on a GPU older than sm_80"
+
+
+@pytest.mark.parametrize("axis", ("time", "space"))
+def test_any_number_of_sequences(axis):
+    """Grids have one dimension (`launches` sees to it), which takes 2³¹ - 1 programs."""
+    run = attention("time", 4, 200_000, 0, 32, 1) if axis == "time" else attention("space", 200_000, 4, 0, 32, 1)
+    assert all(2**16 < launch.programs < 2**31 for launch in launches(lambda: run(torch.bfloat16), 90))
+
+
+def test_nothing_is_added_up_in_the_order_of_arrival():
+    for path in Path(launching.__file__).parent.glob("*/triton*.py"):
+        assert "atomic" not in path.read_text(), path
+
+
+def test_tuning_finds_the_table_again(monkeypatch, tmp_path):
+    """`python -m benchmarks.tune --compile-only`, for one kernel; what it writes is the table as it is."""
+    monkeypatch.setattr(tune, "FILE", tmp_path / "table.py")
+    monkeypatch.setattr("sys.argv", ["tune", "--compile-only", "--only", "bias_gelu_forward"])
+    monkeypatch.setattr(tune, "ARCHITECTURES", (90,))
+    tune.main()
+    assert (tmp_path / "table.py").read_text() == Path(launching.__file__).with_name("triton_table.py").read_text()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
