@@ -139,6 +139,8 @@ def test_sizes_of_one(run):
 )
 def test_amd(case):
     """Nothing in the kernels is for one vendor: they compile for an AMD GPU and fit its 64 KiB of shared memory."""
+    if version() < (3, 3):
+        pytest.skip("Triton 3.2 needs ROCm's linker to compile for AMD GPUs")
     for launch in launches(lambda: CASES[case](torch.bfloat16), 80):
         compiled = compile_for(launch, "gfx942")
         assert compiled.metadata.shared <= 64 << 10
