@@ -1,7 +1,7 @@
 """Triton kernels without a GPU: what the operators would launch, compiled for a GPU that need not be there.
 
     python -m benchmarks.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
-    python -m benchmarks.ahead_of_time --missing     # only what is not in it: other configurations, not other kernels
+    python -m benchmarks.ahead_of_time --changed     # compiles only what has changed since then
 
 `launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
 Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
@@ -10,7 +10,9 @@ Triton's just-in-time compilation of such a call for a chosen architecture, so t
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
+import hashlib
 import itertools
 import multiprocessing
 import re
@@ -57,6 +59,10 @@ class Launch:
         return self.kernel.fn.__name__
 
     @property
+    def operator(self) -> str:
+        return self.kernel.fn.__module__.split(".")[-2]
+
+    @property
     def constants(self) -> tuple:
         """What the kernel is compiled for, but for which sizes are multiples of 16."""
         dtypes = tuple(a.dtype for a in self.arguments if isinstance(a, torch.Tensor))
@@ -79,7 +85,8 @@ def launches(run: Callable[[], object], arch: int) -> list[Launch]:
     noted: list[Launch] = []
 
     def note(kernel: JITFunction, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *arguments, **options: noted.append(Launch(kernel, grid[0], arguments, options))
+        (programs,) = grid  # on x: y and z end at 65,535
+        return lambda *arguments, **options: noted.append(Launch(kernel, programs, arguments, options))
 
     with (
         mock.patch.object(JITFunction, "__getitem__", note),
@@ -221,23 +228,38 @@ def description(case: str, dtype: str, arch: int, launch: Launch) -> str:
     return f"| {case} | {launch.name} | sm_{arch} | {dtype} | {options} |"
 
 
-def line(arch: int, index: int, known: dict[str, Resources]) -> str:
-    """The line of one of `everything`: what it is, and what it takes, compiled unless known."""
+def fingerprint(operator: str) -> str:
+    """Of the code of an operator's kernels, in which comments and docstrings do not count."""
+    code = ""
+    for path in sorted((Path(launching.__file__).parent / operator).glob("triton_*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        code += ast.unparse(tree)
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+OPERATORS = ("add_layer_norm", "bias_gelu", "cross_modal_attention", "space_time_attention")
+
+
+def line(arch: int, index: int, known: dict[str, Resources], unchanged: set[str]) -> str:
+    """The line of one of `everything`: what it is, and what it takes, if that is not known of an unchanged operator."""
     case, dtype, launch = everything(arch)[index]
     key = description(case, dtype, arch, launch)
-    resources = known.get(key) or compile_launch(launch, arch)
+    resources = (known.get(key) if launch.operator in unchanged else None) or compile_launch(launch, arch)
     return f"{key} {' | '.join(map(str, astuple(resources)))} |"
 
 
-def documented() -> tuple[str, dict[str, Resources]]:
-    """Triton's version and, for each description, the resources that the document states."""
+def documented() -> tuple[str, dict[str, str], dict[str, Resources]]:
+    """Triton's version, the operators' fingerprints and, for each description, the resources it states."""
     text = DOCUMENT.read_text()
     rows = {}
     for row in re.findall(r"^\| .* \| sm_\d+ \| .*$", text, re.MULTILINE):
         *key, registers, shared_memory, spills, matrix, wide_loads = row.strip("| ").split(" | ")
         resources = Resources(int(registers), int(shared_memory), int(spills), matrix, wide_loads)
         rows[f"| {' | '.join(key)} |"] = resources
-    return re.findall(r"Triton (\S+),", text)[0], rows
+    return re.findall(r"Triton (\S+),", text)[0], dict(re.findall(r"`(\w+)` ([0-9a-f]{12})", text)), rows
 
 
 _HEADER = f"""# What the Triton kernels take of a GPU
@@ -246,21 +268,24 @@ Compiled ahead of time by Triton {triton.__version__}, every kernel, dtype and c
 `python -m benchmarks.ahead_of_time`, compared with the kernels by `tests/triton/test_ahead_of_time.py`.
 Shared memory is in bytes; spills are instructions that touch local memory; the matrix unit's instructions
 and the 16-byte share of the global loads are read from the machine code. `tf32` is float32 with TF32
-products allowed, where that makes a difference.
+products allowed, where that makes a difference. The kernels' code, without comments, had the hashes
+{", ".join(f"`{name}` {fingerprint(name)}" for name in OPERATORS)}.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="how many kernels to compile at a time")
-    parser.add_argument("--missing", action="store_true", help="compile only what the document does not have")
+    parser.add_argument("--changed", action="store_true", help="compile only what the document does not have")
     arguments = parser.parse_args()
-    known = documented()[1] if arguments.missing else {}
+    _, fingerprints, known = documented()
+    unchanged = {name for name in OPERATORS if arguments.changed and fingerprints.get(name) == fingerprint(name)}
     columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
     lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), itertools.repeat(known)), 1):
+        repeated = itertools.repeat(known), itertools.repeat(unchanged)
+        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
             print(f"{done}/{len(places)} {text}", flush=True)
             lines.append(text)
     DOCUMENT.parent.mkdir(exist_ok=True)

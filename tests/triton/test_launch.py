@@ -15,6 +15,7 @@ from hsta_kernels import backends
 if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
+from benchmarks import tune
 from benchmarks.ahead_of_time import attention, float32_products, gelu, launches, norm, pooling
 from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.cross_modal_attention import triton as pooling_launch
@@ -74,6 +75,27 @@ def test_old_gpus_are_refused(monkeypatch):
     assert launching.refuse("x", torch.zeros(2, 8), "bias_gelu_forward") == "x is on a GPU older than sm_80"
 
 
+@pytest.mark.parametrize("axis", ("time", "space"))
+def test_any_number_of_sequences(axis):
+    """Grids have one dimension (`launches` sees to it), which takes 2³¹ - 1 programs."""
+    run = attention("time", 4, 200_000, 0, 32, 1) if axis == "time" else attention("space", 200_000, 4, 0, 32, 1)
+    assert all(2**16 < launch.programs < 2**31 for launch in launches(lambda: run(torch.bfloat16), 90))
+
+
+def test_nothing_is_added_up_in_the_order_of_arrival():
+    for path in Path(launching.__file__).parent.glob("*/triton*.py"):
+        assert "atomic" not in path.read_text(), path
+
+
+def test_tuning_finds_the_table_again(monkeypatch, tmp_path):
+    """`python -m benchmarks.tune --compile-only`, for one kernel; what it writes is the table as it is."""
+    monkeypatch.setattr(tune, "FILE", tmp_path / "table.py")
+    monkeypatch.setattr("sys.argv", ["tune", "--compile-only", "--only", "bias_gelu_forward"])
+    monkeypatch.setattr(tune, "ARCHITECTURES", (90,))
+    tune.main()
+    assert (tmp_path / "table.py").read_text() == Path(launching.__file__).with_name("triton_table.py").read_text()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
     """3.2 fails to pipeline some loops, 3.2 and 3.3 to multiply batches of matrices well."""
@@ -97,6 +119,7 @@ def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
 )
 def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkeypatch):
     monkeypatch.setattr(backends, "triton_interpreted", True)
+    monkeypatch.setattr(pooling_launch, "version", lambda: (3, 4))
     assert backends.refusal("cross_modal_attention", "triton", torch.zeros(1, 5, width, dtype=dtype), 12) is None
     names = {launch.name for launch in launches(lambda: pooling(588, width)(dtype), 90)}
     assert ("pool_forward" in names, "pool_columns" in names) == (whole, not whole)

@@ -150,7 +150,8 @@ def test_offsets_have_64_bits():
     cases = [
         *((lambda t, axis=axis: of_attention.run(t, (2, 2), axis, 1, "triton", grad), qkv, dim)
           for axis, dim in (("time", 0), ("time", 1), ("space", 1), ("joint", 3))),
-        *((lambda g, axis=axis: of_attention.run(qkv, (2, 2), axis, 1, "triton", g), grad, 1) for axis in ("time", "space")),
+        *((lambda g, axis=axis: of_attention.run(qkv, (2, 2), axis, 1, "triton", g), grad, 1)
+          for axis in ("time", "space")),
         (pool, halves["tokens"], 0),
         (pool, halves["tokens"], 1),
         (lambda t: of_norm.run([t, t, weight.half(), weight.half()], "triton", [t, t]), rows, 0),

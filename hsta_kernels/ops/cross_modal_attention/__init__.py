@@ -79,9 +79,9 @@ def cross_modal_attention(
         and like is not None
         and not _needs_grad(query_token, tokens, *vectors.values(), *matrices.values())
     ):
-        weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+        without_k_bias = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         with torch.no_grad():
-            return call(autograd.inference, query_token, tokens, *weights, num_heads, eps)
+            return call(autograd.inference, query_token, tokens, *without_k_bias, num_heads, eps)
 
     head_dim = width // num_heads
     y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
