@@ -121,9 +121,6 @@ void define_space_time_attention(py::module_& m) {
   m.def("space_time_attention_workspace", [](int dtype, Numbers<6> sizes) {
     return cuda::space_time_attention_workspace(space_time_attention(dtype, sizes));
   });
-  m.def("space_time_attention_shared_memory", [](int dtype, Numbers<6> sizes) {
-    return cuda::space_time_attention_shared_memory(space_time_attention(dtype, sizes));
-  });
   m.def(
       "space_time_attention_forward",
       [](int dtype, Numbers<6> sizes, double scale, Address qkv, Numbers<4> strides, Address out, Address stats,
@@ -163,9 +160,6 @@ CrossModalAttention cross_modal_attention(int dtype, Numbers<4> sizes, float eps
 void define_cross_modal_attention(py::module_& m) {
   m.def("cross_modal_attention_workspace", [](int dtype, Numbers<4> sizes) {
     return cuda::cross_modal_attention_workspace(cross_modal_attention(dtype, sizes));
-  });
-  m.def("cross_modal_attention_shared_memory", [](int dtype, Numbers<4> sizes) {
-    return cuda::cross_modal_attention_shared_memory(cross_modal_attention(dtype, sizes));
   });
   m.def(
       "cross_modal_attention_forward",

@@ -1,9 +1,37 @@
 // The streaming pass of crossmodal attention, forward: tokens are read once, as they are. Scores and weighted sums of
 // all heads are products of 16 × 16 squares; the softmax goes along, as in flash attention.
-#include "row_stream.h"
+#include "span_stream.h"
 
 namespace hsta::cuda {
 namespace {
+
+// A block's part of the softmax, or all of it where a sample has one block.
+template <typename T>
+struct Result {
+  const CrossModalAttention& op;
+  const Parts<T>& parts;
+  int64_t first_row;  // of the sample and slot
+
+  __device__ void store_stats(const OnlineSoftmax& softmax, int head) const {
+    float* stats = parts.slots > 1 ? parts.stats : op.stats;
+    if (head < op.heads) store(stats + (first_row + head) * 2, Vector<float, 2>{{softmax.top, softmax.sum}});
+  }
+
+  // Of 16 heads from `first_head` on, 16 columns from `column` on.
+  __device__ void store_z(const Square& z, int first_head, int column, const float* sums) const {
+    z.each_pair([&](Vector<float, 2> pair, int r, int c) {
+      const int head = first_head + Square::row(r);
+      if (head >= op.heads || column + c >= op.width) return;
+      for (float& value : pair.at) value /= sums[head];
+      const int64_t at = (first_row + head) * op.width + column + c;
+      if (parts.slots > 1) {
+        store(parts.values + at, narrowed_pair<T>(pair));
+      } else {
+        store(op.z + at, pair);
+      }
+    });
+  }
+};
 
 template <typename T, int kSquares>
 __global__ void __launch_bounds__(kStreamThreads)
@@ -13,28 +41,25 @@ __global__ void __launch_bounds__(kStreamThreads)
   const StreamMemory<T, 1> memory(pitch);
   const Matrix<T> u = memory.heads[0], p = memory.scores[0];
   float *correction = memory.of_heads, *sums = memory.of_heads + kHeads;
-  stream.copy_rows(stream.first, memory.stage(0));
-  stream.load_heads(op.u, u);
+  stream.copy_rows(stream.first, 0, stream.padded, memory.stage(0));
+  stream.load_heads(op.u, 0, stream.padded, kHeads, u);
 
-  float top = -INFINITY, sum = 0;  // of this thread's head
-  Square z[kSquares];              // (heads, columns)
+  OnlineSoftmax softmax;  // of this thread's head
+  Square z[kSquares];     // (heads, columns)
   int stage = 0;
   for (int64_t row = stream.first; row < stream.last; row += kRows, stage ^= 1) {
     const Matrix<T> y = memory.stage(stage);
     wait_copies<0>();
     block_barrier();
-    stream.copy_rows(row + kRows, memory.stage(stage ^ 1));
+    stream.copy_rows(row + kRows, 0, stream.padded, memory.stage(stage ^ 1));
     stream.normalize(y, memory.of_rows);
     block_barrier();
     stream.put_products(y, u, memory.parts + thread_index() / kWarp * kRows * kHeads);
     block_barrier();
     const bool valid = row + score_row() < stream.last;
     const float score = valid ? sum_products(memory.parts, 1, 0) * kLog2EFloat : -INFINITY;
-    const float new_top = fmaxf(top, combine_rows(score, [](float a, float b) { return fmaxf(a, b); }));
-    const float weight = exp2(score - new_top), factor = exp2(top - new_top);
-    sum = sum * factor + combine_rows(weight, [](float a, float b) { return a + b; });
-    top = new_top;
-    *p.at(score_row(), score_head()) = narrowed<T>(weight);
+    float factor;
+    *p.at(score_row(), score_head()) = narrowed<T>(softmax.weight(score, factor));
     if (score_row() == 0) correction[score_head()] = factor;
     block_barrier();
     stream.each_square([&](int i, int column) {
@@ -43,26 +68,73 @@ __global__ void __launch_bounds__(kStreamThreads)
     });
   }
 
-  const int64_t first_row = parts.row(stream.sample, stream.slot, 0);
+  const Result<T> result{op, parts, parts.row(stream.sample, stream.slot, 0)};
   if (score_row() == 0) {
-    sums[score_head()] = sum;
-    float* stats = plan.slots > 1 ? parts.stats : op.stats;
-    if (score_head() < op.heads) store(stats + (first_row + score_head()) * 2, Vector<float, 2>{{top, sum}});
+    sums[score_head()] = softmax.sum;
+    result.store_stats(softmax, score_head());
   }
   block_barrier();
-  stream.each_square([&](int i, int column) {
-    z[i].each_pair([&](Vector<float, 2> pair, int r, int c) {
-      const int head = Square::row(r);
-      if (head >= op.heads || column + c >= stream.width) return;
-      for (float& value : pair.at) value /= sums[head];
-      const int64_t at = (first_row + head) * stream.width + column + c;
-      if (plan.slots > 1) {
-        store(parts.values + at, narrowed_pair<T>(pair));
-      } else {
-        store(op.z + at, pair);
-      }
+  stream.each_square([&](int i, int column) { result.store_z(z[i], 0, column, sums); });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    forward_spans_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
+                         const __grid_constant__ SpanPlan spans, const __grid_constant__ Parts<T> parts) {
+  const StreamMemory<T, 1> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
+  const Matrix<T> y = memory.stage(0), u = memory.heads[0], p = memory.scores[0];
+  const int heads = spans.head_squares * kHeads;
+  float *correction = memory.of_heads, *sums = memory.of_heads + heads;
+  SpanStream<T> stream(op, plan, spans, y);
+
+  OnlineSoftmax softmax[kMaxHeadSquares];  // of this thread's heads
+  Square z[kUnits];                        // (heads, columns)
+  int u_here = -1;                         // first column of the span of u in shared memory
+  for (int64_t row = stream.first; row < stream.last; row += kRows) {
+    stream.measure(row, memory.of_rows);
+    Square products[kMaxHeadSquares];
+    stream.each_span([&](int begin) {
+      stream.bring(row, begin);
+      if (u_here != begin) stream.load_heads(op.u, begin, stream.columns(begin), heads, u);
+      u_here = begin;
+      stream.normalize();
+      block_barrier();
+      stream.add_products(products, u);
     });
-  });
+    stream.put_products(products, 1, 0, memory.parts);
+    block_barrier();
+    const bool valid = row + score_row() < stream.last;
+    stream.each_head_square([&](int g) {
+      const int head = g * kHeads + score_head();
+      const float score = valid ? sum_products(memory.parts, spans.head_squares, g) * kLog2EFloat : -INFINITY;
+      float factor;
+      *p.at(score_row(), head) = narrowed<T>(softmax[g].weight(score, factor));
+      if (score_row() == 0) correction[head] = factor;
+    });
+    block_barrier();
+    stream.each_unit(0, stream.padded, [&](int i, int, int g) {
+      z[i].each([&](float& value, int r, int) { value *= correction[g * kHeads + Square::row(r)]; });
+    });
+    stream.each_span_back([&](int begin) {
+      if (stream.bring(row, begin)) {
+        stream.normalize();
+        block_barrier();
+      }
+      stream.each_unit(begin, begin + spans.span, [&](int i, int column, int g) {
+        multiply<Stored::kTransposed, Stored::kAsIs>(z[i], p.from(0, g * kHeads), y.from(0, column - begin), kRows);
+      });
+    });
+  }
+
+  const Result<T> result{op, parts, parts.row(stream.sample, stream.slot, 0)};
+  if (score_row() == 0)
+    stream.each_head_square([&](int g) {
+      const int head = g * kHeads + score_head();
+      sums[head] = softmax[g].sum;
+      if (stream.share_first == 0) result.store_stats(softmax[g], head);
+    });
+  block_barrier();
+  stream.each_unit(0, stream.padded, [&](int i, int column, int g) { result.store_z(z[i], g * kHeads, column, sums); });
 }
 
 struct ToZ {
@@ -76,12 +148,21 @@ struct ToZ {
 
 void cross_modal_attention_forward(const CrossModalAttention& op, Stream stream) {
   const StreamPlan plan(op);
-  with_type_and_squares(op, [&](auto element, auto squares) {
+  const int64_t runs = op.batch * plan.slots;
+  with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const Parts<T> parts(op.workspace, op.batch, plan.slots, op.heads, op.width);
-    const int pitch = pitch_of<T>(padded_width(op.width));
-    launch(forward_kernel<T, squares()>, op.batch * plan.slots, kStreamThreads, StreamMemory<T, 1>::bytes(pitch),
-           stream, op, plan, parts, pitch);
+    if (streams_whole_rows<T>(op)) {
+      const int pitch = pitch_of<T>(padded_width(op.width));
+      with_squares(op.width, [&](auto squares) {
+        launch(forward_kernel<T, squares()>, runs, kStreamThreads, StreamMemory<T, 1>::bytes(pitch), stream, op, plan,
+               parts, pitch);
+      });
+    } else {
+      const SpanPlan spans = span_plan<T>(op);
+      const int64_t bytes = StreamMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
+      launch(forward_spans_kernel<T>, runs * spans.shares, kStreamThreads, bytes, stream, op, plan, spans, parts);
+    }
     if (plan.slots > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
   });
 }

@@ -127,6 +127,14 @@ inline void check(cudaError_t status) {
   throw std::runtime_error(cudaGetErrorString(status));
 }
 
+// Bytes of shared memory that a block may have on the current device.
+inline int64_t shared_memory_limit() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 // Launches and does not wait.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream stream,

@@ -6,6 +6,8 @@
 // function of that name says.
 #pragma once
 
+#include <string>
+
 #include "device.h"
 
 namespace hsta::cuda {
@@ -60,12 +62,11 @@ struct SpaceTimeAttention {
 
 void space_time_attention_forward(const SpaceTimeAttention&, Stream);
 void space_time_attention_backward(const SpaceTimeAttention&, Stream);
-int64_t space_time_attention_workspace(const SpaceTimeAttention&);      // of either pass
-int64_t space_time_attention_shared_memory(const SpaceTimeAttention&);  // bytes a block takes in the backward pass
+int64_t space_time_attention_workspace(const SpaceTimeAttention&);  // of either pass
 
 // The streaming pass of cross_modal_attention over the rows [query, tokens] of a sample: z_h = sum_j softmax_j(u_h ·
-// y_j) y_j with y_j the normalized row. At most 16 heads; rows of C elements, a multiple of 8 up to 768. u, z, grad_z,
-// grad_u (B, H, C) and stats (B, H, 2; as above) are float.
+// y_j) y_j with y_j the normalized row. At most 32 heads; rows of C elements, a multiple of 8. u, z, grad_z, grad_u (B,
+// H, C) and stats (B, H, 2; as above) are float.
 struct CrossModalAttention {
   DType dtype;  // of the query token, the tokens, and their gradients
   int64_t batch, tokens, heads, width;
@@ -86,8 +87,7 @@ struct CrossModalAttention {
 
 void cross_modal_attention_forward(const CrossModalAttention&, Stream);
 void cross_modal_attention_backward(const CrossModalAttention&, Stream);
-int64_t cross_modal_attention_workspace(const CrossModalAttention&);      // of either pass
-int64_t cross_modal_attention_shared_memory(const CrossModalAttention&);  // bytes a block takes in the backward pass
+int64_t cross_modal_attention_workspace(const CrossModalAttention&);  // of either pass
 
 // f(element of the type that `dtype` names).
 template <typename F>
@@ -103,5 +103,18 @@ void with_type(DType dtype, F&& f) {
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many columns, a multiple of `unit`, a block has in shared memory at a time: all of them if they fit, else as many
+// as equal shares of them allow. bytes(columns) is what the block then takes.
+template <typename Bytes>
+int columns_that_fit(int columns, int unit, Bytes&& bytes) {
+  const int64_t limit = shared_memory_limit(), units = divide_up(columns, unit);
+  for (int64_t shares = 1; shares <= units; ++shares) {
+    const int span = int(divide_up(units, shares)) * unit;
+    if (bytes(span) <= limit) return span;
+  }
+  throw std::runtime_error("a block needs " + std::to_string(bytes(unit)) +
+                           " bytes of shared memory, and this GPU has " + std::to_string(limit));
+}
 
 }  // namespace hsta::cuda

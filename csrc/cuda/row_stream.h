@@ -1,6 +1,7 @@
 // The rows of [query, tokens] of a sample, streamed through shared memory 16 at a time: while a block computes with
 // some rows, the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the
-// columns, in squares of 16 rows, for the products with all heads.
+// columns, in squares of 16 rows, for the products with all heads. Where registers or shared memory do not take this,
+// span_stream.h has another form.
 #pragma once
 
 #include "merge.h"
@@ -28,53 +29,107 @@ struct StreamPlan {
 
 __host__ __device__ inline int padded_width(int64_t width) { return int((width + kSquare - 1) / kSquare) * kSquare; }
 
-// Shared memory of the kernels. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass,
-// which also has some with the gradient of z.
+// Shared memory of the kernels, for `stages` of 16 rows and `head_squares` of 16 heads. kSides: 1 for the forward pass,
+// which has products with u; 2 for the backward pass, which also has some with the gradient of z.
 template <typename T, int kSides>
 struct StreamMemory {
   Matrix<T> heads[kSides];   // u, and the gradient of z
-  Matrix<T> rows;            // twice 16, in turn
+  Matrix<T> rows;            // of the stages, in turn
   Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (rows, heads)
-  float* parts;              // of the products over the columns: (warps, kSides, rows, heads)
+  float* parts;              // of the products over the columns: (warps, kSides, head squares, rows, heads)
   float* of_heads;           // two numbers a head
   float* of_rows;            // rstd, then two numbers a row and warp
 
-  __device__ explicit StreamMemory(int pitch) {
+  __device__ explicit StreamMemory(int pitch, int stages = 2, int head_squares = 1) {
+    const int all_heads = head_squares * kHeads;
     Matrix<T> next{shared_memory<T>(), pitch};
-    for (auto& matrix : heads) matrix = next, next = next.from(kHeads, 0);
-    rows = next, next = next.from(2 * kRows, 0);
-    next.pitch = pitch_of<T>(kHeads);
+    for (auto& matrix : heads) matrix = next, next = next.from(all_heads, 0);
+    rows = next, next = next.from(stages * kRows, 0);
+    next.pitch = pitch_of<T>(all_heads);
     for (auto& matrix : scores) matrix = next, next = next.from(kRows, 0);
     parts = reinterpret_cast<float*>(next.data);
-    of_heads = parts + kStreamWarps * kSides * kRows * kHeads;
-    of_rows = of_heads + 2 * kHeads;
+    of_heads = parts + kStreamWarps * kSides * kRows * all_heads;
+    of_rows = of_heads + 2 * all_heads;
   }
 
   __device__ Matrix<T> stage(int index) const { return rows.from(index * kRows, 0); }
 
-  static int64_t bytes(int pitch) {
-    const int64_t elements = (kSides + 2) * kRows * pitch + kSides * kRows * pitch_of<T>(kHeads);
-    const int64_t floats = kStreamWarps * kSides * kRows * kHeads + 2 * kHeads + kRows + 2 * kRows * kStreamWarps;
+  static int64_t bytes(int pitch, int stages = 2, int head_squares = 1) {
+    const int all_heads = head_squares * kHeads;
+    const int64_t elements = (kSides * all_heads + stages * kRows) * pitch + kSides * kRows * pitch_of<T>(all_heads);
+    const int64_t floats = kStreamWarps * kSides * kRows * all_heads + 2 * all_heads + kRows + 2 * kRows * kStreamWarps;
     return elements * int64_t(sizeof(T)) + floats * 4;
   }
 };
 
-// A block's run of rows. kSquares: squares of columns that a warp may have.
-template <typename T, int kSquares>
-struct RowStream {
+// A run of rows of a sample, and the heads of that sample. Columns are named by the first and by how many there are.
+template <typename T>
+struct RowRun {
   static constexpr int kPiece = 16 / sizeof(T);
-  static constexpr int kPieces = kStreamWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
 
   const CrossModalAttention& op;
   int width, padded;
   int64_t sample, slot, first, last;
 
-  __device__ RowStream(const CrossModalAttention& op, const StreamPlan& plan)
+  __device__ RowRun(const CrossModalAttention& op, const StreamPlan& plan, int64_t index)
       : op(op), width(int(op.width)), padded(padded_width(op.width)) {
-    sample = block_index() / plan.slots, slot = block_index() % plan.slots;
+    sample = index / plan.slots, slot = index % plan.slots;
     first = slot * plan.rows_per_slot;
     last = first + plan.rows_per_slot < op.tokens + 1 ? first + plan.rows_per_slot : op.tokens + 1;
   }
+
+  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the
+  // last row: no copy is left on its way when the block ends.
+  __device__ void copy_rows(int64_t row, int begin, int columns, Matrix<T> to) const {
+    if (row >= last) return;
+    const int pieces = columns / kPiece;
+    const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
+    const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;
+    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+      const int64_t source = row + i / pieces;
+      const int column = i % pieces * kPiece;
+      const bool valid = source < last && begin + column < width;
+      const T* from = source == 0 ? query : token + (source - 1) * op.token_stride_row;
+      copy_async(to.at(i / pieces, column), valid ? from + begin + column : query, valid);
+    }
+    commit_copies();
+  }
+
+  // Writes the gradients of the 16 rows from `row` on.
+  __device__ void store_rows(Matrix<T> from, int64_t row, int begin, int columns) const {
+    const int pieces = columns / kPiece;
+    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+      const int64_t target = row + i / pieces;
+      if (target >= last) break;
+      const int column = i % pieces * kPiece;
+      T* to = target == 0 ? static_cast<T*>(op.grad_query) + sample * width
+                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + target - 1) * width;
+      store(to + begin + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
+    }
+  }
+
+  // Writes `heads` rows of a (B, H, C) array of float as factors of products; zeros where there are none.
+  __device__ void load_heads(const float* from, int begin, int columns, int heads, Matrix<T> to) const {
+    const int pieces = columns / 4;
+    for (int i = thread_index(); i < heads * pieces; i += kStreamThreads) {
+      const int head = i / pieces, column = i % pieces * 4;
+      Vector<float, 4> values{};
+      if (head < op.heads && begin + column < width)
+        values = load<4>(from + (sample * op.heads + head) * width + begin + column);
+      Vector<T, 4> narrow;
+      for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
+      *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
+    }
+  }
+};
+
+// A block's run of rows, whole. kSquares: squares of columns that a warp may have.
+template <typename T, int kSquares>
+struct RowStream : RowRun<T> {
+  using RowRun<T>::kPiece, RowRun<T>::op, RowRun<T>::width, RowRun<T>::padded;
+  static constexpr int kPieces = kStreamWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
+
+  __device__ RowStream(const CrossModalAttention& op, const StreamPlan& plan) : RowRun<T>(op, plan, block_index()) {}
 
   // f(i, column) for the squares of columns that belong to this thread's warp.
   template <typename F>
@@ -83,49 +138,6 @@ struct RowStream {
     for (int i = 0; i < kSquares; ++i) {
       const int column = (thread_index() / kWarp + i * kStreamWarps) * kSquare;
       if (column < padded) f(i, column);
-    }
-  }
-
-  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the
-  // last row: no copy is left on its way when the block ends.
-  __device__ void copy_rows(int64_t row, Matrix<T> to) const {
-    if (row >= last) return;
-    const int pieces = padded / kPiece;
-    const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
-    const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;
-    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
-      const int64_t source = row + i / pieces;
-      const int column = i % pieces * kPiece;
-      const bool valid = source < last && column < width;
-      const T* from = source == 0 ? query : token + (source - 1) * op.token_stride_row;
-      copy_async(to.at(i / pieces, column), valid ? from + column : query, valid);
-    }
-    commit_copies();
-  }
-
-  // Writes the gradients of the 16 rows from `row` on.
-  __device__ void store_rows(Matrix<T> from, int64_t row) const {
-    const int pieces = width / kPiece;
-    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
-      const int64_t target = row + i / pieces;
-      if (target >= last) break;
-      const int column = i % pieces * kPiece;
-      T* to = target == 0 ? static_cast<T*>(op.grad_query) + sample * width
-                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + target - 1) * width;
-      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
-    }
-  }
-
-  // Writes the heads' rows of a (B, H, C) array of float as factors of products; zeros where there are none.
-  __device__ void load_heads(const float* from, Matrix<T> to) const {
-    const int pieces = padded / 4;
-    for (int i = thread_index(); i < kHeads * pieces; i += kStreamThreads) {
-      const int head = i / pieces, column = i % pieces * 4;
-      Vector<float, 4> values{};
-      if (head < op.heads && column < width) values = load<4>(from + (sample * op.heads + head) * width + column);
-      Vector<T, 4> narrow;
-      for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
-      *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
     }
   }
 
@@ -173,11 +185,11 @@ struct RowStream {
 __device__ inline int score_row() { return thread_index() % kRows; }
 __device__ inline int score_head() { return thread_index() / kRows; }
 
-// `parts` is (warps, sides, rows, heads).
-__device__ inline float sum_products(const float* parts, int sides, int side) {
+// `parts` is (warps, count, rows, heads).
+__device__ inline float sum_products(const float* parts, int count, int index) {
   float sum = 0;
   for (int warp = 0; warp < kStreamWarps; ++warp)
-    sum += parts[((warp * sides + side) * kRows + score_row()) * kHeads + score_head()];
+    sum += parts[((warp * count + index) * kRows + score_row()) * kHeads + score_head()];
   return sum;
 }
 
@@ -187,13 +199,36 @@ __device__ inline float combine_rows(float value, Combine&& combine) {
   return value;
 }
 
-// f(type's element, number of squares of columns a warp may have).
+// Softmax over the rows, 16 at a time as they come, of a thread's head.
+struct OnlineSoftmax {
+  float top = -INFINITY, sum = 0;
+
+  // The weight of a row of which this thread has the score. All weights before count `factor` times from now on.
+  __device__ float weight(float score, float& factor) {
+    const float new_top = fmaxf(top, combine_rows(score, [](float a, float b) { return fmaxf(a, b); }));
+    const float weight = exp2(score - new_top);
+    factor = exp2(top - new_top);
+    sum = sum * factor + combine_rows(weight, [](float a, float b) { return a + b; });
+    top = new_top;
+    return weight;
+  }
+};
+
+constexpr int kMaxStreamSquares = 6;
+
+// Whether the backward pass can stream whole rows. Both passes take the same form: by the same operations the scores
+// come out with the same bits, and a probability of one is recovered as exactly one.
+template <typename T>
+bool streams_whole_rows(const CrossModalAttention& op) {
+  return op.heads <= kHeads && op.width <= kMaxStreamSquares * kStreamWarps * kSquare &&
+         StreamMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width))) <= shared_memory_limit();
+}
+
+// f(number of squares of columns a warp may have).
 template <typename F>
-void with_type_and_squares(const CrossModalAttention& op, F&& f) {
-  with_type(op.dtype, [&](auto element) {
-    if (op.width <= 3 * kStreamWarps * kSquare) return f(element, std::integral_constant<int, 3>());
-    f(element, std::integral_constant<int, 6>());
-  });
+void with_squares(int64_t width, F&& f) {
+  if (width <= 3 * kStreamWarps * kSquare) return f(std::integral_constant<int, 3>());
+  f(std::integral_constant<int, kMaxStreamSquares>());
 }
 
 }  // namespace hsta::cuda

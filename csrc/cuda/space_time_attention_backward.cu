@@ -23,11 +23,26 @@ struct Tiles {
   static int64_t elements(int rows, int pitch) { return (4 * rows + kSquare) * pitch + 2 * rows * pitch_of<T>(rows); }
 };
 
-// Probabilities, and the scores' gradients but for `scale`, of 16 queries: into tiles.p and tiles.ds.
+// δ += dO·O over some columns, of the prefix queries among 16: their rows of the softmax are spread over the blocks. By
+// the same kind of product as dp, so that with a one-hot p they cancel exactly.
 template <typename T>
-__device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles<T>& tiles, int first, int padded) {
-  Square p[kMaxSquares], dp[kMaxSquares];
-  RowPair top = scores(tile, seen, tiles.q, tiles.k, first, padded, p), sum, delta;
+__device__ void add_output_products(const TimeTile& tile, const Tiles<T>& tiles, int first, int columns,
+                                    RowPair& delta) {
+  const auto on_diagonal = [&](int r, int token) { return first + Square::row(r) - tile.plan.patch_rows == token; };
+  Square products;
+  products.each([&](float& value, int r, int token) { value = on_diagonal(r, token) ? delta.at[r] : 0; });
+  multiply<Stored::kAsIs, Stored::kTransposed>(products, tiles.grad.from(first, 0), tiles.prefix_out, columns);
+  products.each([&](float value, int r, int token) {
+    if (on_diagonal(r, token)) delta.at[r] = value;
+  });
+}
+
+// Probabilities, and the scores' gradients but for `scale`, of 16 queries: into tiles.p and tiles.ds. What comes in are
+// the products q·k and dO·v, and δ of prefix queries.
+template <typename T>
+__device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles<T>& tiles, int first,
+                                Square (&p)[kMaxSquares], Square (&dp)[kMaxSquares], const RowPair& prefix_delta) {
+  RowPair top = to_scores<T>(tile, seen, first, p), sum, delta;
   each_seen(seen, [&](int square) {
     p[square].each([&](float value, int r, int) { sum.at[r] += exp2(value - top.at[r]); });
   });
@@ -42,25 +57,14 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles
     top.at[r] = stats.at[0], sum.at[r] = stats.at[1];
   }
 
-  const Matrix<T> grad = tiles.grad.from(first, 0);
   each_seen(seen, [&](int square) {
     p[square].each([&](float& value, int r, int) { value = quotient<T>(exp2(value - top.at[r]), sum.at[r]); });
     put(p[square], tiles.p.from(first, square * kSquare));
-    multiply<Stored::kAsIs, Stored::kTransposed>(dp[square], grad, tiles.v.from(square * kSquare, 0), padded);
     each_of(p[square], dp[square], [&](float p, float& dp, int r) { delta.at[r] = multiply_add(p, dp, delta.at[r]); });
   });
-  if (tile.has_prefix(first / kSquare)) {
-    // A prefix query's row is spread over the blocks. δ = dO·O, by the same kind of product as dp, so that with a
-    // one-hot p they cancel exactly.
-    Square products;
-    multiply<Stored::kAsIs, Stored::kTransposed>(products, grad, tiles.prefix_out, padded);
-    products.each([&](float& value, int r, int token) {
-      if (first + Square::row(r) - tile.plan.patch_rows != token) value = 0;  // keep the diagonal
-    });
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (tile.is_prefix(first + Square::row(r))) delta.at[r] = products.sum(r);
-  }
+  for (int r = 0; r < 2; ++r)
+    if (tile.is_prefix(first + Square::row(r))) delta.at[r] = prefix_delta.at[r];
   delta.combine([](float a, float b) { return a + b; });
   each_seen(seen, [&](int square) {
     each_of(p[square], dp[square], [&](float p, float& dp, int r) { dp = p * (dp - delta.at[r]); });
@@ -70,59 +74,84 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(2 * kMaxRows, 3)
-    backward_kernel(const __grid_constant__ SpaceTimeAttention op, const __grid_constant__ TimePlan plan) {
+    backward_kernel(const __grid_constant__ SpaceTimeAttention op, const __grid_constant__ TimePlan plan, int span) {
   const TimeTile tile(op, plan);
-  const HeadDim<T, kDim> d(op.head_dim);
+  const HeadDim<T, kDim> d(op.head_dim, span);
   const Tiles<T> tiles(plan.rows, d.pitch);
-  tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d.dim, d.padded, tiles.q);
-  tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d.dim, d.padded, tiles.k);
-  tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d.dim, d.padded, tiles.v);
-  const T* grad_out =
-      static_cast<const T*>(op.grad_out) + tile.sample * op.grad_out_stride_batch + tile.head * op.grad_out_stride_head;
-  tile.copy_rows(grad_out, op.grad_out_stride_token, d.dim, d.padded, tiles.grad);
-  const T* out = static_cast<const T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
-  if (tile.prefix) tile.copy_prefix(out, op.heads * d.dim, d.dim, d.padded, tiles.prefix_out);
-  commit_copies();
-  wait_copies<0>();
-  block_barrier();
-
   const int first = thread_index() / kWarp * kSquare;
   const uint32_t seen = tile.seen(first / kSquare);
-  if (seen) score_gradients(tile, seen, tiles, first, d.padded);
+
+  const auto copy_all_but_v = [&](int column) {
+    tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d, column, tiles.q);
+    tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d, column, tiles.k);
+    const T* grad_out = static_cast<const T*>(op.grad_out) + tile.sample * op.grad_out_stride_batch +
+                        tile.head * op.grad_out_stride_head;
+    tile.copy_rows(grad_out, op.grad_out_stride_token, d, column, tiles.grad);
+  };
+  Square p[kMaxSquares], dp[kMaxSquares];
+  RowPair prefix_delta;
+  for (int column = 0; column < d.padded; column += d.span) {
+    if (column) block_barrier();  // all are done with the columns before
+    copy_all_but_v(column);
+    tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, column, tiles.v);
+    if (tile.prefix) {
+      const T* out = static_cast<const T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
+      tile.copy_prefix(out, op.heads * d.dim, d, column, tiles.prefix_out);
+    }
+    commit_copies();
+    wait_copies<0>();
+    block_barrier();
+    const Matrix<T> q = tiles.q.from(first, 0), grad = tiles.grad.from(first, 0);
+    const int columns = d.columns(column);
+    if (tile.has_prefix(first / kSquare)) add_output_products(tile, tiles, first, columns, prefix_delta);
+    each_seen(seen, [&](int square) {
+      multiply<Stored::kAsIs, Stored::kTransposed>(p[square], q, tiles.k.from(square * kSquare, 0), columns);
+      multiply<Stored::kAsIs, Stored::kTransposed>(dp[square], grad, tiles.v.from(square * kSquare, 0), columns);
+    });
+  }
+  score_gradients(tile, seen, tiles, first, p, dp, prefix_delta);
   block_barrier();
-  if (!seen) return;
 
   // The same 16 rows, as queries and as keys. Gradients take the place of their values, to be written in rows.
-  const auto write = [&](int part, float factor, auto&& product) {
-    for (int column = 0; column < d.padded; column += kSquare) {
+  const auto write = [&](int begin, int part, float factor, auto&& product) {
+    for (int column = 0; column < d.columns(begin); column += kSquare) {
       Square sum;
       each_seen(seen, [&](int square) { product(sum, square * kSquare, column); });
       sum.each([&](float& value, int, int) { value *= factor; });
       sum.each_pair([&](Vector<float, 2> values, int r, int c) {
-        const int row = first + Square::row(r);
-        if (!tile.is_prefix(row) || column + c >= d.dim) return;
+        const int row = first + Square::row(r), to = begin + column + c;
+        if (!tile.is_prefix(row) || to >= d.dim) return;
         const int64_t at = ((tile.sample * plan.slots + tile.slot) * 3 + part) * op.heads + tile.head;
-        store(op.workspace + (at * op.prefix + row - plan.patch_rows) * d.dim + column + c, values);
+        store(op.workspace + (at * op.prefix + row - plan.patch_rows) * d.dim + to, values);
       });
       put(sum, tiles.v.from(first, column));
     }
     warp_barrier();
     T* to = static_cast<T*>(op.grad_qkv) + ((tile.sample * tile.tokens() * 3 + part) * op.heads + tile.head) * d.dim;
-    tile.store_rows(tiles.v, first, d.dim, to, 3 * op.heads * d.dim);
+    tile.store_rows(tiles.v, first, d.valid_columns(begin), to + begin, 3 * op.heads * d.dim);
     warp_barrier();
   };
   const float scale = float(op.scale);
-  write(0, scale, [&](Square& sum, int key, int column) {
-    multiply<Stored::kAsIs, Stored::kAsIs>(sum, tiles.ds.from(first, key), tiles.k.from(key, column), kSquare);
-  });
-  write(1, scale, [&](Square& sum, int query, int column) {
-    multiply<Stored::kTransposed, Stored::kAsIs>(sum, tiles.ds.from(query, first), tiles.q.from(query, column),
-                                                 kSquare);
-  });
-  write(2, 1, [&](Square& sum, int query, int column) {
-    multiply<Stored::kTransposed, Stored::kAsIs>(sum, tiles.p.from(query, first), tiles.grad.from(query, column),
-                                                 kSquare);
-  });
+  for (int begin = d.last_span(); begin >= 0; begin -= d.span) {  // backwards: the last columns are here
+    if (begin < d.last_span()) {
+      block_barrier();
+      copy_all_but_v(begin);
+      commit_copies();
+      wait_copies<0>();
+      block_barrier();
+    }
+    write(begin, 0, scale, [&](Square& sum, int key, int column) {
+      multiply<Stored::kAsIs, Stored::kAsIs>(sum, tiles.ds.from(first, key), tiles.k.from(key, column), kSquare);
+    });
+    write(begin, 1, scale, [&](Square& sum, int query, int column) {
+      multiply<Stored::kTransposed, Stored::kAsIs>(sum, tiles.ds.from(query, first), tiles.q.from(query, column),
+                                                   kSquare);
+    });
+    write(begin, 2, 1, [&](Square& sum, int query, int column) {
+      multiply<Stored::kTransposed, Stored::kAsIs>(sum, tiles.p.from(query, first), tiles.grad.from(query, column),
+                                                   kSquare);
+    });
+  }
 }
 
 template <typename T>
@@ -141,26 +170,17 @@ struct ToPrefixGradients {
 
 }  // namespace
 
-int64_t space_time_attention_shared_memory(const SpaceTimeAttention& op) {
-  int64_t bytes = 0;
-  with_type(op.dtype, [&](auto element) {
-    using T = decltype(element);
-    bytes = Tiles<T>::elements(TimePlan(op).rows, HeadDim<T, 0>(op.head_dim).pitch) * int64_t(sizeof(T));
-  });
-  return bytes;
-}
-
 void space_time_attention_backward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
-  const int64_t shared_bytes = space_time_attention_shared_memory(op);
-  with_type_and_dim(op, [&](auto element, auto dim) {
-    using T = decltype(element);
-    launch(backward_kernel<T, dim()>, plan.blocks(op), plan.threads(), shared_bytes, stream, op, plan);
-  });
-  if (!op.prefix) return;
-  const int64_t size = 3 * op.heads * op.prefix * op.head_dim;
   with_type(op.dtype, [&](auto element) {
-    sum_parts(op.workspace, op.batch, plan.slots, size, ToPrefixGradients<decltype(element)>{op}, stream);
+    using T = decltype(element);
+    const auto elements = [&](int span) { return Tiles<T>::elements(plan.rows, pitch_of<T>(span)); };
+    with_dim_and_span<T>(op.head_dim, elements, [&](auto dim, int span) {
+      launch(backward_kernel<T, dim()>, plan.blocks(op), plan.threads(), elements(span) * int64_t(sizeof(T)), stream,
+             op, plan, span);
+    });
+    const int64_t size = 3 * op.heads * op.prefix * op.head_dim;
+    if (op.prefix) sum_parts(op.workspace, op.batch, plan.slots, size, ToPrefixGradients<T>{op}, stream);
   });
 }
 

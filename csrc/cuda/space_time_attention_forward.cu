@@ -9,23 +9,28 @@ namespace {
 template <typename T, int kDim>
 __global__ void __launch_bounds__(2 * kMaxRows, 3)
     forward_kernel(const __grid_constant__ SpaceTimeAttention op, const __grid_constant__ TimePlan plan,
-                   const Parts<float> parts) {
+                   const Parts<float> parts, int span) {
   const TimeTile tile(op, plan);
-  const HeadDim<T, kDim> d(op.head_dim);
+  const HeadDim<T, kDim> d(op.head_dim, span);
   const Matrix<T> q{shared_memory<T>(), d.pitch}, k = q.from(plan.rows, 0), v = k.from(plan.rows, 0);
   const Matrix<T> p{v.at(plan.rows, 0), pitch_of<T>(plan.rows)};
-  tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d.dim, d.padded, q);
-  tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d.dim, d.padded, k);
-  tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d.dim, d.padded, v);
-  commit_copies();
-  wait_copies<0>();
-  block_barrier();
-
   const int first = thread_index() / kWarp * kSquare;
   const uint32_t seen = tile.seen(first / kSquare);
-  if (!seen) return;
   Square s[kMaxSquares];
-  const RowPair top = scores(tile, seen, q, k, first, d.padded, s);
+  for (int column = 0; column < d.padded; column += d.span) {
+    if (column) block_barrier();  // all are done with the columns before
+    tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d, column, q);
+    tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d, column, k);
+    if (column == d.last_span()) tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, column, v);
+    commit_copies();
+    wait_copies<0>();
+    block_barrier();
+    each_seen(seen, [&](int square) {
+      multiply<Stored::kAsIs, Stored::kTransposed>(s[square], q.from(first, 0), k.from(square * kSquare, 0),
+                                                   d.columns(column));
+    });
+  }
+  const RowPair top = to_scores<T>(tile, seen, first, s);
   RowPair sum;
   each_seen(seen, [&](int square) {
     s[square].each([&](float& value, int r, int) {
@@ -37,22 +42,34 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   sum.combine([](float a, float b) { return a + b; });
   warp_barrier();
 
-  // Outputs take the place of the warp's queries, to be written in rows.
   const auto part_row = [&](int row) {
     return parts.row(tile.sample, tile.slot, tile.head * op.prefix + row - plan.patch_rows);
   };
-  for (int column = 0; column < d.padded; column += kSquare) {
-    Square o;
-    each_seen(seen, [&](int square) {
-      multiply<Stored::kAsIs, Stored::kAsIs>(o, p.from(first, square * kSquare), v.from(square * kSquare, column),
-                                             kSquare);
-    });
-    o.each([&](float& value, int r, int) { value = quotient<T>(value, sum.at[r]); });
-    o.each_pair([&](const Vector<float, 2>& values, int r, int c) {
-      const int row = first + Square::row(r);
-      if (tile.is_prefix(row) && column + c < d.dim) store(parts.values + part_row(row) * d.dim + column + c, values);
-    });
-    put(o, q.from(first, column));
+  T* out = static_cast<T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
+  // Backwards: the last columns are here. Outputs take the place of the warp's queries, to be written in rows.
+  for (int begin = d.last_span(); begin >= 0; begin -= d.span) {
+    if (begin < d.last_span()) {
+      block_barrier();
+      tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, begin, v);
+      commit_copies();
+      wait_copies<0>();
+      block_barrier();
+    }
+    for (int column = 0; column < d.columns(begin); column += kSquare) {
+      Square o;
+      each_seen(seen, [&](int square) {
+        multiply<Stored::kAsIs, Stored::kAsIs>(o, p.from(first, square * kSquare), v.from(square * kSquare, column),
+                                               kSquare);
+      });
+      o.each([&](float& value, int r, int) { value = quotient<T>(value, sum.at[r]); });
+      o.each_pair([&](const Vector<float, 2>& values, int r, int c) {
+        const int row = first + Square::row(r), to = begin + column + c;
+        if (tile.is_prefix(row) && to < d.dim) store(parts.values + part_row(row) * d.dim + to, values);
+      });
+      put(o, q.from(first, column));
+    }
+    warp_barrier();
+    tile.store_rows(q, first, d.valid_columns(begin), out + begin, op.heads * d.dim);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -60,10 +77,6 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
     if (thread_index() % 4 == 0 && tile.is_prefix(row))
       store(parts.stats + part_row(row) * 2, Vector<float, 2>{{top.at[r], sum.at[r]}});
   }
-  warp_barrier();
-  tile.store_rows(q, first, d.dim,
-                  static_cast<T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim,
-                  op.heads * d.dim);
 }
 
 template <typename T>
@@ -82,15 +95,15 @@ struct ToPrefixRows {
 void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
   const Parts<float> parts(op.workspace, op.batch, plan.slots, op.heads * op.prefix, op.head_dim);
-  with_type_and_dim(op, [&](auto element, auto dim) {
+  with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    const HeadDim<T, dim()> d(op.head_dim);
-    const int64_t shared_bytes = plan.rows * (3 * d.pitch + pitch_of<T>(plan.rows)) * int64_t(sizeof(T));
-    launch(forward_kernel<T, dim()>, plan.blocks(op), plan.threads(), shared_bytes, stream, op, plan, parts);
+    const auto elements = [&](int span) { return plan.rows * (3 * pitch_of<T>(span) + pitch_of<T>(plan.rows)); };
+    with_dim_and_span<T>(op.head_dim, elements, [&](auto dim, int span) {
+      launch(forward_kernel<T, dim()>, plan.blocks(op), plan.threads(), elements(span) * int64_t(sizeof(T)), stream, op,
+             plan, parts, span);
+    });
+    if (op.prefix) merge_parts(parts, op.batch, op.stats, ToPrefixRows<T>{op}, stream);
   });
-  if (!op.prefix) return;
-  with_type(op.dtype,
-            [&](auto element) { merge_parts(parts, op.batch, op.stats, ToPrefixRows<decltype(element)>{op}, stream); });
 }
 
 int64_t space_time_attention_workspace(const SpaceTimeAttention& op) {

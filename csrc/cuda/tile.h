@@ -51,14 +51,6 @@ struct Square {
       for (int r = 0; r < 2; ++r) f(Vector<float, 2>{{at[half][2 * r], at[half][2 * r + 1]}}, r, first_column(half));
   }
 
-  // The sum of this lane's results in the first or second of its rows.
-  __device__ float sum(int r) const {
-    float total = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) total += at[half][2 * r] + at[half][2 * r + 1];
-    return total;
-  }
-
  private:
   __device__ static int first_column(int half) { return 8 * half + thread_index() % 4 * 2; }
 };

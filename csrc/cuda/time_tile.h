@@ -1,6 +1,8 @@
 // Attention over time a tile at a time: a block stacks the rows of some neighbouring places, `frames` each, and then
 // the prefix tokens. A query sees the keys of its own place and of the prefix; of the square of all rows with all rows
 // only the 16 × 16 squares in which somebody sees somebody are computed. A warp takes 16 rows of queries, or of keys.
+// Where a GPU's shared memory does not take all columns of a head, they come a span at a time, and some twice: the
+// second time from L2.
 #pragma once
 
 #include "tile.h"
@@ -31,6 +33,25 @@ struct TimePlan {
 
   int64_t blocks(const SpaceTimeAttention& op) const { return op.batch * slots * op.heads; }
   int threads() const { return rows / kSquare * kWarp; }
+};
+
+// A head's columns, and how many of them, `span`, are in shared memory at a time.
+template <typename T, int kDim>
+struct HeadDim {
+  int dim, padded, span, pitch;
+  __device__ HeadDim(int64_t head_dim, int span)
+      : dim(kDim ? kDim : int(head_dim)),
+        padded((dim + kSquare - 1) / kSquare * kSquare),
+        span(kDim ? padded : span),
+        pitch(pitch_of<T>(this->span)) {}
+
+  // Of the span that begins at column `first`: how many columns there are, and without padding.
+  __device__ int columns(int first) const { return smaller(span, padded - first); }
+  __device__ int valid_columns(int first) const { return smaller(span, dim - first); }
+  __device__ int last_span() const { return (padded - 1) / span * span; }
+
+ private:
+  __device__ static int smaller(int a, int b) { return a < b ? a : b; }
 };
 
 // The keys that a row's query sees: a run of patches, and the prefix or not.
@@ -83,35 +104,37 @@ struct TimeTile {
     return bits;
   }
 
-  // Copies the rows' `dim` elements in the background, zeros up to column `padded` and where a row does not exist.
-  template <typename T>
-  __device__ void copy_rows(const T* from, int64_t token_stride, int dim, int padded, Matrix<T> to) const {
+  // Copies the rows' columns of the span at `first` in the background; zeros where a row or a column does not exist.
+  template <typename T, int kDim>
+  __device__ void copy_rows(const T* from, int64_t token_stride, const HeadDim<T, kDim>& d, int first,
+                            Matrix<T> to) const {
     constexpr int kPiece = 16 / sizeof(T);
-    const int pieces = padded / kPiece;
+    const int pieces = d.columns(first) / kPiece;
     for (int i = thread_index(); i < plan.rows * pieces; i += thread_count()) {
       const int row = i / pieces, column = i % pieces * kPiece;
-      const bool valid = (is_patch(row) || is_prefix(row)) && column < dim;
-      copy_async(to.at(row, column), valid ? from + token(row) * token_stride + column : from, valid);
+      const bool valid = (is_patch(row) || is_prefix(row)) && first + column < d.dim;
+      copy_async(to.at(row, column), valid ? from + token(row) * token_stride + first + column : from, valid);
     }
   }
 
   // The same for the prefix tokens alone, at the first rows of `to`.
-  template <typename T>
-  __device__ void copy_prefix(const T* from, int64_t token_stride, int dim, int padded, Matrix<T> to) const {
+  template <typename T, int kDim>
+  __device__ void copy_prefix(const T* from, int64_t token_stride, const HeadDim<T, kDim>& d, int first,
+                              Matrix<T> to) const {
     constexpr int kPiece = 16 / sizeof(T);
-    const int pieces = padded / kPiece;
+    const int pieces = d.columns(first) / kPiece;
     for (int i = thread_index(); i < kSquare * pieces; i += thread_count()) {
       const int token = i / pieces, column = i % pieces * kPiece;
-      const bool valid = token < prefix && column < dim;
-      copy_async(to.at(token, column), valid ? from + token * token_stride + column : from, valid);
+      const bool valid = token < prefix && first + column < d.dim;
+      copy_async(to.at(token, column), valid ? from + token * token_stride + first + column : from, valid);
     }
   }
 
-  // Writes the patches' rows of one warp's 16, from shared memory.
+  // Writes the patches' rows of one warp's 16, `columns` of them, from shared memory.
   template <typename T>
-  __device__ void store_rows(Matrix<T> from, int first, int dim, T* to, int64_t token_stride) const {
+  __device__ void store_rows(Matrix<T> from, int first, int columns, T* to, int64_t token_stride) const {
     constexpr int kPiece = 16 / sizeof(T);
-    const int pieces = dim / kPiece;
+    const int pieces = columns / kPiece;
     for (int i = thread_index() % kWarp; i < kSquare * pieces; i += kWarp) {
       const int row = first + i / pieces, column = i % pieces * kPiece;
       if (is_patch(row))
@@ -149,16 +172,15 @@ __device__ inline void each_seen(uint32_t seen, F&& f) {
     if (seen >> square & 1) f(square);
 }
 
-// The scores of 16 queries, exponents of 2; minus infinity where a query does not see a key. Returns their maxima. The
-// forward and the backward pass compute them by the same operations, to the same bits, so that a probability of one is
-// recovered as exactly one, however large the scores.
+// Makes scores, exponents of 2, of the products q·k of 16 queries; minus infinity where a query does not see a key.
+// Returns their maxima. The forward and the backward pass compute them by the same operations, to the same bits, so
+// that a probability of one is recovered as exactly one, however large the scores; into how many spans the columns are
+// divided makes no difference to them.
 template <typename T>
-__device__ inline RowPair scores(const TimeTile& tile, uint32_t seen, Matrix<T> q, Matrix<T> k, int first, int padded,
-                                 Square (&s)[kMaxSquares]) {
+__device__ inline RowPair to_scores(const TimeTile& tile, uint32_t seen, int first, Square (&s)[kMaxSquares]) {
   const Sight sights[2] = {tile.sight(first + Square::row(0)), tile.sight(first + Square::row(1))};
   RowPair top{{-INFINITY, -INFINITY}};
   each_seen(seen, [&](int square) {
-    multiply<Stored::kAsIs, Stored::kTransposed>(s[square], q.from(first, 0), k.from(square * kSquare, 0), padded);
     s[square].each([&](float& value, int r, int column) {
       float scaled = value * tile.plan.scale_high;
       if constexpr (sizeof(T) == 4) scaled += value * tile.plan.scale_low;
@@ -172,27 +194,21 @@ __device__ inline RowPair scores(const TimeTile& tile, uint32_t seen, Matrix<T> 
   return top;
 }
 
-template <typename T, int kDim>
-struct HeadDim {
-  int dim, padded, pitch;
-  __host__ __device__ explicit HeadDim(int64_t head_dim)
-      : dim(kDim ? kDim : int(head_dim)), padded((dim + kSquare - 1) / kSquare * kSquare), pitch(pitch_of<T>(padded)) {}
-};
-
-// f(type's element, head_dim as a constant where the kernels have one, else 0).
-template <typename F>
-void with_type_and_dim(const SpaceTimeAttention& op, F&& f) {
-  with_type(op.dtype, [&](auto element) {
-    switch (op.head_dim) {
-      case 32:
-        return f(element, std::integral_constant<int, 32>());
-      case 64:
-        return f(element, std::integral_constant<int, 64>());
-      case 128:
-        return f(element, std::integral_constant<int, 128>());
-    }
-    f(element, std::integral_constant<int, 0>());
-  });
+// f(head_dim as a constant where the kernels have one and all its columns fit into shared memory, else 0; span).
+// elements(span) is how many elements of T a block then has there.
+template <typename T, typename Elements, typename F>
+void with_dim_and_span(int64_t head_dim, Elements&& elements, F&& f) {
+  const int padded = int(divide_up(head_dim, kSquare)) * kSquare;
+  const int span = columns_that_fit(padded, kSquare, [&](int span) { return elements(span) * int64_t(sizeof(T)); });
+  switch (span == padded ? head_dim : 0) {
+    case 32:
+      return f(std::integral_constant<int, 32>(), span);
+    case 64:
+      return f(std::integral_constant<int, 64>(), span);
+    case 128:
+      return f(std::integral_constant<int, 128>(), span);
+  }
+  f(std::integral_constant<int, 0>(), span);
 }
 
 }  // namespace hsta::cuda

@@ -10,8 +10,6 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops.native import DTYPES
 
-_LARGEST_SHARED_MEMORY = 227 << 10  # of any GPU that the kernels are made for
-
 
 def refuse(name: str, tensor: torch.Tensor) -> str | None:
     """Why the CUDA kernels cannot read `tensor`, or None."""
@@ -22,18 +20,6 @@ def refuse(name: str, tensor: torch.Tensor) -> str | None:
     if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return f"{name} is on a GPU older than sm_80"
     return None
-
-
-def check_shared_memory(operator: str, tensor: torch.Tensor, needed: int) -> None:
-    """Raises BackendError when a block that takes `needed` bytes of shared memory cannot run where `tensor` is."""
-    limit = _LARGEST_SHARED_MEMORY
-    if tensor.is_cuda:
-        limit = torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin  # type: ignore[attr-defined]
-    if needed > limit:
-        raise backends.BackendError(
-            f"backend 'cuda' cannot run {operator}: for {tensor.dtype} of shape {tuple(tensor.shape)} a block needs "
-            f"{needed} bytes of shared memory, and this GPU has {limit}"
-        )
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -128,8 +128,10 @@ class Machine {
   }
 
   // ---- called by launch
+  int64_t shared_memory_limit = 227 << 10;  // an sm_90's
   std::vector<int64_t> shared_bytes_of_launches;
   void run(int64_t blocks, int block_threads, int64_t shared_bytes, const std::function<void()>& kernel) {
+    if (shared_bytes > shared_memory_limit) throw std::runtime_error("more shared memory than there is");
     shared_bytes_of_launches.push_back(shared_bytes);
     threads = block_threads;
     kernel_ = &kernel;
@@ -399,6 +401,8 @@ inline void multiply_fragments(float (&sum)[4], const uint32_t (&a)[4], uint32_t
     sum[i] += products;
   }
 }
+
+inline int64_t shared_memory_limit() { return machine().shared_memory_limit; }
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream,

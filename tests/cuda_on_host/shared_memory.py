@@ -1,9 +1,12 @@
-"""The shared memory that blocks of the CUDA kernels ask for at launch, as a table for docs/cuda-resources.md.
+"""The shared memory that blocks of the CUDA kernels ask for at launch, by GPU, as a table for docs/cuda-resources.md.
 
 Patches, rows and tokens are few here: how many there are does not matter.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -11,7 +14,7 @@ import tests.cuda_on_host.conftest  # noqa: F401 (puts the kernels in place)
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as pooling
 from hsta_kernels.ops.space_time_attention import cuda as attention
-from tests.cuda_on_host.counters import take_shared_memory
+from tests.cuda_on_host.counters import SHARED_MEMORY, shared_memory_of, take_shared_memory
 
 
 def _attention(frames: int, prefix: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -23,8 +26,8 @@ def _attention(frames: int, prefix: int, head_dim: int, dtype: torch.dtype) -> t
     return forward, take_shared_memory()[0]
 
 
-def _pooling(width: int, dtype: torch.dtype) -> tuple[int, int]:
-    u, rows = torch.zeros(1, 1, width), torch.zeros(1, 5, width, dtype=dtype)
+def _pooling(width: int, heads: int, dtype: torch.dtype) -> tuple[int, int]:
+    u, rows = torch.zeros(1, heads, width), torch.zeros(1, 5, width, dtype=dtype)
     z, stats = pooling.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
     forward, _ = take_shared_memory()
     pooling.backward(z, u, rows[:, 0], rows[:, 1:], z, stats, 1e-6)
@@ -39,22 +42,27 @@ def _norm(width: int, dtype: torch.dtype) -> tuple[int, int]:
     return forward, take_shared_memory()[0]
 
 
+def _cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
+    for frames, prefix, head_dim in ((3, 1, 64), (8, 1, 32), (8, 1, 64), (8, 1, 128), (64, 1, 64), (64, 2, 128)):
+        yield f"time T={frames} P={prefix} D={head_dim}", partial(_attention, frames, prefix, head_dim, dtype)
+    for width, heads in ((384, 6), (768, 12), (1280, 16), (1536, 24)):
+        yield f"crossmodal C={width} H={heads}", partial(_pooling, width, heads, dtype)
+    for width in (768, 8192):
+        yield f"add_layer_norm C={width}", partial(_norm, width, dtype)
+
+
 def table() -> list[str]:
-    lines = ["| case | dtype | forward | backward |", "|---|---|---|---|"]
+    limits = (f"{name}: {limit:,}" for name, limit in SHARED_MEMORY.items())
+    lines = [f"| case | dtype | {' | '.join(limits)} |", "|---|---|" + "---|" * len(SHARED_MEMORY)]
     take_shared_memory()
     for dtype, name in ((torch.float16, "half types"), (torch.float32, "float32")):
-        for frames, prefix, head_dim in ((3, 1, 64), (8, 1, 32), (8, 1, 64), (8, 1, 128), (64, 1, 64), (64, 16, 128)):
-            bytes_of_passes = _attention(frames, prefix, head_dim, dtype)
-            lines.append(f"| time T={frames} P={prefix} D={head_dim} | {name} | {_columns(bytes_of_passes)} |")
-        for width in (384, 768):
-            lines.append(f"| crossmodal C={width} | {name} | {_columns(_pooling(width, dtype))} |")
-        for width in (768, 8192):
-            lines.append(f"| add_layer_norm C={width} | {name} | {_columns(_norm(width, dtype))} |")
+        for case, launched in _cases(dtype):
+            columns = []
+            for gpu in SHARED_MEMORY:
+                with shared_memory_of(gpu):
+                    columns.append(", ".join(f"{taken:,}" for taken in launched()))
+            lines.append(f"| {case} | {name} | {' | '.join(columns)} |")
     return lines
-
-
-def _columns(bytes_of_passes: tuple[int, int]) -> str:
-    return " | ".join(f"{of:,}" for of in bytes_of_passes)
 
 
 if __name__ == "__main__":

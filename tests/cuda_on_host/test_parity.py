@@ -6,17 +6,22 @@ The emulator runs a GPU's threads one after the other, so shapes are small.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from hsta_kernels import BackendError, backend, backends
-from hsta_kernels.ops import add_layer_norm, cross_modal_attention, cuda, space_time_attention
+from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
 from tests.ops import test_cross_modal_attention as of_pooling
 from tests.ops import test_space_time_attention as of_attention
 from tests.tolerances import assert_close_to_reference
+
+if backends.cuda_emulated:
+    from tests.cuda_on_host import counters
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
@@ -37,6 +42,13 @@ SHAPES = [
 ]
 
 
+@pytest.fixture(params=("sm_86", "sm_80", "sm_90"))
+def gpu(request) -> Iterator[str]:
+    """By whose shared memory the kernels choose their form; a GPU has its own."""
+    with counters.shared_memory_of(request.param) if backends.cuda_emulated else nullcontext():
+        yield request.param
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_over_time(dtype, device):
     for grid, prefix, heads, head_dim, batch in SHAPES:
@@ -44,6 +56,28 @@ def test_attention_over_time(dtype, device):
         qkv = torch.randn(batch, tokens, 3, heads, head_dim, dtype=torch.float64, device=device)
         grad = torch.randn(batch, tokens, heads, head_dim, dtype=torch.float64, device=device)
         of_attention.check(qkv, grid, "time", prefix, dtype, "cuda", grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_over_long_times(dtype, gpu, device):
+    """Whose heads some GPUs take a span of columns at a time: of equal spans, and of a last one that is narrower."""
+    for frames, patches, prefix, head_dim in ((64, 1, 2, 128), (64, 2, 0, 128), (47, 2, 1, 104), (64, 1, 16, 72)):
+        length = prefix + frames * patches
+        qkv = torch.randn(1, length, 3, 1, head_dim, dtype=torch.float64, device=device)
+        of_attention.check(qkv, (frames, patches), "time", prefix, dtype, "cuda", qkv[:, :, 1])
+        if dtype == torch.float32:
+            of_attention.check(qkv * 1e4, (frames, patches), "time", prefix, dtype, "cuda", qkv[:, :, 1])
+
+
+@pytest.mark.skipif(not backends.cuda_emulated, reason="a GPU's shared memory is what it is")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+def test_attention_over_time_gives_the_same_bits_in_spans(dtype, device):
+    qkv, grad = torch.randn(1, 130, 3, 1, 128, device=device).to(dtype), torch.randn(1, 130, 1, 128, device=device)
+    results = []
+    for name in counters.SHARED_MEMORY:
+        with counters.shared_memory_of(name):
+            results.append(torch.cat([t.flatten() for t in of_attention.run(qkv, (64, 2), "time", 2, "cuda", grad)]))
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -181,6 +215,24 @@ def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
     check_pooling(values64, heads, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("gpu", "batch", "tokens", "width", "heads"),
+    [
+        *((gpu, 2, 17, 768, 12) for gpu in ("sm_86", "sm_80")),  # in spans, where an sm_90 takes rows whole
+        *((gpu, 1, 5, 1280, 16) for gpu in ("sm_86", "sm_80", "sm_90")),
+        ("sm_86", 1, 17, 1288, 23),  # two squares of heads, two blocks a run
+        ("sm_90", 1, 40, 136, 17),
+        ("sm_90", 1, 97, 776, 2),  # two runs of rows
+        ("sm_90", 1, 3, 1800, 3),
+    ],
+    indirect=["gpu"],
+)
+def test_crossmodal_wide_rows(batch, tokens, width, heads, dtype, gpu, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    check_pooling(values64, heads, dtype)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_crossmodal_layouts(dtype, device):
     """Tokens in place or copied: time-major, not aligned, the same for all samples; a gradient that is one number."""
@@ -208,19 +260,21 @@ def test_without_tokens_the_query_attends_to_itself(device):
         torch.testing.assert_close(ours[key], exact[key], atol=1e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("width", (48, 1032))
 @pytest.mark.parametrize("scale", (1e4, 1e-4))
-def test_crossmodal_magnitudes(scale, device):
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 33, 48, scale).items()}
+def test_crossmodal_magnitudes(scale, width, device):
+    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 33, width, scale).items()}
     check_pooling(values64, 3, torch.float32)
 
 
-def test_crossmodal_sample_does_not_depend_on_its_batch(device):
-    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, 32).items()}
-    grad = torch.randn(3, 32, device=device)
+@pytest.mark.parametrize("width", (32, 776))
+def test_crossmodal_sample_does_not_depend_on_its_batch(width, device):
+    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, width).items()}
+    grad = torch.randn(3, width, device=device)
     alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
     outs = []
     for arguments, incoming in ((values, grad), (alone, grad[1:2])):
-        u = torch.ones(len(incoming), 1, 32, device=device) * torch.linspace(-1, 1, 32, device=device)
+        u = torch.ones(len(incoming), 1, width, device=device) * torch.linspace(-1, 1, width, device=device)
         rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
         z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "cuda")
         outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
@@ -240,6 +294,10 @@ def test_empty_batches(device):
     assert qkv.grad.shape == qkv.shape and rows.grad.shape == rows.shape
 
 
+def of_zeros(zeros, width: int) -> list[torch.Tensor]:
+    return [zeros(*value.shape) for value in of_pooling.arguments(1, 5, width).values()]
+
+
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
@@ -247,6 +305,8 @@ def test_empty_batches(device):
         (lambda zeros: space_time_attention(zeros(1, 65, 3, 1, 8), (65, 1), "time", 0), "there are 65 frames"),
         (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 12), (2, 3), "time"), "head_dim of 12"),
         (lambda zeros: space_time_attention(zeros(1, 7, 3, 1, 8).double(), (2, 3), "time"), "qkv is torch.float64"),
+        (lambda zeros: cross_modal_attention(*of_zeros(zeros, 264), num_heads=33), "there are 33 heads"),
+        (lambda zeros: cross_modal_attention(*of_zeros(zeros, 12), num_heads=1), "tokens has rows of 12"),
         (lambda zeros: add_layer_norm(*[zeros(2, 12)] * 2, *[zeros(12)] * 2), "x has rows of 12"),
     ],
 )
@@ -256,11 +316,11 @@ def test_what_is_refused_is_refused_by_name(run, reason, device):
 
 
 @pytest.mark.skipif(not backends.cuda_emulated, reason="a GPU's shared memory is what it is")
-def test_too_little_shared_memory_is_said(monkeypatch, device):
-    monkeypatch.setattr(cuda, "_LARGEST_SHARED_MEMORY", 1000)
+def test_too_little_shared_memory_is_said(device):
     values = {key: value.float() for key, value in of_pooling.arguments(1, 5, 16).items()}
-    with backend("cuda"):
-        with pytest.raises(BackendError, match=r"space_time_attention: .* \(1, 7, 3, 1, 8\) a block needs \d+ bytes"):
-            space_time_attention(torch.zeros(1, 7, 3, 1, 8, device=device), (2, 3), "time")
-        with pytest.raises(BackendError, match=r"cross_modal_attention: .* \(1, 5, 16\) a block needs \d+ bytes"):
+    needs = r"a block needs \d+ bytes of shared memory, and this GPU has 1000"
+    with backend("cuda"), counters.shared_memory_limit(1000):
+        with pytest.raises(RuntimeError, match=rf"space_time_attention .* 1 heads of 8 float32, forward: {needs}"):
+            space_time_attention(torch.zeros(1, 6, 3, 1, 8, device=device), (2, 3), "time", 0)
+        with pytest.raises(RuntimeError, match=rf"cross_modal_attention .* rows of 16 float32, 2 heads, .*: {needs}"):
             cross_modal_attention(**values, num_heads=2)

@@ -12,7 +12,7 @@ import torch
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as pooling
 from hsta_kernels.ops.space_time_attention import cuda as attention
-from tests.cuda_on_host.counters import share
+from tests.cuda_on_host.counters import SHARED_MEMORY, share, shared_memory_of
 from tests.cuda_on_host.counters import take_traffic as take
 
 HALF = torch.float16
@@ -36,17 +36,38 @@ def test_attention_over_time(frames, prefix):
     assert 7 * tensor <= take() <= 1.2 * 7 * tensor
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(588, 768), (324, 384)])
-def test_crossmodal_pass(tokens, width):
-    query, rows = torch.randn(1, width, dtype=HALF), torch.randn(1, tokens + 1, width, dtype=HALF)[:, 1:]
-    u = torch.randn(1, 12, width)
-    floor = tokens * width * E
+@pytest.mark.parametrize("gpu", SHARED_MEMORY)
+def test_attention_over_a_long_time(gpu):
+    grid = (64, 5, "time", 1, 0.125)
+    qkv = torch.randn(1, 1 + 64 * 5, 3, 1, 128)
+    with shared_memory_of(gpu):
+        out, stats = attention.forward(qkv, *grid)
+        assert 4 * out.nbytes <= take() <= 1.2 * 4 * out.nbytes
+        attention.backward(out, qkv, out, stats, *grid)
+        assert 7 * out.nbytes <= take() <= 1.2 * 7 * out.nbytes
+
+
+def check_crossmodal_pass(tokens: int, width: int, heads: int, dtype: torch.dtype) -> None:
+    query, rows = torch.randn(1, width, dtype=dtype), torch.randn(1, tokens + 1, width, dtype=dtype)[:, 1:]
+    u = torch.randn(1, heads, width)
+    floor = tokens * width * dtype.itemsize
     shared = share(u)
     z, stats = pooling.forward(u, query, rows, 1e-6)
     assert floor <= take() + shared <= 1.2 * floor
     shared = share(u, z)  # z stands for its own gradient, too
     pooling.backward(z, u, query, rows, z, stats, 1e-6)
     assert 2 * floor <= take() + shared <= 1.2 * 2 * floor
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(588, 768), (324, 384)])
+def test_crossmodal_pass(tokens, width):
+    check_crossmodal_pass(tokens, width, 12, HALF)
+
+
+@pytest.mark.parametrize("gpu", SHARED_MEMORY)
+def test_crossmodal_pass_over_wide_rows(gpu):
+    with shared_memory_of(gpu):
+        check_crossmodal_pass(256, 1280, 16, torch.float32)
 
 
 def test_add_layer_norm():

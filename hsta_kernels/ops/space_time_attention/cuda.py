@@ -41,8 +41,6 @@ def forward(
     stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
     if qkv.numel():
         sizes = (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim)
-        needed = cuda.module().space_time_attention_shared_memory(cuda.DTYPES[qkv.dtype], sizes)
-        cuda.check_shared_memory("space_time_attention", qkv, needed)
         qkv = cuda.aligned(qkv)
         workspace = _workspace(qkv, sizes)
         with cuda.current_device(qkv):
