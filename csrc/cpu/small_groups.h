@@ -31,18 +31,14 @@ void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const W
 }
 
 // Asks for rows of the next group in one tensor: they lie in as many places as there are tokens, over time more than
-// the processor's own prefetchers follow. Into the second cache; in the first, rows whole pages apart would push out
-// those being worked on. A few at a time, because the core has room for a few that are on their way. Inlined, because
-// GCC drops calls of a function that does nothing but prefetch.
+// the processor's own prefetchers follow. Not into the first cache: rows whole pages apart would push out those being
+// worked on. A few at a time, because the core has room for a few that are on their way.
 template <typename T>
 inline __attribute__((always_inline)) void prefetch_next(const Group<T>& group, const Rows<T>& from, int64_t first,
                                                          int64_t count) {
   const Plan& plan = group.plan;
   if (group.index + 1 == plan.groups) return;
-  for (int64_t r = first; r < first + count; ++r) {
-    const char* row = reinterpret_cast<const char*>(from.row(plan.token(group.index + 1, r)));
-    for (int64_t byte = 0; byte < plan.dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
-  }
+  for (int64_t r = first; r < first + count; ++r) prefetch(from.row(plan.token(group.index + 1, r)), plan.dim);
 }
 
 template <typename T>
