@@ -10,6 +10,7 @@ uses the same backend, whichever thread it runs in.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -39,34 +40,31 @@ def _check_name(name: str, source: str) -> str:
     return name
 
 
+def _load(name: str, kind: str, remedy: str) -> tuple[ModuleType | None, str | None]:
+    """One of our extension modules, or why there is none."""
+    try:
+        # Not `from hsta_kernels import`: of a missing module that would say that hsta_kernels is imported in a circle.
+        return importlib.import_module(f"hsta_kernels.{name}"), None
+    except ModuleNotFoundError:
+        return None, f"the {kind} kernels are not built; {remedy} build them"
+    except ImportError as error:
+        return None, f"the {kind} kernels cannot be loaded ({error}); {remedy} build them anew"
+
+
 def _load_native() -> tuple[ModuleType | None, str | None]:
     # torch is imported above, on purpose: the native module takes its OpenMP runtime from there.
+    module, reason = _load("_native", "native", "a C++ compiler and `pip install -e .`")
+    if module is None:
+        return None, reason
     try:
-        from hsta_kernels import _native  # type: ignore[attr-defined]
-
-        _native.cpu_isa()  # raises when HSTA_CPU_ISA names what this processor cannot run
-    except ImportError as error:
-        return None, (f"the native kernels are not built ({error}); a C++ compiler and `pip install -e .` build them")
+        module.cpu_isa()  # raises when HSTA_CPU_ISA names what this processor cannot run
     except RuntimeError as error:
         return None, str(error)
-    return _native, None
+    return module, None
 
 
 native, _native_error = _load_native()
-
-
-def _load_cuda() -> tuple[ModuleType | None, str | None]:
-    try:
-        from hsta_kernels import _cuda  # type: ignore[attr-defined]
-    except ImportError as error:
-        return (
-            None,
-            f"the CUDA kernels are not built ({error}); nvcc and `HSTA_BUILD_CUDA=1 pip install -e .` build them",
-        )
-    return _cuda, None
-
-
-cuda, _cuda_error = _load_cuda()
+cuda, _cuda_error = _load("_cuda", "CUDA", "nvcc and `HSTA_BUILD_CUDA=1 pip install -e .`")
 cuda_emulated = False  # the tests put kernels that run on the CPU in place of `cuda`
 _triton_installed = importlib.util.find_spec("triton") is not None
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels then run on the CPU, as Python

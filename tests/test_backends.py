@@ -102,7 +102,20 @@ def test_without_native_code_the_library_runs_on_the_reference():
     )
     lines = python(code).stdout.splitlines()
     assert lines[:2] == ["('reference',)", "56.0"]
-    assert "the native kernels are not built" in lines[2]
+    assert "the native kernels are not built; a C++ compiler" in lines[2]
+
+
+def test_an_extension_that_does_not_load_says_why():
+    code = (
+        "import importlib, sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'hsta_kernels._native': raise ImportError('undefined symbol: omp_get_num_threads')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "import torch, hsta_kernels\n"
+        "print(hsta_kernels.backends.unavailable('cpu'))\n"
+    )
+    assert "cannot be loaded (undefined symbol: omp_get_num_threads)" in python(code).stdout
 
 
 def test_info_names_everything():

@@ -47,6 +47,13 @@ const T* source_row(const CrossModalAttention& op, int64_t sample, int64_t row) 
                   : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
 }
 
+// Asks for the row a block further on, of this item or the next.
+template <typename T, typename Word>
+inline __attribute__((always_inline)) void prefetch_next(const CrossModalAttention& op, const Plan<Word>& plan,
+                                                         int64_t sample, int64_t row) {
+  if (row + kBlockRows < plan.rows) prefetch(source_row<T>(op, sample, row + kBlockRows), plan.width);
+}
+
 // to[h] = factor * from[h], as words.
 template <typename Word>
 void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to) {
@@ -149,6 +156,7 @@ void forward(const CrossModalAttention& op) {
               continue;
             }
             const T* x = source_row<T>(op, sample, first + i);
+            prefetch_next<T>(op, plan, sample, first + i);
             if constexpr (kPerWord<Word> == 1) {
               rstd[i] = centre(x, plan.width, plan.padded, op.eps, words);
             } else {
@@ -282,10 +290,12 @@ void backward(const CrossModalAttention& op) {
         for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
           for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
             float* to = y + i * plan.stride;
-            if (i < count)
+            if (i < count) {
               rstd[i] = centre(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, to);
-            else
+              prefetch_next<T>(op, plan, sample, first + i);
+            } else {
               std::memset(to, 0, plan.padded * sizeof(float));
+            }
             round_row(to, plan.padded, words + i * plan.words_stride);
             for (int64_t c = 0; c < plan.padded; c += kLanes) store(to + c, load(to + c) * broadcast(rstd[i]));
           }

@@ -102,7 +102,7 @@ static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, Strid
 }
 
 // a · b in the order and with the instructions of gemm, hence to the same bits: what must cancel against an element of
-// a product of floats does.
+// a product does.
 template <typename A, typename B>
 static inline float dot(int64_t count, const A* a, const B* b) {
   float total = 0;
@@ -113,6 +113,22 @@ static inline float dot(int64_t count, const A* a, const B* b) {
   }
   return total;
 }
+
+#ifdef __AVX512BF16__
+static inline float dot(int64_t count, const Pair* a, const BFloat16* b) {
+  float total = 0;
+  for (int64_t k = 0; k < count; k += 2 * kDepth) {
+    Vec sum{};
+    for (int64_t i = k; i < count && i < k + 2 * kDepth; i += 2) {
+      Pair pair{};
+      std::memcpy(static_cast<void*>(&pair), b + i, (i + 1 < count ? 2 : 1) * sizeof(BFloat16));
+      sum = multiply_add(sum, broadcast(a[i / 2]), broadcast(pair));
+    }
+    total += sum[0];
+  }
+  return total;
+}
+#endif
 
 }  // namespace HSTA_ISA
 }  // namespace hsta

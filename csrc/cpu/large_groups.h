@@ -196,18 +196,13 @@ struct LargeGroups {
     }
     const float inverse = 1 / (prefix ? group.stats(query)[1] : reduce_add(sum));
     const float delta =
-        prefix ? prefix_delta(b.grad_out + query * words, group.out(query)) : reduce_add(sum_dp) * inverse;
+        prefix ? dot(plan.dim, b.grad_out + query * words, group.out(query)) : reduce_add(sum_dp) * inverse;
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
       const Vec prob = load(p + j) * broadcast(inverse), ds = prob * (load(dp + j) - broadcast(delta));
       store(p + j, prob);
       store(dp + j, ds);
       if constexpr (kPairs) store_pairs(b.grad_weights + i * padded_words + j / 2, ds);
     }
-  }
-
-  float prefix_delta(const float* grad_out, const T* out) const { return dot(plan.dim, grad_out, out); }
-  float prefix_delta(const Pair* grad_out, const T* out) const {
-    return dot(plan.dim, reinterpret_cast<const BFloat16*>(grad_out), out);
   }
 
 #ifdef __AVX512BF16__

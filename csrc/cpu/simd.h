@@ -148,6 +148,25 @@ static inline Vec add_in_fours(Vec v) {
   return v + shuffle<InFours<2, 3, 0, 1>>(v, v);
 }
 
+// The lane kBlock away: halves, quarters, ... of a vector change places.
+template <int kBlock>
+struct Neighbour {
+  static constexpr int of(int lane) { return lane ^ kBlock; }
+};
+
+// The same over lanes four apart, in all of them.
+template <int kBlock = kLanes / 2>
+static inline Vec max_over_fours(Vec v) {
+  if constexpr (kBlock >= 4) v = max_over_fours<kBlock / 2>(max(v, shuffle<Neighbour<kBlock>>(v, v)));
+  return v;
+}
+
+template <int kBlock = kLanes / 2>
+static inline Vec add_over_fours(Vec v) {
+  if constexpr (kBlock >= 4) v = add_over_fours<kBlock / 2>(v + shuffle<Neighbour<kBlock>>(v, v));
+  return v;
+}
+
 // Lane i of vector j to lane j of vector i: every step swaps blocks of half the size across the diagonal.
 template <int kBlock, bool kUpper>
 struct SwappedBlocks {
@@ -180,12 +199,6 @@ static inline Vec sums_of_lanes(Vec* rows) {
   if constexpr (kBlock > 1) return sums_of_lanes<kBlock / 2>(rows);
   return rows[0];
 }
-
-// The lane kBlock away: halves, quarters, ... of a vector change places.
-template <int kBlock>
-struct Neighbour {
-  static constexpr int of(int lane) { return lane ^ kBlock; }
-};
 
 template <int kBlock = kLanes / 2>
 static inline float reduce_max(Vec v) {

@@ -1,158 +1,17 @@
 // Attention within a group of few tokens, one head: what attention over time is made of.
 //
-// A tile of scores is kTileQueries x 4 dot products, each summed along vectors as the rows lie in memory; one tree of
-// shuffles then brings the tile's sums into one vector, so a score costs no horizontal reduction of its own. Lane
-// 4 * i + j of a tile belongs to query i and key j: softmax over keys is arithmetic on whole tiles and, at its end,
-// within runs of four lanes. Rows are read where they lie when their memory layout is that of the words.
+// Scores are a grid of tiles (small_tiles.h). Prefix tokens are rows of the grid like others: keys in every group, and
+// queries that every group adds to. Only where patches alone fill whole tiles, prefix tokens would begin a row and a
+// column of nearly empty ones; there a tile beside each row of tiles has both. Rows are read where they lie when their
+// memory layout is that of the words.
 #pragma once
 
-#include <type_traits>
-
 #include "attention_groups.h"
+#include "small_tiles.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
-
-constexpr int kTileQueries = kLanes / 4, kTileKeys = 4;
-constexpr int64_t kMaxQueryTiles = kMaxSmallRows / kTileQueries, kMaxKeyTiles = kMaxSmallRows / kTileKeys;
-
-// f(constant n) for a count n of 1 to kMax that is known only at run time.
-template <int kMax, typename F>
-inline __attribute__((always_inline)) void with_constant(int64_t n, const F& f) {
-  if constexpr (kMax > 1)
-    if (n < kMax) return with_constant<kMax - 1>(n, f);
-  f(std::integral_constant<int, kMax>());
-}
-
-// Sums of a and b over their far halves or quarters: fours of lanes of the result belong to one of the inputs.
-#if defined(__AVX512F__)
-struct LowHalves {
-  static constexpr int of(int lane) { return lane % 8 + lane / 8 * 16; }
-};
-struct HighHalves {
-  static constexpr int of(int lane) { return LowHalves::of(lane) + 8; }
-};
-struct EvenFours {
-  static constexpr int of(int lane) { return lane / 4 * 8 + lane % 4; }
-};
-struct OddFours {
-  static constexpr int of(int lane) { return EvenFours::of(lane) + 4; }
-};
-static inline Vec stack_fours(const Vec* v) {
-  const auto halves = [](Vec a, Vec b) { return shuffle<LowHalves>(a, b) + shuffle<HighHalves>(a, b); };
-  const Vec a = halves(v[0], v[1]), b = halves(v[2], v[3]);
-  return shuffle<EvenFours>(a, b) + shuffle<OddFours>(a, b);
-}
-#elif defined(__AVX__)
-struct LowFours {
-  static constexpr int of(int lane) { return lane % 4 + lane / 4 * 8; }
-};
-struct HighFours {
-  static constexpr int of(int lane) { return LowFours::of(lane) + 4; }
-};
-static inline Vec stack_fours(const Vec* v) { return shuffle<LowFours>(v[0], v[1]) + shuffle<HighFours>(v[0], v[1]); }
-#else
-static inline Vec stack_fours(const Vec* v) { return v[0]; }
-#endif
-
-// Scores of kQueries queries and kKeys keys; the lanes of absent ones hold copies of present ones.
-template <int kQueries, int kKeys, typename Word>
-inline __attribute__((always_inline)) Vec score_tile(const Word* const* q, const Word* const* k, int64_t words) {
-  Vec sum[kQueries][kKeys];
-#pragma GCC unroll 4
-  for (int i = 0; i < kQueries; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) sum[i][j] = Vec{};
-  for (int64_t d = 0; d < words; d += kLanes) {
-    decltype(load(*k)) key[kKeys];
-#pragma GCC unroll 4
-    for (int j = 0; j < kKeys; ++j) key[j] = load(k[j] + d);
-#pragma GCC unroll 4
-    for (int i = 0; i < kQueries; ++i) {
-      const auto query = load(q[i] + d);
-#pragma GCC unroll 4
-      for (int j = 0; j < kKeys; ++j) sum[i][j] = multiply_add(sum[i][j], query, key[j]);
-    }
-  }
-  Vec column[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < kKeys; ++j) {
-    Vec rows[kTileQueries];
-#pragma GCC unroll 4
-    for (int i = 0; i < kTileQueries; ++i) rows[i] = sum[i < kQueries ? i : 0][j];
-    column[j] = stack_fours(rows);
-  }
-#pragma GCC unroll 4
-  for (int j = kKeys; j < 4; ++j) column[j] = column[0];
-  const auto pair = [](Vec a, Vec b) {
-    return shuffle<InFours<0, 1, 4, 5>>(a, b) + shuffle<InFours<2, 3, 6, 7>>(a, b);
-  };
-  const Vec left = pair(column[0], column[1]), right = pair(column[2], column[3]);
-  return shuffle<InFours<0, 2, 4, 6>>(left, right) + shuffle<InFours<1, 3, 5, 7>>(left, right);
-}
-
-// Scores of up to kTileQueries queries and all keys, as a row of tiles.
-template <typename Word>
-void score_tiles(const Word* const* q, int64_t queries, const Word* const* k, int64_t keys, int64_t words, Vec* to) {
-  with_constant<kTileQueries>(queries, [&](auto query_count) {
-    int64_t j = 0;
-    for (; j + kTileKeys <= keys; j += kTileKeys) *to++ = score_tile<query_count(), kTileKeys>(q, k + j, words);
-    if (j < keys)
-      with_constant<kTileKeys - 1>(
-          keys - j, [&](auto key_count) { *to = score_tile<query_count(), key_count()>(q, k + j, words); });
-  });
-}
-
-// Where the weights of a sum lie: weight of term k in row r at (k / per_outer) * outer + (k % per_outer) * inner + r *
-// row.
-struct Weights {
-  int64_t outer, inner, row;
-};
-
-template <int kRows, int kVecs, int kPerOuter, typename Word>
-inline __attribute__((always_inline)) void weighted_sum_tile(const Word* weights, Weights at, const Word* const* terms,
-                                                             int64_t count, int64_t d, float* to, int64_t to_row) {
-  Vec sum[kRows][kVecs];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec{};
-  for (int64_t first = 0; first < count; first += kPerOuter, weights += at.outer) {
-    const int64_t inner_count = min(kPerOuter, count - first);
-    for (int64_t k = 0; k < inner_count; ++k) {
-      const Word* term = terms[first + k] + d;
-      decltype(load(term)) value[kVecs];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) value[v] = load(term + v * kLanes);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const auto weight = broadcast(weights[k * at.inner + r * at.row]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) sum[r][v] = multiply_add(sum[r][v], weight, value[v]);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) store(to + r * to_row + d + v * kLanes, sum[r][v]);
-}
-
-// to[r] = sum of weighted terms, for up to kTileQueries rows of dim_padded floats.
-template <int kPerOuter, typename Word>
-void weighted_sum(int64_t rows, const Word* weights, Weights at, const Word* const* terms, int64_t count,
-                  int64_t dim_padded, float* to) {
-  with_constant<kTileQueries>(rows, [&](auto n) {
-    int64_t d = 0;
-    for (; d + 4 * kLanes <= dim_padded; d += 4 * kLanes)
-      weighted_sum_tile<n(), 4, kPerOuter>(weights, at, terms, count, d, to, dim_padded);
-    for (; d + 2 * kLanes <= dim_padded; d += 2 * kLanes)
-      weighted_sum_tile<n(), 2, kPerOuter>(weights, at, terms, count, d, to, dim_padded);
-    for (; d < dim_padded; d += kLanes)
-      weighted_sum_tile<n(), 1, kPerOuter>(weights, at, terms, count, d, to, dim_padded);
-  });
-}
 
 // Pointers to the rows of a group as words: the tensor's own memory where that will do, else copies.
 template <typename T, typename Word>
@@ -171,80 +30,101 @@ void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const W
   }
 }
 
-// Rows as the terms of a sum over rows: as they are, or for pairs two rows interleaved.
-static inline const float* const* as_terms(const float* const* rows, const Plan&, float*, const float**) {
-  return rows;
+// Asks for rows of the next group in one tensor: they lie in as many places as there are tokens, over time more than
+// the processor's own prefetchers follow. Not into the first cache: rows whole pages apart would push out those being
+// worked on. A few at a time, because the core has room for a few that are on their way.
+template <typename T>
+inline __attribute__((always_inline)) void prefetch_next(const Group<T>& group, const Rows<T>& from, int64_t first,
+                                                         int64_t count) {
+  const Plan& plan = group.plan;
+  if (group.index + 1 == plan.groups) return;
+  for (int64_t r = first; r < first + count; ++r) prefetch(from.row(plan.token(group.index + 1, r)), plan.dim);
 }
-#ifdef __AVX512BF16__
-static inline const Pair* const* as_terms(const Pair* const* rows, const Plan& plan, Pair* copies, const Pair** terms) {
-  for (int64_t r = 0; r < plan.rows; r += 2, copies += plan.dim_padded) {
-    interleave_rows(rows[r], r + 1 < plan.rows ? rows[r + 1] : nullptr, plan.dim_padded, copies);
-    terms[r / 2] = copies;
-  }
-  return terms;
-}
-#endif
-
-// A tile of weights in memory: for sums over its keys and for sums over its queries.
-template <typename Word>
-struct WeightTile;
-template <>
-struct WeightTile<float> {
-  static constexpr int kFloats = kLanes, kKeysPerOuter = kTileKeys, kQueriesPerOuter = kTileQueries;
-  static constexpr Weights over_keys() { return {kLanes, 1, 4}; }
-  static constexpr Weights over_queries(int64_t key_tiles) { return {key_tiles * kLanes, 4, 1}; }
-  static void store_over_keys(float* to, Vec tile) { store(to, tile); }
-  static void store_over_queries(float* to, Vec tile) { store(to, tile); }
-};
-#ifdef __AVX512BF16__
-template <>
-struct WeightTile<Pair> {
-  static constexpr int kFloats = kLanes / 2, kKeysPerOuter = kTileKeys / 2, kQueriesPerOuter = kTileQueries / 2;
-  static constexpr Weights over_keys() { return {kLanes / 2, 1, 2}; }
-  static constexpr Weights over_queries(int64_t key_tiles) { return {key_tiles * kLanes / 2, 4, 1}; }
-  static void store_over_keys(Pair* to, Vec tile) { store_pairs(to, tile); }
-  static void store_over_queries(Pair* to, Vec tile) {
-    const PairVec words = pair_up(shuffle<Fours<0>>(tile, tile), shuffle<Fours<1>>(tile, tile));
-    std::memcpy(static_cast<void*>(to), &words, kFloats * sizeof(Pair));
-  }
-  template <int kOdd>
-  struct Fours {  // of queries 0 and 2, or 1 and 3, first
-    static constexpr int of(int lane) { return (lane / 4 * 8 + kOdd * 4) % kLanes + lane % 4; }
-  };
-};
-#endif
 
 template <typename T>
 struct SmallGroups {
   using Word = typename WordOf<T>::type;
   using Tile = WeightTile<Word>;
+  using OverKeys = Terms<Word, Tile::kKeysPerOuter>;
+  using OverQueries = Terms<Word, Tile::kQueriesPerOuter>;
   static constexpr int64_t kTiles = kMaxQueryTiles * kMaxKeyTiles;
+
+  struct Grid {
+    int64_t rows, query_tiles, key_tiles;
+    explicit Grid(int64_t rows)
+        : rows(rows),
+          query_tiles((rows + kTileQueries - 1) / kTileQueries),
+          key_tiles((rows + kTileKeys - 1) / kTileKeys) {}
+  };
+
+  // Weights in the tiles beside the grid, as parts of weighted sums.
+  struct Beside {
+    Word over_columns[kMaxQueryTiles * Tile::kFloats], over_rows[kMaxQueryTiles * Tile::kFloats];
+
+    void store(int64_t tile, Vec weights) {
+      Tile::store_over_keys(over_columns + tile * Tile::kFloats, weights);
+      Tile::store_over_queries(over_rows + tile * Tile::kFloats, weights);
+    }
+    // What a tile's rows take from prefix tokens as keys, and as queries.
+    OverKeys from_keys(int64_t tile, const Word* const* prefix, int64_t count) const {
+      return {over_columns + tile * Tile::kFloats, Tile::over_keys(), prefix, depth_words<Word>(count)};
+    }
+    OverKeys from_queries(int64_t tile, const Word* const* prefix, int64_t count) const {
+      return {over_columns + tile * Tile::kFloats + Tile::kToColumn2, Tile::over_keys(), prefix,
+              depth_words<Word>(count)};
+    }
+    // What prefix tokens take from all rows of the grid, as keys and as queries.
+    OverQueries to_keys(const Word* const* rows, int64_t count) const {
+      return {over_rows, Tile::over_queries(1), rows, depth_words<Word>(count)};
+    }
+    OverQueries to_queries(const Word* const* rows, int64_t count) const {
+      return {over_rows + 2, Tile::over_queries(1), rows, depth_words<Word>(count)};
+    }
+  };
 
   const Plan& plan;
   const ScoreScale scale;
-  const int64_t words, key_tiles, query_tiles;
-  IntVec query_of_lane, key_of_lane;
+  const int64_t words;
+  IntVec query_of_lane, key_of_lane, prefix_is_key, prefix_is_there;  // the latter two of lanes beside the grid
 
   explicit SmallGroups(const Plan& plan, const SpaceTimeAttention& op)
-      : plan(plan),
-        scale(op.scale),
-        words(row_words<Word>(plan.dim)),
-        key_tiles((plan.rows + kTileKeys - 1) / kTileKeys),
-        query_tiles((plan.rows + kTileQueries - 1) / kTileQueries) {
-    for (int lane = 0; lane < kLanes; ++lane) query_of_lane[lane] = lane / 4, key_of_lane[lane] = lane % 4;
+      : plan(plan), scale(op.scale), words(row_words<Word>(plan.dim)) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      query_of_lane[lane] = lane / 4, key_of_lane[lane] = lane % 4;
+      prefix_is_key[lane] = lane % 4 < 2 ? -1 : 0;
+      prefix_is_there[lane] = lane % 2 < plan.prefix ? -1 : 0;
+    }
   }
 
   int64_t scratch_floats() const { return 8 * plan.rows * words + 4 * plan.rows * plan.dim_padded + 16 * words; }
 
+  // Whether prefix tokens are beside the grid. Group 0 has all rows in it: there prefix tokens look at each other.
+  bool beside(int64_t group) const {
+    return group > 0 && plan.prefix > 0 && plan.prefix <= kMaxPrefixBeside &&
+           (plan.rows - plan.prefix) % kTileKeys == 0;
+  }
+
+  template <typename Merge>
+  void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
+    beside(group.index) ? forward_with<true>(group, buffer, merge) : forward_with<false>(group, buffer, merge);
+  }
+  template <typename Add>
+  void backward(const Group<T>& group, float* buffer, const Add& add) const {
+    beside(group.index) ? backward_with<true>(group, buffer, add) : backward_with<false>(group, buffer, add);
+  }
+
+ private:
   // Scores of a row of tiles, base 2; -inf where the query does not look.
-  void scores(int64_t group, int64_t first, int64_t queries, const Word* const* q, const Word* const* k, Vec* s) const {
-    score_tiles(q + first, queries, k, plan.rows, words, s);
-    for (int64_t t = 0; t < key_tiles; ++t) s[t] = scale(s[t]);
-    if (plan.rows % kTileKeys) {
-      const Vec minus_infinity = broadcast(-INFINITY);
-      s[key_tiles - 1] = key_of_lane >= int(plan.rows % kTileKeys) - IntVec{} ? minus_infinity : s[key_tiles - 1];
+  template <bool kBeside>
+  void scores(int64_t group, const Grid& grid, int64_t first, int64_t queries, const Word* const* q,
+              const Word* const* k, Vec* s) const {
+    score_tiles(q + first, queries, k, grid.rows, words, s);
+    for (int64_t t = 0; t < grid.key_tiles; ++t) s[t] = scale(s[t]);
+    if (grid.rows % kTileKeys) {
+      Vec& last = s[grid.key_tiles - 1];
+      last = key_of_lane >= int(grid.rows % kTileKeys) - IntVec{} ? broadcast(-INFINITY) : last;
     }
-    if (group > 0 && first < plan.prefix)
+    if (!kBeside && group > 0 && first < plan.prefix)
       for (int64_t t = 0; t * kTileKeys < plan.prefix; ++t)
         s[t] = (query_of_lane < int(plan.prefix - first) - IntVec{}) &
                        (key_of_lane < int(plan.prefix - t * kTileKeys) - IntVec{})
@@ -252,135 +132,225 @@ struct SmallGroups {
                    : s[t];
   }
 
-  Vec row_max(const Vec* s) const {
+  static Vec row_max(const Grid& grid, const Vec* s) {
     Vec top = s[0];
-    for (int64_t t = 1; t < key_tiles; ++t) top = max(top, s[t]);
-    return max_in_fours(top);
+    for (int64_t t = 1; t < grid.key_tiles; ++t) top = max(top, s[t]);
+    return top;
   }
 
-  // merge(head, prefix row, max2, sum, values) takes in what a group gives to a prefix query.
-  template <typename Merge>
-  void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
+  // to[r] = sum of what row r takes from the grid and from the tiles beside it.
+  template <bool kBeside, typename Part>
+  void sum_rows(int64_t rows, const Part& from_grid, const OverKeys& from_beside, float* to) const {
+    if constexpr (kBeside)
+      weighted_sum(rows, plan.dim_padded, to, from_grid, from_beside);
+    else
+      weighted_sum(rows, plan.dim_padded, to, from_grid);
+  }
+
+  // `count` rows as terms.
+  const Word* const* terms(const Word* const* rows, int64_t count, Arena& arena, const Word** to) const {
+    return as_terms(rows, count, plan.dim_padded, arena.take<Word>((count + 1) / 2 * plan.dim_padded), to);
+  }
+
+  // merge(prefix row, max2, sum, values) takes in what a group gives to a prefix query.
+  template <bool kBeside, typename Merge>
+  void forward_with(const Group<T>& group, float* buffer, const Merge& merge) const {
+    const int64_t beside = kBeside ? plan.prefix : 0;
+    const Grid grid(plan.rows - beside);
+    const int64_t key_tiles = grid.key_tiles;
     Arena arena{buffer};
-    const Word *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows], *terms_of_v[kMaxSmallRows];
+    const Word *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows];
+    const Word *grid_terms[kMaxSmallRows], *prefix_terms[kMaxPrefixBeside];
     take_rows(group, group.part(0), arena.take<Word>(plan.rows * words), q);
     take_rows(group, group.part(1), arena.take<Word>(plan.rows * words), k);
     take_rows(group, group.part(2), arena.take<Word>(plan.rows * words), v);
-    const Word* const* terms = as_terms(v, plan, arena.take<Word>(plan.rows * plan.dim_padded), terms_of_v);
+    const Word* const* grid_v = terms(v + beside, grid.rows, arena, grid_terms);
+    const Word* const* prefix_v = terms(v, beside, arena, prefix_terms);
     float* values = arena.take<float>(kTileQueries * plan.dim_padded);
 
     // Step by step for all queries: the steps of one query wait for each other, those of many do not.
-    Vec s[kTiles], top[kMaxQueryTiles], sum[kMaxQueryTiles];
+    Vec s[kTiles], s_beside[kMaxQueryTiles], top[kMaxQueryTiles], sum[kMaxQueryTiles];
+    Vec prefix_top = broadcast(-INFINITY), prefix_sum{};
     Word weights[kTiles * Tile::kFloats];
-    for (int64_t i = 0, first = 0; first < plan.rows; ++i, first += kTileQueries) {
-      const int64_t queries = min(kTileQueries, plan.rows - first);
-      scores(group.index, first, queries, q, k, s + i * key_tiles);
-      top[i] = row_max(s + i * key_tiles);
+    Beside weights_beside;
+    for (int64_t i = 0, first = 0; first < grid.rows; ++i, first += kTileQueries) {
+      const int64_t queries = min(kTileQueries, grid.rows - first), row = beside + first;
+      scores<kBeside>(group.index, grid, first, queries, q + beside, k + beside, s + i * key_tiles);
+      top[i] = row_max(grid, s + i * key_tiles);
+      if constexpr (kBeside) {
+        s_beside[i] = scale(score_beside(q + row, k + row, q, k, beside, words));
+        top[i] = max(top[i], prefix_is_key ? s_beside[i] : top[i]);
+        prefix_top = max(prefix_top, s_beside[i]);
+      }
+      top[i] = max_in_fours(top[i]);
+      prefetch_next(group, group.part(0), row, queries);
     }
-    for (int64_t i = 0; i < query_tiles; ++i) {
+    prefix_top = max_over_fours(prefix_top);
+    for (int64_t i = 0; i < grid.query_tiles; ++i) {
       sum[i] = Vec{};
       for (int64_t t = i * key_tiles; t < (i + 1) * key_tiles; ++t) {
         const Vec p = exp2(s[t] - top[i]);
         sum[i] += p;
         Tile::store_over_keys(weights + t * Tile::kFloats, p);
       }
+      if constexpr (kBeside) {
+        const Vec p = prefix_is_there ? exp2(s_beside[i] - (prefix_is_key ? top[i] : prefix_top)) : Vec{};
+        sum[i] += prefix_is_key ? p : Vec{};
+        prefix_sum += p;
+        weights_beside.store(i, p);
+      }
       sum[i] = add_in_fours(sum[i]);
+      prefetch_next(group, group.part(1), beside + i * kTileQueries, min(kTileQueries, grid.rows - i * kTileQueries));
     }
-    for (int64_t i = 0, first = 0; first < plan.rows; ++i, first += kTileQueries) {
-      const int64_t queries = min(kTileQueries, plan.rows - first);
-      weighted_sum<Tile::kKeysPerOuter>(queries, weights + i * key_tiles * Tile::kFloats, Tile::over_keys(), terms,
-                                        depth_words<Word>(plan.rows), plan.dim_padded, values);
+    for (int64_t i = 0, first = 0; first < grid.rows; ++i, first += kTileQueries) {
+      const int64_t queries = min(kTileQueries, grid.rows - first), row = beside + first;
+      sum_rows<kBeside>(
+          queries,
+          OverKeys{weights + i * key_tiles * Tile::kFloats, Tile::over_keys(), grid_v, depth_words<Word>(grid.rows)},
+          weights_beside.from_keys(i, prefix_v, beside), values);
+      prefetch_next(group, group.part(2), row, queries);
       for (int64_t r = 0; r < queries; ++r) {
-        float* row = values + r * plan.dim_padded;
-        if (first + r < plan.prefix)
-          merge(first + r, top[i][4 * r], sum[i][4 * r], row);
+        const float* value = values + r * plan.dim_padded;
+        if (row + r < plan.prefix)
+          merge(row + r, top[i][4 * r], sum[i][4 * r], value);
         else
-          write_output(group, plan.token(group.index, first + r), sum[i][4 * r], row);
+          write_output(group, plan.token(group.index, row + r), sum[i][4 * r], value);
       }
     }
+    if constexpr (!kBeside) return;
+    prefix_sum = add_over_fours(prefix_sum);
+    weighted_sum(beside, plan.dim_padded, values, weights_beside.to_queries(grid_v, grid.rows));
+    for (int64_t p = 0; p < beside; ++p) merge(p, prefix_top[2 + p], prefix_sum[2 + p], values + p * plan.dim_padded);
   }
 
-  // Probabilities are recomputed from the scores; a prefix query's maximum and sum, which span all groups, come from
-  // the forward pass, and its delta = sum_j p_j dp_j from the output. add(part, prefix row, values) takes in what a
-  // group gives to a prefix token's gradients.
-  template <typename Add>
-  void backward(const Group<T>& group, float* buffer, const Add& add) const {
+  // Of prefix queries, whose softmax spans all groups: from the forward pass, and delta = sum_j p_j dp_j from the
+  // output. Query first + i has the lanes that are `is` + i.
+  struct PrefixRows {
+    Vec top{}, inverse{}, delta{};
+  };
+  inline __attribute__((always_inline)) PrefixRows prefix_rows(const Group<T>& group, IntVec lanes, int is,
+                                                               int64_t first, int64_t last, const Word* const* grad_out,
+                                                               Word* out_row) const {
+    PrefixRows rows;
+    for (int64_t p = first; p < last; ++p) {
+      pack_row(group.out(p), plan.dim, out_row);
+      const Word* out[1] = {out_row};
+      const Vec delta = score_tile<1, 1>(grad_out + p, out, words);
+      const IntVec mine = lanes == is + int(p - first) - IntVec{};
+      rows.top = mine ? broadcast(group.stats(p)[0]) : rows.top;
+      rows.inverse = mine ? broadcast(1.0f / group.stats(p)[1]) : rows.inverse;
+      rows.delta = mine ? broadcast(delta[0]) : rows.delta;
+    }
+    return rows;
+  }
+
+  // Probabilities are recomputed from the scores. add(part, prefix row, values) takes in what a group gives to a prefix
+  // token's gradients.
+  template <bool kBeside, typename Add>
+  void backward_with(const Group<T>& group, float* buffer, const Add& add) const {
+    const int64_t beside = kBeside ? plan.prefix : 0;
+    const Grid grid(plan.rows - beside);
+    const int64_t key_tiles = grid.key_tiles, depth = depth_words<Word>(grid.rows);
     Arena arena{buffer};
     const Word *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows], *grad_out[kMaxSmallRows];
-    const Word* term_rows[3][kMaxSmallRows];
+    const Word *grid_terms[3][kMaxSmallRows], *prefix_terms[3][kMaxPrefixBeside];
     take_rows(group, group.part(0), arena.take<Word>(plan.rows * words), q);
     take_rows(group, group.part(1), arena.take<Word>(plan.rows * words), k);
     take_rows(group, group.part(2), arena.take<Word>(plan.rows * words), v);
     take_rows(group, group.grad_out(), arena.take<Word>(plan.rows * words), grad_out);
-    const Word* const* terms_of_q = as_terms(q, plan, arena.take<Word>(plan.rows * plan.dim_padded), term_rows[0]);
-    const Word* const* terms_of_k = as_terms(k, plan, arena.take<Word>(plan.rows * plan.dim_padded), term_rows[1]);
-    const Word* const* terms_of_g =
-        as_terms(grad_out, plan, arena.take<Word>(plan.rows * plan.dim_padded), term_rows[2]);
+    const Word* const* grid_q = terms(q + beside, grid.rows, arena, grid_terms[0]);
+    const Word* const* grid_k = terms(k + beside, grid.rows, arena, grid_terms[1]);
+    const Word* const* grid_g = terms(grad_out + beside, grid.rows, arena, grid_terms[2]);
+    const Word* const* prefix_q = terms(q, beside, arena, prefix_terms[0]);
+    const Word* const* prefix_k = terms(k, beside, arena, prefix_terms[1]);
+    const Word* const* prefix_g = terms(grad_out, beside, arena, prefix_terms[2]);
     float* values = arena.take<float>(kTileQueries * plan.dim_padded);
     Word* out_row = arena.take<Word>(words);
+    const PrefixRows prefix = prefix_rows(group, key_of_lane, 2, 0, beside, grad_out, out_row);
 
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
-    for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
-      const int64_t queries = min(kTileQueries, plan.rows - first);
-      const int64_t tile_row = first / kTileQueries * key_tiles * Tile::kFloats;
-      Vec s[kMaxKeyTiles], dp[kMaxKeyTiles];
+    Beside probs_beside, grad_scores_beside;
+    for (int64_t i = 0, first = 0; first < grid.rows; ++i, first += kTileQueries) {
+      const int64_t queries = min(kTileQueries, grid.rows - first), row = beside + first;
+      Vec s[kMaxKeyTiles], dp[kMaxKeyTiles], s_beside{}, dp_beside{};
       Word weights[kMaxKeyTiles * Tile::kFloats];
-      scores(group.index, first, queries, q, k, s);
-      score_tiles(grad_out + first, queries, v, plan.rows, words, dp);
-      Vec top = row_max(s);
-      for (int64_t i = 0; first + i < plan.prefix && i < queries; ++i)
-        top = query_of_lane == int(i) - IntVec{} ? broadcast(group.stats(first + i)[0]) : top;
+      scores<kBeside>(group.index, grid, first, queries, q + beside, k + beside, s);
+      prefetch_next(group, group.part(0), row, queries);
+      score_tiles(grad_out + row, queries, v + beside, grid.rows, words, dp);
+      prefetch_next(group, group.part(1), row, queries);
+      Vec top = row_max(grid, s);
+      if constexpr (kBeside) {
+        s_beside = scale(score_beside(q + row, k + row, q, k, beside, words));
+        dp_beside = score_beside(grad_out + row, v + row, grad_out, v, beside, words);
+        top = max(top, prefix_is_key ? s_beside : top);
+      }
+      top = max_in_fours(top);
+      const int64_t in_grid = min(queries, plan.prefix - row);  // prefix queries of this row of tiles
+      const PrefixRows own = prefix_rows(group, query_of_lane, 0, row, row + in_grid, grad_out, out_row);
+      const IntVec is_prefix = query_of_lane < int(in_grid) - IntVec{};
+      top = is_prefix ? own.top : top;
       Vec sum{}, delta{};
       for (int64_t t = 0; t < key_tiles; ++t) {
         s[t] = exp2(s[t] - top);
         sum += s[t];
         delta += s[t] * dp[t];
       }
-      Vec inverse = 1.0f / add_in_fours(sum);
-      delta = add_in_fours(delta) * inverse;
-      for (int64_t i = 0; first + i < plan.prefix && i < queries; ++i) {
-        pack_row(group.out(first + i), plan.dim, out_row);
-        const Word* rows[1] = {out_row};
-        const Vec product = score_tile<1, 1>(grad_out + first + i, rows, words);
-        inverse = query_of_lane == int(i) - IntVec{} ? broadcast(1.0f / group.stats(first + i)[1]) : inverse;
-        delta = query_of_lane == int(i) - IntVec{} ? broadcast(product[0]) : delta;
+      if constexpr (kBeside) {
+        s_beside = prefix_is_there ? exp2(s_beside - (prefix_is_key ? top : prefix.top)) : Vec{};
+        sum += prefix_is_key ? s_beside : Vec{};
+        delta += prefix_is_key ? s_beside * dp_beside : Vec{};
       }
+      Vec inverse = 1.0f / add_in_fours(sum);
+      delta = is_prefix ? own.delta : add_in_fours(delta) * inverse;
+      inverse = is_prefix ? own.inverse : inverse;
       // Lanes of queries past the last repeat the first one's and must not count in the sums over queries.
       inverse = query_of_lane < int(queries) - IntVec{} ? inverse : Vec{};
       for (int64_t t = 0; t < key_tiles; ++t) {
         const Vec p = s[t] * inverse, ds = p * (dp[t] - delta);
-        Tile::store_over_queries(probs + tile_row + t * Tile::kFloats, p);
-        Tile::store_over_queries(grad_scores + tile_row + t * Tile::kFloats, ds);
+        Tile::store_over_queries(probs + (i * key_tiles + t) * Tile::kFloats, p);
+        Tile::store_over_queries(grad_scores + (i * key_tiles + t) * Tile::kFloats, ds);
         Tile::store_over_keys(weights + t * Tile::kFloats, ds);
       }
-      weighted_sum<Tile::kKeysPerOuter>(queries, weights, Tile::over_keys(), terms_of_k, depth_words<Word>(plan.rows),
-                                        plan.dim_padded, values);
-      write(group, first, queries, 0, values, add);
+      if constexpr (kBeside) {
+        const Vec p = s_beside * (prefix_is_key ? inverse : prefix.inverse);
+        probs_beside.store(i, p);
+        grad_scores_beside.store(i, p * (dp_beside - (prefix_is_key ? delta : prefix.delta)));
+      }
+      sum_rows<kBeside>(queries, OverKeys{weights, Tile::over_keys(), grid_k, depth},
+                        grad_scores_beside.from_keys(i, prefix_k, beside), values);
+      write(group, row, queries, 0, values, add);
     }
 
     // Keys in runs no longer than kTileQueries, which divides the keys of a tile.
-    for (int64_t first = 0; first < plan.rows; first += kTileQueries) {
-      const int64_t keys = min(kTileQueries, plan.rows - first);
+    const auto over_queries = Tile::over_queries(key_tiles);
+    for (int64_t i = 0, first = 0; first < grid.rows; ++i, first += kTileQueries) {
+      const int64_t keys = min(kTileQueries, grid.rows - first), row = beside + first;
       const int64_t at = first / kTileKeys * Tile::kFloats + first % kTileKeys;
-      const Weights over_queries = Tile::over_queries(key_tiles);
-      weighted_sum<Tile::kQueriesPerOuter>(keys, grad_scores + at, over_queries, terms_of_q,
-                                           depth_words<Word>(plan.rows), plan.dim_padded, values);
-      write(group, first, keys, 1, values, add);
-      weighted_sum<Tile::kQueriesPerOuter>(keys, probs + at, over_queries, terms_of_g, depth_words<Word>(plan.rows),
-                                           plan.dim_padded, values);
-      write(group, first, keys, 2, values, add);
+      sum_rows<kBeside>(keys, OverQueries{grad_scores + at, over_queries, grid_q, depth},
+                        grad_scores_beside.from_queries(i, prefix_q, beside), values);
+      write(group, row, keys, 1, values, add);
+      prefetch_next(group, group.part(2), row, keys);
+      sum_rows<kBeside>(keys, OverQueries{probs + at, over_queries, grid_g, depth},
+                        probs_beside.from_queries(i, prefix_g, beside), values);
+      write(group, row, keys, 2, values, add);
+      prefetch_next(group, group.grad_out(), row, keys);
     }
+    if constexpr (!kBeside) return;
+    weighted_sum(beside, plan.dim_padded, values, grad_scores_beside.to_queries(grid_k, grid.rows));
+    write(group, 0, beside, 0, values, add);
+    weighted_sum(beside, plan.dim_padded, values, grad_scores_beside.to_keys(grid_q, grid.rows));
+    write(group, 0, beside, 1, values, add);
+    weighted_sum(beside, plan.dim_padded, values, probs_beside.to_keys(grid_g, grid.rows));
+    write(group, 0, beside, 2, values, add);
   }
 
   template <typename Add>
-  void write(const Group<T>& group, int64_t first, int64_t count, int part, float* values, const Add& add) const {
-    for (int64_t i = 0; i < count; ++i) {
-      float* row = values + i * plan.dim_padded;
-      if (first + i < plan.prefix)
-        add(part, first + i, row);
+  void write(const Group<T>& group, int64_t first, int64_t count, int part, const float* values, const Add& add) const {
+    for (int64_t row = first; row < first + count; ++row, values += plan.dim_padded)
+      if (row < plan.prefix)
+        add(part, row, values);
       else
-        write_gradient(group, plan.token(group.index, first + i), part, row);
-    }
+        write_gradient(group, plan.token(group.index, row), part, values);
   }
 };
 

@@ -103,6 +103,21 @@ def test_magnitudes(axis, magnitude, dtype, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("axis", "grid_size", "prefix"), [("time", (1, 1), 40), ("time", (8, 3), 2), ("space", (2, 40), 1)]
+)
+def test_parity_of_saturated_prefix_queries(axis, grid_size, prefix, dtype, kernel):
+    """A query that sees one key alone has no gradient: dp of that key and delta, from the output, are the same number."""
+    tokens = prefix + grid_size[0] * grid_size[1]
+    qkv = (torch.randn(4, tokens, 3, 2, 64) * 1e3).to(dtype).requires_grad_()
+    with backend(kernel):
+        out = space_time_attention(qkv, grid_size, axis, prefix)
+        (grad,) = torch.autograd.grad(out, qkv, torch.randn_like(out))
+    assert not grad[:, :prefix, 0].any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("axis", AXES)
 def test_layouts(axis, kernel):
     grid, prefix, heads, dim = (3, 5), 1, 2, 16
