@@ -108,7 +108,7 @@ def test_magnitudes(axis, magnitude, dtype, kernel):
     ("axis", "grid_size", "prefix"), [("time", (1, 1), 40), ("time", (8, 3), 2), ("space", (2, 40), 1)]
 )
 def test_parity_of_saturated_prefix_queries(axis, grid_size, prefix, dtype, kernel):
-    """A query that sees one key alone has no gradient: dp of that key and delta, from the output, are the same number."""
+    """A query that sees one key alone has no gradient: dp of that key and delta, from the output, are one number."""
     tokens = prefix + grid_size[0] * grid_size[1]
     qkv = (torch.randn(4, tokens, 3, 2, 64) * 1e3).to(dtype).requires_grad_()
     with backend(kernel):
