@@ -109,7 +109,7 @@ def main() -> None:
         "",
         "Shared memory is asked for at launch, and how much there is for a block is asked of the GPU. Where that is",
         "too little for all columns of a head or a row, they come a span at a time. A block takes, in bytes, in the",
-        "forward and the backward pass, on GPUs that have as much as these (sm_89, sm_120: as sm_86; sm_100: as sm_90):",
+        "forward and the backward pass, on GPUs with as much as these (sm_89, sm_120: as sm_86; sm_100: as sm_90):",
         "",
         *shared.stdout.strip().splitlines(),
     ]
