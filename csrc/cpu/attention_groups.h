@@ -29,7 +29,8 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, slots, head_runs, query_runs, items;
-  Writer writer;  // of the output, or of the gradient
+  Writer writer;            // of the output, or of the gradient
+  float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
 
   Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : writer(writer) {
     tokens = op.prefix + op.frames * op.patches;
@@ -110,10 +111,14 @@ struct Group {
   T* out(int64_t token) const {
     return static_cast<T*>(op.out) + ((sample * plan.tokens + token) * op.heads + head) * plan.dim;
   }
-  float* stats(int64_t p) const { return op.stats + ((sample * op.heads + head) * plan.prefix + p) * 2; }
+  float* stats(int64_t p) const { return op.stats + prefix_row(p) * 2; }
+  float& delta(int64_t p) const { return plan.deltas[prefix_row(p)]; }
   T* grad(int64_t token, int part) const {
     return static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   }
+
+ private:
+  int64_t prefix_row(int64_t p) const { return (sample * op.heads + head) * plan.prefix + p; }
 };
 
 // to[d] = factor * values[d]; `values` has room for whole vectors.

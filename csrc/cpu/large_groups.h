@@ -143,8 +143,15 @@ struct LargeGroups {
     }
   }
 
+  // Of a prefix query, in the order of the products of its whole row.
+  float prefix_delta(const Group<T>& group, int64_t query, float* base) const {
+    const Buffers b(*this, base, true);
+    pack_row(group.grad_out().row(query), plan.dim, b.rows);
+    return dot(plan.dim, b.rows, group.out(query));
+  }
+
   // Probabilities are recomputed, and a patch's delta = sum_j p_j dp_j with them: its whole row is at hand. A prefix
-  // query's row is spread over the groups, so its maximum, sum and output come from the forward pass.
+  // query's row is spread over the groups, so its maximum, sum and delta come from elsewhere.
   // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
@@ -195,8 +202,7 @@ struct LargeGroups {
       sum_dp += e * load(dp + j);
     }
     const float inverse = 1 / (prefix ? group.stats(query)[1] : reduce_add(sum));
-    const float delta =
-        prefix ? dot(plan.dim, b.grad_out + query * words, group.out(query)) : reduce_add(sum_dp) * inverse;
+    const float delta = prefix ? group.delta(query) : reduce_add(sum_dp) * inverse;
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
       const Vec prob = load(p + j) * broadcast(inverse), ds = prob * (load(dp + j) - broadcast(delta));
       store(p + j, prob);

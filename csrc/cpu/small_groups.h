@@ -104,6 +104,15 @@ struct SmallGroups {
            (plan.rows - plan.prefix) % kTileKeys == 0;
   }
 
+  // delta of a prefix query, in the order of the products of its whole row.
+  float prefix_delta(const Group<T>& group, int64_t query, float* buffer) const {
+    Word *grad_out = reinterpret_cast<Word*>(buffer), *out = grad_out + words;
+    pack_row(group.grad_out().row(query), plan.dim, grad_out);
+    pack_row(group.out(query), plan.dim, out);
+    const Word *q[1] = {grad_out}, *k[1] = {out};
+    return score_tile<1, 1>(q, k, words)[0];
+  }
+
   template <typename Merge>
   void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
     beside(group.index) ? forward_with<true>(group, buffer, merge) : forward_with<false>(group, buffer, merge);
@@ -223,23 +232,18 @@ struct SmallGroups {
     for (int64_t p = 0; p < beside; ++p) merge(p, prefix_top[2 + p], prefix_sum[2 + p], values + p * plan.dim_padded);
   }
 
-  // Of prefix queries, whose softmax spans all groups: from the forward pass, and delta = sum_j p_j dp_j from the
-  // output. Query first + i has the lanes that are `is` + i.
+  // Of prefix queries, whose softmax spans all groups. Query first + i has the lanes that are `is` + i.
   struct PrefixRows {
     Vec top{}, inverse{}, delta{};
   };
-  inline __attribute__((always_inline)) PrefixRows prefix_rows(const Group<T>& group, IntVec lanes, int is,
-                                                               int64_t first, int64_t last, const Word* const* grad_out,
-                                                               Word* out_row) const {
+  static inline __attribute__((always_inline)) PrefixRows prefix_rows(const Group<T>& group, IntVec lanes, int is,
+                                                                      int64_t first, int64_t last) {
     PrefixRows rows;
     for (int64_t p = first; p < last; ++p) {
-      pack_row(group.out(p), plan.dim, out_row);
-      const Word* out[1] = {out_row};
-      const Vec delta = score_tile<1, 1>(grad_out + p, out, words);
       const IntVec mine = lanes == is + int(p - first) - IntVec{};
       rows.top = mine ? broadcast(group.stats(p)[0]) : rows.top;
       rows.inverse = mine ? broadcast(1.0f / group.stats(p)[1]) : rows.inverse;
-      rows.delta = mine ? broadcast(delta[0]) : rows.delta;
+      rows.delta = mine ? broadcast(group.delta(p)) : rows.delta;
     }
     return rows;
   }
@@ -265,8 +269,7 @@ struct SmallGroups {
     const Word* const* prefix_k = terms(k, beside, arena, prefix_terms[1]);
     const Word* const* prefix_g = terms(grad_out, beside, arena, prefix_terms[2]);
     float* values = arena.take<float>(kTileQueries * plan.dim_padded);
-    Word* out_row = arena.take<Word>(words);
-    const PrefixRows prefix = prefix_rows(group, key_of_lane, 2, 0, beside, grad_out, out_row);
+    const PrefixRows prefix = prefix_rows(group, key_of_lane, 2, 0, beside);
 
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
     Beside probs_beside, grad_scores_beside;
@@ -286,7 +289,7 @@ struct SmallGroups {
       }
       top = max_in_fours(top);
       const int64_t in_grid = min(queries, plan.prefix - row);  // prefix queries of this row of tiles
-      const PrefixRows own = prefix_rows(group, query_of_lane, 0, row, row + in_grid, grad_out, out_row);
+      const PrefixRows own = prefix_rows(group, query_of_lane, 0, row, row + in_grid);
       const IntVec is_prefix = query_of_lane < int(in_grid) - IntVec{};
       top = is_prefix ? own.top : top;
       Vec sum{}, delta{};

@@ -59,17 +59,28 @@ void forward(const SpaceTimeAttention& op) {
 
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
-  const Plan plan(op, false, Writer(op.grad_qkv, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
+  Plan plan(op, false, Writer(op.grad_qkv, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
   // (batch, slots, heads, 3, prefix, dim_padded): each item's share of the prefix tokens' gradients
-  float* parts = scratch(Scratch::kShared, op.batch * plan.slots * op.heads * 3 * prefix_floats);
+  const int64_t parts_floats = op.batch * plan.slots * op.heads * 3 * prefix_floats;
+  float* parts = scratch(Scratch::kShared, parts_floats + op.batch * op.heads * plan.prefix);
+  plan.deltas = parts + parts_floats;
   const auto parts_of = [&](int64_t sample, int64_t slot, int64_t head) {
     return parts + ((sample * plan.slots + slot) * op.heads + head) * 3 * prefix_floats;
   };
 
-  for_each_item(plan, plan.small ? small.scratch_floats() : large.scratch_floats(true), [&](Item item, float* buffer) {
+  const int64_t buffer_floats = plan.small ? small.scratch_floats() : large.scratch_floats(true);
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < op.batch * op.heads * plan.prefix; ++row) {
+    const int64_t p = row % plan.prefix, h = row / plan.prefix % op.heads, b = row / plan.prefix / op.heads;
+    const Group<T> group{plan, op, b, 0, h};
+    float* buffer = scratch(Scratch::kThread, buffer_floats);
+    plan.deltas[row] = plan.small ? small.prefix_delta(group, p, buffer) : large.prefix_delta(group, p, buffer);
+  }
+
+  for_each_item(plan, buffer_floats, [&](Item item, float* buffer) {
     for (int64_t h = item.first_head; h < item.last_head; ++h) {
       float* mine = parts_of(item.sample, item.slot, h);
       for (int64_t i = 0; i < 3 * prefix_floats; ++i) mine[i] = 0;
