@@ -1,8 +1,4 @@
-"""The CUDA kernels compiled for GPUs that are not here: no spills, wide loads, the committed table of registers.
-
-`make test` compiles for one architecture and reads of the others in the table, which names the code it was made from;
-the slow test compiles for the others too.
-"""
+"""The CUDA kernels compiled for GPUs that are not here: no spills, wide loads, the committed table of registers."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ import re
 
 import pytest
 
-from tests.cuda.building import SOURCES, Build, built, nvcc_version
-from tests.cuda.conftest import QUICK
+from tests.cuda.building import SOURCES, nvcc_version
 from tests.cuda.resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, resources
 
 REGENERATE = f"{DOCUMENT.name} is not of these kernels: run `python -m tests.cuda.resources`"
@@ -43,22 +38,10 @@ def test_the_table_is_of_these_kernels_and_has_no_spills(arch):
     assert of_each[0] == of_each[1] == of_each[2]
 
 
-def compare(build: Build, architectures: tuple[str, ...]) -> None:
-    pytest.importorskip("triton", reason="the disassembler comes with Triton, which is not installed")
-    found = resources(build, architectures)
-    for arch in architectures:
-        check([of for of in found if of.arch == arch])
-    if re.search(rf"nvcc {nvcc_version()} ", DOCUMENT.read_text()):  # another one allots registers differently
-        table = [of for of in in_the_document() if of.arch in architectures]
-        assert sorted(of.line for of in found) == sorted(of.line for of in table), REGENERATE
-
-
 def test_kernels(build):
-    compare(build, (QUICK,))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(nvcc_version() is None, reason="nvcc is not installed on this machine")
-def test_kernels_on_other_architectures():
-    others = tuple(arch for arch in ARCHITECTURES if arch != QUICK)
-    compare(built(others), others)
+    pytest.importorskip("triton", reason="the disassembler comes with Triton, which is not installed")
+    found = resources(build, ARCHITECTURES)
+    check(found)
+    assert {of.arch for of in found} == set(ARCHITECTURES)
+    if re.search(rf"nvcc {nvcc_version()} ", DOCUMENT.read_text()):  # another one allots registers differently
+        assert sorted(of.line for of in found) == sorted(of.line for of in in_the_document()), REGENERATE
