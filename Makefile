@@ -19,7 +19,7 @@ $(VENV)/installed: $(NATIVE)
 install: $(VENV)/installed  ## virtual environment, dependencies, native build
 
 demo: install  ## generate data, train, evaluate, predict, compare speed; pictures in demo/
-	$(BIN)/hsta demo --output demo
+	$(QUIETLY) $(BIN)/hsta demo --output demo
 
 test: install  ## the whole test suite (what needs a GPU is skipped without one)
 	$(QUIETLY) $(BIN)/python -m pytest -m "not slow"
