@@ -190,7 +190,7 @@ CASES: dict[str, Callable] = {
     **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
     "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
-    **{f"pooling C={c}": pooling(588, c) for c in (768, 384, 192, 1536)},
+    **{f"pooling C={c}": pooling(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
@@ -222,7 +222,7 @@ def everything(arch: int) -> list[tuple[str, str, Launch]]:
 
 def description(case: str, dtype: str, arch: int, launch: Launch) -> str:
     """The first half of the launch's line in the document: which kernel it is."""
-    tiles = ("ROWS", "PACK", "BLOCK_M", "TAIL_M", "BLOCK_N", "TAIL_N", "BLOCK", "SPLIT", "CHUNK")
+    tiles = ("ROWS", "PACK", "BLOCK_M", "TAIL_M", "BLOCK_N", "TAIL_N", "BLOCK", "SPLIT_A", "SPLIT_B", "CHUNK")
     named = (*tiles, "num_warps", "num_stages")
     options = " ".join(f"{name}={launch.options[name]}" for name in named if name in launch.options)
     return f"| {case} | {launch.name} | sm_{arch} | {dtype} | {options} |"

@@ -77,7 +77,8 @@ BACKWARD = {
 }
 POOLING = {
     2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
-    + options("BLOCK SPLIT num_warps num_stages", (16, 4, 8, 1)),
+    + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 1)),
+    4: options(ROWS, (1, 8, 4), (1, 8, 3), (1, 8, 2), (1, 16, 4), (1, 4, 4)),
 }
 COLUMNS = dict.fromkeys(
     (2, 4),
@@ -108,9 +109,9 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         ):  # fmt: skip
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
-    for width, real in ((256, 192), (512, 384), (1024, 768)):
+    for width in (256, 512, 768, 1024):
         for kernel in ("pool_forward", "pool_backward"):
-            yield kernel, width, ANY, POOLING, pooling(588, real)
+            yield kernel, width, ANY, POOLING, pooling(588, width)
     for kernel in ("row_scores", "pool_columns", "row_gradients", "pool_columns_backward"):
         yield kernel, ANY, ANY, COLUMNS, pooling(588, 1536)
     for width, real in ((512, 384), (1024, 768), (4096, 3072)):

@@ -204,16 +204,17 @@ def test_empty_batches(device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("batch", "tokens", "width", "heads"),
-    # one run of rows, several (33 tokens a head is more than 18), very many; widths between the pieces' powers of 2,
-    # and wider than a GPU's registers
+    # one run of rows, several (33 tokens a head is more than 18), very many; widths between the pieces' powers of 2;
+    # wider rows and more heads than a GPU's registers hold
     [
         (2, 17, 48, 3),
-        (3, 1, 32, 1),
+        (24, 1, 32, 1),
         (1, 130, 96, 3),
         (2, 33, 40, 1),
         (1, 40, 192, 12),
         (1, 540, 16, 1),
         (2, 19, 1064, 8),
+        (2, 33, 96, 24),
     ],
 )
 def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):

@@ -31,7 +31,7 @@ def forward(
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        if _whole_rows(tokens):
+        if _whole_rows(tokens, heads):
             options = _whole_row_options("pool_forward", tokens, heads, unit)
             pool_forward[(batch * slots,)](u, tokens, z_parts, stat_parts, *sizes, slots, rows_per_slot, eps, **options)
         else:
@@ -72,7 +72,7 @@ def backward(
     ))  # fmt: skip
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        if _whole_rows(tokens):
+        if _whole_rows(tokens, heads):
             options = _whole_row_options("pool_backward", tokens, heads, unit)
             pool_backward[(batch * slots,)](
                 grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, slots, rows_per_slot, eps, **options
@@ -111,12 +111,14 @@ def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:
     return (query_token.data_ptr() - tokens.data_ptr()) // tokens.element_size()
 
 
-def _whole_rows(tokens: torch.Tensor) -> bool:
+def _whole_rows(tokens: torch.Tensor, heads: int) -> bool:
     """Whether a GPU's registers hold rows this wide, with all heads' z; else columns come in chunks.
 
-    The kernels for whole rows multiply batches of matrices, which Triton 3.2 cannot and Triton 3.3 spills registers at.
+    Half types multiply batches of matrices, which Triton 3.2 cannot and Triton 3.3 spills registers at; before
+    Triton 3.7 a float32 row of 768 columns spills.
     """
-    return version() >= (3, 4) and configured("pool_backward", tokens, tokens.shape[-1])
+    since = (3, 7) if tokens.dtype == torch.float32 else (3, 4)
+    return version() >= since and heads <= 16 and configured("pool_backward", tokens, tokens.shape[-1])
 
 
 def _blocks(tokens: torch.Tensor, options: dict[str, Any]) -> int:
@@ -134,7 +136,18 @@ def _options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[s
 
 
 def _whole_row_options(kernel: str, tokens: torch.Tensor, heads: int, unit: int) -> dict[str, Any]:
+    """Those of a kernel that holds rows in two pieces of A and B columns.
+
+    The narrower piece is wide enough for as many shares as the other one: with fewer, registers spill. Loops without
+    matrix products are pipelined on demand only.
+    """
     options = _options(kernel, tokens, heads, unit)
     a = max(16, power_of_2(tokens.shape[-1]) // 2)
-    b = max(16, power_of_2(tokens.shape[-1] - a))
-    return {"SPLIT": min(options["num_warps"], a // 16, b // 16), "A": a, "B": b} | options
+    b = max(16, power_of_2(tokens.shape[-1] - a), a // 4)
+    options |= {"A": a, "B": b, "STAGES": None}
+    if options["BLOCK"] > 1:
+        split = min(options.get("SPLIT_A", options["num_warps"]), b // 16)
+        return options | {"SPLIT_A": split, "SPLIT_B": split}
+    share = min(128, b)
+    options |= {"SPLIT_A": a // share, "SPLIT_B": b // share, "STAGES": options["num_stages"]}
+    return options | {"BLOCK_H": power_of_2(heads), "PRECISION": "ieee"}

@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""The pass of triton_pooling.py for rows that, with all heads' z, are more than a GPU's registers hold: float32 ones.
+"""The pass of triton_pooling.py for rows that, with all heads' z, are more than a GPU's registers hold.
 
 Columns come in chunks. A first kernel finds each row's mean, deviation and scores, a second one, a program for each
 chunk of columns, adds up the weighted rows. Between the two there are H numbers a row instead of C; the tokens are read

@@ -10,7 +10,9 @@ registers, and the products with it are the matrix units' work. Where a sample h
 their results together in a fixed order.
 
 A tile of rows is held in two pieces of A and B columns, powers of 2, so that C = 768 = 512 + 256 wastes nothing. A
-piece is (SPLIT, rows, columns / SPLIT): its columns are dealt out over the warps, each keeping its share of u and z.
+piece is (SPLIT, rows, columns / SPLIT). Where the matrix units multiply, a warp has one share of the columns, and the
+same share of u and z. Float32 has none to multiply exactly and rows too long for a tile: a row is taken at a time, by
+shares as wide as a warp loads, and the warps divide the heads among them, each with all columns of its heads' u and z.
 """
 
 from __future__ import annotations
@@ -33,17 +35,23 @@ def _piece(offsets, valid, FIRST: tl.constexpr, C: tl.constexpr, SPLIT: tl.const
 
 
 @triton.jit
-def _load(base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _load(
+    base, offsets, valid,
+    C: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr, SPLIT_B: tl.constexpr,
+):  # fmt: skip
     """Both pieces of the rows at `offsets` from `base`; zero where a row is not `valid` and past column C."""
-    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
-    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
+    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
     return tl.load(base + offsets_a, mask=mask_a, other=0.0), tl.load(base + offsets_b, mask=mask_b, other=0.0)
 
 
 @triton.jit
-def _store(a, b, base, offsets, valid, C: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
-    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+def _store(
+    a, b, base, offsets, valid,
+    C: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr, SPLIT_B: tl.constexpr,
+):  # fmt: skip
+    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
+    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
     tl.store(base + offsets_a, a.to(base.dtype.element_ty), mask=mask_a)
     tl.store(base + offsets_b, b.to(base.dtype.element_ty), mask=mask_b)
 
@@ -61,14 +69,17 @@ def _row_offsets(row, query_distance, token_stride, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _normalized(tokens, offsets, valid, C: tl.constexpr, eps, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _normalized(
+    tokens, offsets, valid, eps,
+    C: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr, SPLIT_B: tl.constexpr,
+):  # fmt: skip
     """y, in the tokens' dtype, and 1 / sqrt(var + eps) of the rows at `offsets`."""
-    a, b = _load(tokens, offsets, valid, C, SPLIT, A, B)
+    a, b = _load(tokens, offsets, valid, C, A, B, SPLIT_A, SPLIT_B)
     dtype = a.dtype
     a, b = a.to(tl.float32), b.to(tl.float32)
     mean = (_sum(a, b) / C)[None, :, None]
-    _, mask_a = _piece(offsets, valid, 0, C, SPLIT, A)
-    _, mask_b = _piece(offsets, valid, A, C, SPLIT, B)
+    _, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
+    _, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
     a, b = tl.where(mask_a, a - mean, 0.0), tl.where(mask_b, b - mean, 0.0)
     rstd = 1 / tl.sqrt(_sum(a * a, b * b) / C + eps)
     return (a * rstd[None, :, None]).to(dtype), (b * rstd[None, :, None]).to(dtype), rstd
@@ -77,15 +88,36 @@ def _normalized(tokens, offsets, valid, C: tl.constexpr, eps, SPLIT: tl.constexp
 @triton.jit
 def _scores(heads_a, heads_b, y_a, y_b, PRECISION: tl.constexpr):
     """heads · y, (heads, rows)."""
-    scores = tl.sum(tl.dot(heads_a, tl.permute(y_a, (0, 2, 1)), input_precision=PRECISION), 0)
-    return scores + tl.sum(tl.dot(heads_b, tl.permute(y_b, (0, 2, 1)), input_precision=PRECISION), 0)
+    if y_a.shape[1] == 1:
+        scores = tl.sum(tl.sum(heads_a * y_a, 0), 1) + tl.sum(tl.sum(heads_b * y_b, 0), 1)
+        scores = scores[:, None]
+    else:
+        scores = tl.sum(tl.dot(heads_a, tl.permute(y_a, (0, 2, 1)), input_precision=PRECISION), 0)
+        scores += tl.sum(tl.dot(heads_b, tl.permute(y_b, (0, 2, 1)), input_precision=PRECISION), 0)
+    return scores
 
 
 @triton.jit
-def _weighted(weights, rows, to, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+def _weighted(weights, rows, to, PRECISION: tl.constexpr):
     """to + weights · rows for a piece; every share of the columns takes the same weights."""
-    weights = tl.broadcast_to(weights[None, :, :], (SPLIT, weights.shape[0], weights.shape[1]))
-    return tl.dot(weights, rows, to, input_precision=PRECISION)
+    weights = weights[None, :, :]
+    if rows.shape[1] == 1:
+        to += weights * rows
+    else:
+        weights = tl.broadcast_to(weights, (rows.shape[0], weights.shape[1], weights.shape[2]))
+        to = tl.dot(weights, rows, to, input_precision=PRECISION)
+    return to
+
+
+@triton.jit
+def _row_gradients(p, dz, ds, u, PRECISION: tl.constexpr):
+    """dy = pᵀ · dz + dsᵀ · u for a piece."""
+    if p.shape[1] == 1:
+        dy = tl.sum(p[None, :, :] * dz + ds[None, :, :] * u, 1)[:, None, :]
+    else:
+        dy = tl.zeros((dz.shape[0], p.shape[1], dz.shape[2]), tl.float32)
+        dy = _weighted(tl.trans(ds), u, _weighted(tl.trans(p), dz, dy, PRECISION), PRECISION)
+    return dy
 
 
 @triton.jit
@@ -93,8 +125,8 @@ def pool_forward(
     u, tokens, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, slots, rows_per_slot, eps,
-    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
+    SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)  # (sample, slot)
     sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
@@ -103,27 +135,27 @@ def pool_forward(
     tokens += sample * sample_stride * UNIT
     dtype = tokens.dtype.element_ty
     heads = tl.arange(0, BLOCK_H)
-    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
     u_a, u_b = u_a.to(dtype), u_b.to(dtype)
     m = tl.full((BLOCK_H,), -float("inf"), tl.float32)
     l = tl.zeros((BLOCK_H,), tl.float32)
-    z_a = tl.zeros((SPLIT, BLOCK_H, A // SPLIT), tl.float32)
-    z_b = tl.zeros((SPLIT, BLOCK_H, B // SPLIT), tl.float32)
-    for start in range(first, last, BLOCK):
+    z_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
+    z_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
+    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
         row = start + tl.arange(0, BLOCK)
         offsets = _row_offsets(row, query_distance, token_stride, UNIT)
-        y_a, y_b, _ = _normalized(tokens, offsets, row < last, C, eps, SPLIT, A, B)
+        y_a, y_b, _ = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
         s = tl.where((row < last)[None, :], _scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E, -float("inf"))
         new_m = tl.maximum(m, tl.max(s, 1))
         p = tl.exp2(s - new_m[:, None])
         correction = tl.exp2(m - new_m)
         l = l * correction + tl.sum(p, 1)
         p = p.to(dtype)
-        z_a = _weighted(p, y_a, z_a * correction[None, :, None], SPLIT, PRECISION)
-        z_b = _weighted(p, y_b, z_b * correction[None, :, None], SPLIT, PRECISION)
+        z_a = _weighted(p, y_a, z_a * correction[None, :, None], PRECISION)
+        z_b = _weighted(p, y_b, z_b * correction[None, :, None], PRECISION)
         m = new_m
     total = l[None, :, None]
-    _store(z_a / total, z_b / total, z_parts + program * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    _store(z_a / total, z_b / total, z_parts + program * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
     tl.store(stat_parts + (program * H + heads) * 2, m, mask=heads < H)
     tl.store(stat_parts + (program * H + heads) * 2 + 1, l, mask=heads < H)
 
@@ -155,8 +187,8 @@ def pool_backward(
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, slots, rows_per_slot, eps,
-    C: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
+    SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
@@ -167,37 +199,35 @@ def pool_backward(
     grad_tokens += sample * N * width * UNIT
     dtype = tokens.dtype.element_ty
     heads = tl.arange(0, BLOCK_H)
-    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
-    dz_a, dz_b = _load(grad_z + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
-    z_a, z_b = _load(z + sample * H * C, heads * C, heads < H, C, SPLIT, A, B)
+    u_a, u_b = _load(u + sample * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
+    dz_a, dz_b = _load(grad_z + sample * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
+    z_a, z_b = _load(z + sample * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
     delta = _sum(dz_a * z_a, dz_b * z_b)
     u_a, u_b, dz_a, dz_b = u_a.to(dtype), u_b.to(dtype), dz_a.to(dtype), dz_b.to(dtype)
     m = tl.load(stats + (sample * H + heads) * 2, mask=heads < H, other=0.0)
     inverse_l = tl.div_rn(1.0, tl.load(stats + (sample * H + heads) * 2 + 1, mask=heads < H, other=1.0))
-    du_a = tl.zeros((SPLIT, BLOCK_H, A // SPLIT), tl.float32)
-    du_b = tl.zeros((SPLIT, BLOCK_H, B // SPLIT), tl.float32)
-    for start in range(first, last, BLOCK):
+    du_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
+    du_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
+    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
         row = start + tl.arange(0, BLOCK)
         offsets = _row_offsets(row, query_distance, token_stride, UNIT)
-        y_a, y_b, rstd = _normalized(tokens, offsets, row < last, C, eps, SPLIT, A, B)
+        y_a, y_b, rstd = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
         p = tl.exp2(_scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E - m[:, None]) * inverse_l[:, None]
         p = tl.where((row < last)[None, :], p, 0.0)
         ds = (p * (_scores(dz_a, dz_b, y_a, y_b, PRECISION) - delta[:, None])).to(dtype)
-        du_a = _weighted(ds, y_a, du_a, SPLIT, PRECISION)
-        du_b = _weighted(ds, y_b, du_b, SPLIT, PRECISION)
-        p, ds = tl.trans(p.to(dtype)), tl.trans(ds)
-        dy_a = tl.zeros((SPLIT, BLOCK, A // SPLIT), tl.float32)
-        dy_b = tl.zeros((SPLIT, BLOCK, B // SPLIT), tl.float32)
-        dy_a = _weighted(ds, u_a, _weighted(p, dz_a, dy_a, SPLIT, PRECISION), SPLIT, PRECISION)
-        dy_b = _weighted(ds, u_b, _weighted(p, dz_b, dy_b, SPLIT, PRECISION), SPLIT, PRECISION)
+        du_a = _weighted(ds, y_a, du_a, PRECISION)
+        du_b = _weighted(ds, y_b, du_b, PRECISION)
+        p = p.to(dtype)
+        dy_a = _row_gradients(p, dz_a, ds, u_a, PRECISION)
+        dy_b = _row_gradients(p, dz_b, ds, u_b, PRECISION)
         # LayerNorm's backward: what dy has along y and along the constant vector changes nothing.
         y_a, y_b = y_a.to(tl.float32), y_b.to(tl.float32)
         along_y, along_one = (_sum(dy_a * y_a, dy_b * y_b) / C)[None, :, None], (_sum(dy_a, dy_b) / C)[None, :, None]
         dx_a = (dy_a - along_one - y_a * along_y) * rstd[None, :, None]
         dx_b = (dy_b - along_one - y_b * along_y) * rstd[None, :, None]
         offsets = _row_offsets(row, grad_distance, width, UNIT)
-        _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, SPLIT, A, B)
-    _store(du_a, du_b, grad_u_parts + program * H * C, heads * C, heads < H, C, SPLIT, A, B)
+        _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, A, B, SPLIT_A, SPLIT_B)
+    _store(du_a, du_b, grad_u_parts + program * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
 
 
 @triton.jit
