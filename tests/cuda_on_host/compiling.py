@@ -41,7 +41,9 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = (), link
         target = ROOT / "build" / "cuda_on_host" / digest / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            run([*command, "-o", str(target)])
+            unfinished = target.with_name(f"{name}.{os.getpid()}")
+            run([*command, "-o", str(unfinished)])
+            unfinished.replace(target)
         return target
 
     def object_file(source: Path) -> Path:

@@ -1,9 +1,8 @@
 """Kernels compiled for GPUs that are not here: shared memory, spills, matrix instructions, wide loads.
 
 docs/triton-resources.md holds what every kernel takes, and is held to the limits here. It must be of the kernels and
-configurations there are, and what it says is compared with what the compiler says: for the model's sizes in
-`make test`, for everything by the slow test. A change that shows in the table is made knowingly, by writing the
-document anew with `python -m benchmarks.ahead_of_time`.
+configurations there are, and every line of it is compared with what the compiler says. A change that shows in the table
+is made knowingly, by writing the document anew with `python -m benchmarks.ahead_of_time`.
 """
 
 from __future__ import annotations
@@ -46,18 +45,6 @@ same_compiler = pytest.mark.skipif(
     triton.__version__ != VERSION,
     reason=f"docs/triton-resources.md was written by Triton {VERSION}, this is another one",
 )
-QUICK = [
-    ("time T=8 D=64", "bfloat16", 90),
-    ("space N=196 D=64", "bfloat16", 90),
-    ("pooling C=768", "bfloat16", 90),
-    ("add_layer_norm C=768", "bfloat16", 90),
-    ("bias_gelu and dropout C=3072", "bfloat16", 90),
-    ("time T=8 D=64", "bfloat16", 80),
-    ("space N=196 D=64", "bfloat16", 100),
-    ("pooling C=768", "float16", 80),
-    ("time T=8 D=64", "tf32", 80),
-    ("pooling C=768", "float32", 90),
-]
 
 
 @same_compiler
@@ -94,29 +81,19 @@ def test_limits():
             assert not resources.wide_loads.startswith("0/"), key
 
 
-def compare(arch: int, wanted_dtype: str, wanted_case: str | None = None) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kernel(dtype, arch):
     """The compiler says what the document says; another version's kernels must compile and fit."""
     if arch == 100 and version() < (3, 3):
         pytest.skip("Triton 3.2 does not know sm_100")
-    for case, dtype, launch in everything(arch):
-        if dtype == wanted_dtype and wanted_case in (None, case):
-            key, resources = description(case, dtype, arch, launch), compile_launch(launch, arch)
+    for case, of, launch in everything(arch):
+        if of == dtype:
+            key, resources = description(case, of, arch, launch), compile_launch(launch, arch)
             if triton.__version__ == VERSION:
                 assert (key, resources) == (key, DOCUMENTED.get(key))
             else:
                 assert resources.shared_memory <= SHARED_MEMORY[arch], key
-
-
-@pytest.mark.parametrize(("case", "dtype", "arch"), QUICK)
-def test_kernels_of_the_model(case, dtype, arch):
-    compare(arch, dtype, case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_kernel(dtype, arch):
-    compare(arch, dtype)
 
 
 @pytest.mark.parametrize("run", [attention("time", 1, 1, 1, 8, 1), pooling(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)])
@@ -130,11 +107,11 @@ def test_sizes_of_one(run):
     "case",
     [
         "time T=8 D=64",
+        "space N=196 D=64",
+        "joint N=588 D=64",
+        "pooling C=768",
+        "add_layer_norm C=768",
         "bias_gelu and dropout C=3072",
-        *(
-            pytest.param(case, marks=pytest.mark.slow)
-            for case in ("space N=196 D=64", "joint N=588 D=64", "pooling C=768", "add_layer_norm C=768")
-        ),
     ],
 )
 def test_amd(case):
