@@ -23,7 +23,7 @@ demo: install  ## generate data, train, evaluate, predict, compare speed; pictur
 
 test: install  ## the whole test suite (what needs a GPU is skipped without one)
 	# Two processes: Triton's interpreter, the emulator and the compilers take one core each.
-	$(QUIETLY) $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
+	$(QUIETLY) $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 sanitize: install  ## the C++ kernels against naive loops, under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DHSTA_SANITIZE=address,undefined -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path.stem: path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))}
@@ -57,9 +58,11 @@ def built(architectures: Sequence[str]) -> Build:
     kind = [repr((*architectures, nvcc_version(), sys.version)).encode()]
     folder = ROOT / "build" / "cuda" / hashlib.sha256(b"\0".join(kind + texts)).hexdigest()[:16]
     log = folder / "build.log"
-    if not log.exists():
-        configure(folder, f"-DHSTA_CUDA_ARCHS={';'.join(architectures)}", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v")
-        log.write_text(_run(["cmake", "--build", str(folder), "--target", "_cuda", "--parallel", "2"], ENVIRONMENT))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not log.exists():
+            configure(folder, f"-DHSTA_CUDA_ARCHS={';'.join(architectures)}", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v")
+            log.write_text(_run(["cmake", "--build", str(folder), "--target", "_cuda", "--parallel", "2"], ENVIRONMENT))
     objects = {name: folder / "CMakeFiles/_cuda.dir/csrc/cuda" / f"{name}.cu.o" for name in SOURCES}
     return Build(folder / "_cuda.so", objects, log.read_text())
 

@@ -12,8 +12,6 @@ import torch
 
 from tests.cuda.building import Build, configure, nvcc_version
 
-pytestmark = pytest.mark.xdist_group("nvcc")
-
 
 @pytest.fixture
 def module(build: Build):

@@ -9,8 +9,6 @@ import pytest
 from tests.cuda.building import SOURCES, nvcc_version
 from tests.cuda.resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, resources
 
-pytestmark = pytest.mark.xdist_group("nvcc")
-
 REGENERATE = f"{DOCUMENT.name} is not of these kernels: run `python -m tests.cuda.resources`"
 
 

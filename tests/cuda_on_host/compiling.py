@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -39,11 +40,12 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str] = (), link
     def kept(name: str, command: list[str], texts: Sequence[bytes]) -> Path:
         digest = hashlib.sha256(b"\0".join([repr(command).encode(), *texts])).hexdigest()[:16]
         target = ROOT / "build" / "cuda_on_host" / digest / name
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = target.with_name(f"{name}.{os.getpid()}")
-            run([*command, "-o", str(unfinished)])
-            unfinished.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                unfinished = target.with_name(f"unfinished.{name}")
+                run([*command, "-o", str(unfinished)])
+                unfinished.replace(target)
         return target
 
     def object_file(source: Path) -> Path:

@@ -10,8 +10,6 @@ import pytest
 
 from tests.cuda_on_host.compiling import HERE, compiled, emulated
 
-pytestmark = pytest.mark.xdist_group("emulator")
-
 SEEDS = range(5)
 FAULTS = {
     "race": "wrong results",
