@@ -208,17 +208,17 @@ void forward(const CrossModalAttention& op) {
   const Plan<Word> plan(op);
   const int64_t heads_even = round_up(plan.heads, 2);
   const int64_t u_floats = heads_even * plan.words_stride, score_floats = heads_even * kBlockRows;
-  const int64_t need = heads_even + 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan);
+  const int64_t need = 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan) + heads_even;
   float* parts = scratch(Scratch::kShared, plan.items * Partial<Word>::floats(plan));
 
 #pragma omp parallel
   {
-    float* sums = scratch(Scratch::kThread, need);
-    float* scores = sums + heads_even;
+    float* scores = scratch(Scratch::kThread, need);  // the vectors first: they start at cache lines
     Word* weights = reinterpret_cast<Word*>(scores + score_floats);
     Word* u = weights + score_floats;
     float* u_row = scores + 2 * score_floats + u_floats;
     Block<T> block(plan, u_row + plan.padded);
+    float* sums = u_row + plan.padded + Block<T>::floats(plan);
     std::memset(static_cast<void*>(u), 0, u_floats * sizeof(Word));
     sums[heads_even - 1] = 0;
     int64_t packed_sample = -1;
@@ -317,16 +317,17 @@ void backward(const CrossModalAttention& op) {
 #pragma omp parallel
   {
     float* scores = scratch(Scratch::kThread, need);
-    float* sums = scores + both * kBlockRows;
-    float* inverse = sums + both;
-    float* delta = inverse + plan.heads;
-    float* stacked = delta + plan.heads;  // u and grad_z
+    float* stacked = scores + both * kBlockRows;  // u and grad_z
     float* grad_y = stacked + both * plan.padded;
     Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z, words along the columns
     Word* packed_down = packed + both * plan.words_stride;                      // and along u and grad_z
     Word* scores_down = packed_down + depth * plan.padded;
     Word* weights = scores_down + depth * kBlockRows;
-    Block<T> block(plan, reinterpret_cast<float*>(weights + plan.heads * kBlockRows));
+    float* memory = reinterpret_cast<float*>(weights + plan.heads * kBlockRows);
+    Block<T> block(plan, memory);
+    float* sums = memory + Block<T>::floats(plan);
+    float* inverse = sums + both;
+    float* delta = inverse + plan.heads;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
