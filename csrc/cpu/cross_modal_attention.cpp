@@ -150,21 +150,19 @@ struct Block {
         mean[i] = y.mean, rstd[i] = y.rstd;
       }
       score_tile(plan, u_count, u, sums, tile, scores + tile);
+#ifdef __AVX512BF16__
+      if constexpr (kPerWord<Word> == 2)
+        for (int64_t i = tile; i < tile + kTileOfRows; i += 2) {
+          const Word* low = words + i * plan.words_stride;
+          interleave_rows(low, low + plan.words_stride, plan.padded, deep + i / 2 * plan.stride);
+        }
+#endif
     }
   }
 
   // c (+)= weights · words, of `heads` rows of weights kBlockRows wide, as words.
   void add_rows(const Plan<Word>& plan, int64_t count, const Word* weights, float* c, bool accumulate) const {
-    int64_t ld = plan.words_stride;
-#ifdef __AVX512BF16__
-    if constexpr (kPerWord<Word> == 2) {
-      ld = plan.stride;
-      for (int64_t i = 0; i < depth_words<Word>(count); ++i) {
-        const Word* low = words + 2 * i * plan.words_stride;
-        interleave_rows(low, low + plan.words_stride, plan.padded, deep + i * ld);
-      }
-    }
-#endif
+    const int64_t ld = kPerWord<Word> == 1 ? plan.words_stride : plan.stride;
     gemm_in_slices<Word>(plan.heads, plan.padded, depth_words<Word>(count), {weights, kBlockRows / kPerWord<Word>, 1},
                          deep, ld, c, plan.padded, accumulate);
   }
