@@ -125,7 +125,7 @@ struct Block {
 
   static int64_t floats(const Plan<Word>& plan) {
     const int64_t words = kBlockRows * plan.words_stride;
-    return kPerWord<Word> == 1 ? words : words + plan.padded + kBlockRows / 2 * plan.stride;
+    return words + plan.padded + (kPerWord<Word> == 1 ? 0 : kBlockRows / 2 * plan.stride);
   }
   Block(const Plan<Word>& plan, float* memory) {
     words = reinterpret_cast<Word*>(memory);

@@ -62,45 +62,58 @@ static inline void round_row(const float* from, int64_t padded, Word* to) {
       store_pairs(to + c / 2, load(from + c));
 }
 
-// A row as words that products over it can be corrected for: centred, where a word is a float.
-template <typename T>
-static inline Normalization take_row(const T* x, int64_t width, int64_t padded, float eps, float*, float* words) {
-  return centre(x, width, padded, eps, words);
+// sum + the numbers of v.
+static inline Vec add_up(Vec sum, Vec v) { return sum + v; }
+
+// A vector of words.
+template <typename Word, typename T>
+static inline auto load_words(const T* x) {
+  if constexpr (kPerWord<Word> == 1)
+    return load_floats(x);
+  else
+    return load(reinterpret_cast<const Word*>(x));
 }
 
 #ifdef __AVX512BF16__
-// As it is, where a word is a pair: that costs no arithmetic, and no rounding. The sums of the row and of its squares
-// are pair products, too. They lose what the mean is larger than the deviation, and so do products with the row: where
-// it is much larger, the row is centred (into `row`) and rounded.
-constexpr float kFarFromZero = 64;  // mean² / variance
-
-static inline Normalization take_row(const BFloat16* x, int64_t width, int64_t padded, float eps, float* row,
-                                     Pair* words) {
+static inline Vec add_up(Vec sum, PairVec v) {
   const Pair one = {from_float<BFloat16>(1), from_float<BFloat16>(1)};
-  const PairVec ones = broadcast(one);
-  const int64_t whole = width / (2 * kLanes) * kLanes;
-  std::memset(static_cast<void*>(words + whole), 0, (padded / 2 - whole) * sizeof(Pair));
-  std::memcpy(static_cast<void*>(words + whole), x + 2 * whole, (width - 2 * whole) * sizeof(BFloat16));
-  Vec sum[2] = {}, squares[2] = {};
-  int64_t w = 0;
-  const auto add = [&](PairVec v, int chain) {
-    sum[chain] = multiply_add(sum[chain], v, ones), squares[chain] = multiply_add(squares[chain], v, v);
+  return multiply_add(sum, v, broadcast(one));
+}
+#endif
+
+// A row as words, and what makes y of their numbers. It is taken as it is, which costs no arithmetic and, where words
+// are pairs, no rounding: what its mean adds to a product is taken out of the product. That loses what the mean is
+// larger than the deviation; a row of which it is much larger is centred (into `row`) first.
+template <typename T, typename Word>
+static inline Normalization take_row(const T* x, int64_t width, int64_t padded, float eps, float* row, Word* words) {
+  constexpr float kFar = kPerWord<Word> == 1 ? 0.25f : 64;  // mean² / variance; pairs are less exact themselves
+  const int64_t whole = width / (kPerWord<Word> * kLanes) * kLanes;
+  Vec sum[4] = {}, squares[4] = {};
+  const auto add = [&](auto v, int chain) {
+    sum[chain] = add_up(sum[chain], v), squares[chain] = multiply_add(squares[chain], v, v);
   };
-  for (; w < whole; w += kLanes) {
-    PairVec v;
-    std::memcpy(&v, x + 2 * w, sizeof v);
+  const auto take = [&](int64_t w, int chain) {
+    const auto v = load_words<Word>(x + kPerWord<Word> * w);
     store(words + w, v);
-    add(v, w / kLanes % 2);
+    add(v, chain);
+  };
+  int64_t w = 0;
+  for (; w + 4 * kLanes <= whole; w += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) take(w + i * kLanes, i);
+  for (; w < whole; w += kLanes) take(w, 0);
+  if (w * kPerWord<Word> < width) {
+    pack_row(x + kPerWord<Word> * w, width - kPerWord<Word> * w, words + w);
+    add(load(words + w), 0);
   }
-  if (w < padded / 2) add(load(words + w), 0);
-  const float mean = reduce_add(sum[0] + sum[1]) / float(width);
-  const float variance = reduce_add(squares[0] + squares[1]) / float(width) - mean * mean;
-  if (mean * mean <= kFarFromZero * variance) return {mean, 1.0f / std::sqrt(variance + eps)};
+  const float mean = reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(width);
+  const float square = reduce_add((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(width);
+  const float variance = square - mean * mean;
+  if (mean * mean <= kFar * variance) return {mean, 1.0f / std::sqrt(variance + eps)};
   const Normalization y = centre(x, width, padded, eps, row);
   round_row(row, padded, words);
   return y;
 }
-#endif
 
 // kLanes dot products: of kTileOfRows rows of a with two rows of b; lane i * kTileOfRows + r is a[r] · b[i].
 constexpr int64_t kTileOfRows = kLanes / 2;
