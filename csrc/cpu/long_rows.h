@@ -19,37 +19,15 @@ struct Normalization {
 // to = x - mean(x), filled up with zeros. The mean is rounded: what it is off, is left for the result's.
 template <typename T>
 static inline Normalization centre(const T* x, int64_t width, int64_t padded, float eps, float* to) {
-  const int64_t whole = width / kLanes * kLanes;
-  Vec sum = sum_vectors(whole, [&](int64_t c) {
-    const Vec v = load_floats(x + c);
-    store(to + c, v);
-    return v;
-  });
-  if (whole < width) {
-    store(to + whole, load_floats(x + whole, width - whole));
-    sum += load(to + whole);
-  }
-  const Vec mean = broadcast(reduce_add(sum) / float(width));
-  Vec rest[4] = {}, squares[4] = {};
-  const auto subtract = [&](int64_t c, int chain) {
-    const Vec v = load(to + c) - mean;
-    store(to + c, v);
-    rest[chain] += v, squares[chain] += v * v;
+  const auto mean_of_row = [&] {
+    return reduce_add(sum_vectors(padded, [&](int64_t c) { return load(to + c); })) / float(width);
   };
-  int64_t c = 0;
-  for (; c + 4 * kLanes <= whole; c += 4 * kLanes)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) subtract(c + i * kLanes, i);
-  for (; c < whole; c += kLanes) subtract(c, 0);
-  if (whole < width) {
-    store(to + whole, load(to + whole) - mean);
-    for (c = width; c < whole + kLanes; ++c) to[c] = 0;
-    rest[0] += load(to + whole), squares[0] += load(to + whole) * load(to + whole);
-  }
-  for (c = round_up(width, kLanes); c < padded; ++c) to[c] = 0;
-  const float off = reduce_add((rest[0] + rest[1]) + (rest[2] + rest[3])) / float(width);
-  const float square = reduce_add((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(width);
-  return {off, 1.0f / std::sqrt(square - off * off + eps)};
+  load_row(x, width, to);
+  for (int64_t c = width; c < padded; ++c) to[c] = 0;
+  const float mean = mean_of_row();
+  for (int64_t c = 0; c < width; ++c) to[c] -= mean;
+  const float off = mean_of_row();
+  return {off, 1.0f / std::sqrt(dot(width, to, to) / float(width) - off * off + eps)};
 }
 
 // As words.
@@ -65,6 +43,13 @@ static inline void round_row(const float* from, int64_t padded, Word* to) {
 // sum + the numbers of v.
 static inline Vec add_up(Vec sum, Vec v) { return sum + v; }
 
+#ifdef __AVX512BF16__
+static inline Vec add_up(Vec sum, PairVec v) {
+  const Pair one = {from_float<BFloat16>(1), from_float<BFloat16>(1)};
+  return multiply_add(sum, v, broadcast(one));
+}
+#endif
+
 // A vector of words.
 template <typename Word, typename T>
 static inline auto load_words(const T* x) {
@@ -73,13 +58,6 @@ static inline auto load_words(const T* x) {
   else
     return load(reinterpret_cast<const Word*>(x));
 }
-
-#ifdef __AVX512BF16__
-static inline Vec add_up(Vec sum, PairVec v) {
-  const Pair one = {from_float<BFloat16>(1), from_float<BFloat16>(1)};
-  return multiply_add(sum, v, broadcast(one));
-}
-#endif
 
 // A row as words, and what makes y of their numbers. It is taken as it is, which costs no arithmetic and, where words
 // are pairs, no rounding: what its mean adds to a product is taken out of the product. That loses what the mean is
