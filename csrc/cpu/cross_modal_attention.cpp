@@ -2,12 +2,13 @@
 //
 // Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
 //     z_h = sum_j softmax_j(u_h · y_j) y_j.
-// Rows are taken a block at a time: centred into a buffer that stays in cache, multiplied with all heads' u, and added
-// to z while still there, so that memory is read once. Runs of rows are the work items; each keeps its own softmax
-// state, and a second stage merges them in order. The split depends on N alone.
+// Rows are taken a block at a time: into a buffer that stays in cache, multiplied with all heads' u, and added to z
+// while still there, so that memory is read once. Runs of rows are the work items; each keeps its own softmax state,
+// and a second stage merges them in order. The split depends on N alone.
 //
 // There are few heads and many columns, so that lanes run along the columns in both products and no head is padded to a
-// vector: a score is a dot product, 1 / sqrt(var + eps) is a factor of the score and of the row's weight.
+// vector. The buffer has rows of words w with y = (w - mean) * rstd (long_rows.h), which the products never see:
+//     u · y_j = rstd_j (u · w_j - mean_j sum(u)),   sum_j p_j y_j = sum_j p_j rstd_j w_j - sum_j p_j rstd_j mean_j.
 #include <cmath>
 
 #include "gemm.h"
@@ -54,30 +55,40 @@ inline __attribute__((always_inline)) void prefetch_next(const CrossModalAttenti
   if (row + kBlockRows < plan.rows) prefetch(source_row<T>(op, sample, row + kBlockRows), plan.width);
 }
 
-// to[h] = factor * from[h], as words.
+// The sum of a row of words.
+static inline float sum_words(int64_t words, const float* row) {
+  return reduce_add(sum_vectors(words, [&](int64_t w) { return load(row + w); }));
+}
+
+#ifdef __AVX512BF16__
+static inline float sum_words(int64_t words, const Pair* row) {
+  const Pair one = {from_float<BFloat16>(1), from_float<BFloat16>(1)};
+  return reduce_add(sum_vectors(words, [&](int64_t w) { return multiply_add(Vec{}, load(row + w), broadcast(one)); }));
+}
+#endif
+
+// to[h] = factor * from[h], as words; sums[h] is the sum of these.
 template <typename Word>
-void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to) {
+void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to, float* sums) {
   for (int64_t h = 0; h < plan.heads; ++h) {
     for (int64_t c = 0; c < plan.padded; ++c) row[c] = c < plan.width ? factor * from[h * plan.width + c] : 0.0f;
     round_row(row, plan.padded, to + h * plan.words_stride);
+    sums[h] = sum_words(plan.words, to + h * plan.words_stride);
   }
 }
 
-// scores[i][r] = scale[r] * (u[i] · y[r]) for an even number of u and kTileOfRows rows; scores are kBlockRows wide.
-template <typename Word>
-void score_rows(const Plan<Word>& plan, int64_t count, const Word* u, const Word* y, const float* scale,
-                float* scores) {
-  float twice[kLanes];
-  std::memcpy(twice, scale, sizeof twice / 2);
-  std::memcpy(twice + kTileOfRows, scale, sizeof twice / 2);
-  for (int64_t i = 0; i < count; i += 2) {
-    float tile[kLanes];
-    const Word* pair = u + i * plan.words_stride;
-    store(tile, dot_tile(plan.words, y, plan.words_stride, pair, plan.words_stride) * load(twice));
-    std::memcpy(scores + i * kBlockRows, tile, sizeof tile / 2);
-    std::memcpy(scores + (i + 1) * kBlockRows, tile + kTileOfRows, sizeof tile / 2);
-  }
+// Rows of floats as words down their columns: to[k][c] is from[k][c], or the pair of from[2k][c] and from[2k + 1][c].
+static inline void words_down(int64_t rows, int64_t columns, const float* from, float* to) {
+  std::memcpy(to, from, rows * columns * sizeof(float));
 }
+
+#ifdef __AVX512BF16__
+static inline void words_down(int64_t rows, int64_t columns, const float* from, Pair* to) {
+  for (int64_t k = 0; k < rows; k += 2)
+    for (int64_t c = 0; c < columns; c += kLanes)
+      store(to + k / 2 * columns + c, pair_up(load(from + k * columns + c), load(from + (k + 1) * columns + c)));
+}
+#endif
 
 // gemm a slice of columns at a time: the slice of B stays in the first cache for all rows of A.
 template <typename Word>
@@ -88,32 +99,104 @@ void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMa
 }
 
 // Softmax state of one run of rows, for all heads: maximum (base 2), sum, and weighted sum of y, which is
-// (heads, padded).
+// `shift` less than z, (heads, padded).
 template <typename Word>
 struct Partial {
-  float *max2, *sum, *z;
+  float *max2, *sum, *shift, *z;
   Partial(const Plan<Word>& plan, float* parts, int64_t item) {
     max2 = parts + item * floats(plan);
     sum = max2 + round_up(plan.heads, kLanes);
-    z = sum + round_up(plan.heads, kLanes);
+    shift = sum + round_up(plan.heads, kLanes);
+    z = shift + round_up(plan.heads, kLanes);
   }
-  static int64_t floats(const Plan<Word>& plan) { return 2 * round_up(plan.heads, kLanes) + plan.heads * plan.padded; }
+  static int64_t floats(const Plan<Word>& plan) { return 3 * round_up(plan.heads, kLanes) + plan.heads * plan.padded; }
 };
 
-// Block of centred rows, as the products read them: words along the columns, and words along the rows.
-template <typename Word>
+// What words consist of.
+template <typename Word, typename T>
+using ElementOf = std::conditional_t<kPerWord<Word> == 1, float, T>;
+
+// Block of rows as the products read them: words along the columns, and words along the rows.
+template <typename T, typename Word = typename WordOf<T>::type>
 struct Block {
-  float* row;  // a centred row before it is rounded to words
+  float mean[kBlockRows], rstd[kBlockRows];
+  float* row;  // a row before it is rounded to words
   Word *words, *deep;
 
   static int64_t floats(const Plan<Word>& plan) {
     const int64_t words = kBlockRows * plan.words_stride;
-    return kPerWord<Word> == 1 ? words : words + plan.padded + kBlockRows / 2 * plan.stride;
+    return words + plan.padded + (kPerWord<Word> == 1 ? 0 : kBlockRows / 2 * plan.stride);
   }
   Block(const Plan<Word>& plan, float* memory) {
     words = reinterpret_cast<Word*>(memory);
     row = memory + kBlockRows * plan.words_stride;
     deep = kPerWord<Word> == 1 ? words : reinterpret_cast<Word*>(row + plan.padded);
+  }
+
+  // Takes rows of a sample from `first` on, `count` of them in all, and their scores: scores[i][r] = u[i] · y[r] for an
+  // even number of u, whose sums are `sums`. Scores are kBlockRows wide. A tile's rows are still in the first cache.
+  void take(const CrossModalAttention& op, const Plan<Word>& plan, int64_t sample, int64_t first, int64_t count,
+            int64_t u_count, const Word* u, const float* sums, float* scores) {
+    for (int64_t i = 0; i < kBlockRows; ++i) mean[i] = 0, rstd[i] = 0;
+    for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
+      for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
+        Word* to = words + i * plan.words_stride;
+        if (i >= count) {
+          std::memset(static_cast<void*>(to), 0, plan.words * sizeof(Word));
+          continue;
+        }
+        prefetch_next<T>(op, plan, sample, first + i);
+        const auto y = take_row(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, row, to);
+        mean[i] = y.mean, rstd[i] = y.rstd;
+      }
+      score_tile(plan, u_count, u, sums, tile, scores + tile);
+#ifdef __AVX512BF16__
+      if constexpr (kPerWord<Word> == 2)
+        for (int64_t i = tile; i < tile + kTileOfRows; i += 2) {
+          const Word* low = words + i * plan.words_stride;
+          interleave_rows(low, low + plan.words_stride, plan.padded, deep + i / 2 * plan.stride);
+        }
+#endif
+    }
+  }
+
+  // c (+)= weights · words, of `heads` rows of weights kBlockRows wide, as words.
+  void add_rows(const Plan<Word>& plan, int64_t count, const Word* weights, float* c, bool accumulate) const {
+    const int64_t ld = kPerWord<Word> == 1 ? plan.words_stride : plan.stride;
+    gemm_in_slices<Word>(plan.heads, plan.padded, depth_words<Word>(count), {weights, kBlockRows / kPerWord<Word>, 1},
+                         deep, ld, c, plan.padded, accumulate);
+  }
+
+  // Weights of the block's rows, kBlockRows floats, to weights of their words; returns what these make of the means.
+  float weights_of_words(float* weights, Word* to) const {
+    Vec shift{};
+    for (int64_t i = 0; i < kBlockRows; i += kLanes) {
+      const Vec weight = round_to<ElementOf<Word, T>>(load(weights + i) * load(rstd + i));
+      shift += weight * load(mean + i);
+      store(weights + i, weight);
+    }
+    round_row(weights, kBlockRows, to);
+    return reduce_add(shift);
+  }
+
+ private:
+  void score_tile(const Plan<Word>& plan, int64_t u_count, const Word* u, const float* sums, int64_t tile,
+                  float* scores) const {
+    float means[kLanes], factors[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r) {
+      means[r] = mean[tile + r % kTileOfRows];
+      factors[r] = rstd[tile + r % kTileOfRows];
+    }
+    for (int64_t i = 0; i < u_count; i += 2) {
+      float tile_sums[kLanes], products[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) tile_sums[r] = sums[i + r / kTileOfRows];
+      const Word* pair = u + i * plan.words_stride;
+      const Vec raw =
+          dot_tile(plan.words, words + tile * plan.words_stride, plan.words_stride, pair, plan.words_stride);
+      store(products, (raw - load(means) * load(tile_sums)) * load(factors));
+      std::memcpy(scores + i * kBlockRows, products, sizeof products / 2);
+      std::memcpy(scores + (i + 1) * kBlockRows, products + kTileOfRows, sizeof products / 2);
+    }
   }
 };
 
@@ -123,49 +206,33 @@ void forward(const CrossModalAttention& op) {
   const Plan<Word> plan(op);
   const int64_t heads_even = round_up(plan.heads, 2);
   const int64_t u_floats = heads_even * plan.words_stride, score_floats = heads_even * kBlockRows;
-  const int64_t need = u_floats + plan.padded + 2 * score_floats + Block<Word>::floats(plan);
+  const int64_t need = 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan) + heads_even;
   float* parts = scratch(Scratch::kShared, plan.items * Partial<Word>::floats(plan));
 
 #pragma omp parallel
   {
-    float* scores = scratch(Scratch::kThread, need);
+    float* scores = scratch(Scratch::kThread, need);  // the vectors first: they start at cache lines
     Word* weights = reinterpret_cast<Word*>(scores + score_floats);
     Word* u = weights + score_floats;
     float* u_row = scores + 2 * score_floats + u_floats;
-    const Block<Word> block(plan, u_row + plan.padded);
+    Block<T> block(plan, u_row + plan.padded);
+    float* sums = u_row + plan.padded + Block<T>::floats(plan);
     std::memset(static_cast<void*>(u), 0, u_floats * sizeof(Word));
+    sums[heads_even - 1] = 0;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
-      if (sample != packed_sample) pack_heads(plan, op.u + sample * plan.heads * plan.width, kLog2E, u_row, u);
+      if (sample != packed_sample) pack_heads(plan, op.u + sample * plan.heads * plan.width, kLog2E, u_row, u, sums);
       packed_sample = sample;
       const Partial<Word> state(plan, parts, item);
-      for (int64_t h = 0; h < plan.heads; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0;
+      for (int64_t h = 0; h < plan.heads; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0, state.shift[h] = 0;
       for (int64_t i = 0; i < plan.heads * plan.padded; ++i) state.z[i] = 0;
 
       const int64_t end = min((slot + 1) * plan.rows_per_item, plan.rows);
       for (int64_t first = slot * plan.rows_per_item; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        float rstd[kBlockRows] = {};
-        for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
-          for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
-            Word* words = block.words + i * plan.words_stride;
-            if (i >= count) {
-              std::memset(static_cast<void*>(words), 0, plan.words * sizeof(Word));
-              continue;
-            }
-            const T* x = source_row<T>(op, sample, first + i);
-            prefetch_next<T>(op, plan, sample, first + i);
-            if constexpr (kPerWord<Word> == 1) {
-              rstd[i] = centre(x, plan.width, plan.padded, op.eps, words);
-            } else {
-              rstd[i] = centre(x, plan.width, plan.padded, op.eps, block.row);
-              round_row(block.row, plan.padded, words);
-            }
-          }
-          score_rows(plan, heads_even, u, block.words + tile * plan.words_stride, rstd + tile, scores + tile);
-        }
+        block.take(op, plan, sample, first, count, heads_even, u, sums, scores);
         for (int64_t h = 0; h < plan.heads; ++h) {
           float* row = scores + h * kBlockRows;
           for (int64_t i = count; i < kBlockRows; ++i) row[i] = -INFINITY;
@@ -177,25 +244,17 @@ void forward(const CrossModalAttention& op) {
           for (int64_t i = 0; i < kBlockRows; i += kLanes) {
             const Vec p = exp2(load(row + i) - top);
             sum += p;
-            store(row + i, p * load(rstd + i));
+            store(row + i, p);
           }
-          round_row(row, kBlockRows, weights + h * kBlockRows / kPerWord<Word>);
+          const float shift = block.weights_of_words(row, weights + h * kBlockRows / kPerWord<Word>);
           state.max2[h] = top[0];
           state.sum[h] = state.sum[h] * correction[0] + reduce_add(sum);
+          state.shift[h] = state.shift[h] * correction[0] + shift;
           float* z = state.z + h * plan.padded;
           if (correction[0] != 1)
             for (int64_t c = 0; c < plan.padded; c += kLanes) store(z + c, load(z + c) * correction);
         }
-        int64_t ld = plan.words_stride;
-        if constexpr (kPerWord<Word> == 2) {
-          ld = plan.stride;
-          for (int64_t i = 0; i < depth_words<Word>(count); ++i) {
-            const Word* low = block.words + 2 * i * plan.words_stride;
-            interleave_rows(low, low + plan.words_stride, plan.padded, block.deep + i * ld);
-          }
-        }
-        gemm_in_slices<Word>(plan.heads, plan.padded, depth_words<Word>(count),
-                             {weights, kBlockRows / kPerWord<Word>, 1}, block.deep, ld, state.z, plan.padded, true);
+        block.add_rows(plan, count, weights, state.z, true);
       }
     }
   }
@@ -203,7 +262,7 @@ void forward(const CrossModalAttention& op) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < op.batch * plan.heads; ++i) {
     const int64_t first = i / plan.heads * plan.slots, h = i % plan.heads;
-    float top = -INFINITY, sum = 0;
+    float top = -INFINITY, sum = 0, shift = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
       const float other = Partial<Word>(plan, parts, first + slot).max2[h];
       top = top > other ? top : other;
@@ -214,25 +273,28 @@ void forward(const CrossModalAttention& op) {
       const Partial<Word> state(plan, parts, first + slot);
       const float factor = std::exp2(state.max2[h] - top);
       sum += factor * state.sum[h];
+      shift += factor * state.shift[h];
       const float* from = state.z + h * plan.padded;
       for (int64_t c = 0; c < plan.width; ++c) z[c] += factor * from[c];
     }
     const float inverse = 1 / sum;
-    for (int64_t c = 0; c < plan.width; ++c) z[c] *= inverse;
+    for (int64_t c = 0; c < plan.width; ++c) z[c] = (z[c] - shift) * inverse;
     op.stats[2 * i] = top, op.stats[2 * i + 1] = sum;
   }
 }
 
 // dL/dx of one row from dL/dy, through the normalization: rstd * (dy - mean(dy) - y * mean(dy * y)).
-template <typename T>
-void normalize_backward(int64_t width, int64_t padded, const float* y, float rstd, const float* grad,
+template <typename T, typename Element>
+void normalize_backward(int64_t width, int64_t padded, const Element* row, float mean, float rstd, const float* grad,
                         const Writer& writer, T* to) {
   const Vec sum = sum_vectors(padded, [&](int64_t c) { return load(grad + c); });
-  const Vec projection = sum_vectors(padded, [&](int64_t c) { return load(grad + c) * load(y + c); });
-  const Vec mean = broadcast(reduce_add(sum) / float(width));
-  const Vec along = broadcast(reduce_add(projection) / float(width));
+  const Vec projection =
+      sum_vectors(padded, [&](int64_t c) { return load(grad + c) * (load_floats(row + c) - broadcast(mean)); });
+  const Vec mean_grad = broadcast(reduce_add(sum) / float(width));
+  const Vec along = broadcast(reduce_add(projection) / float(width) * rstd * rstd);
   for_vectors(width, [&](int64_t c, auto count) {
-    writer.store(broadcast(rstd) * (load(grad + c) - mean - load(y + c) * along), to + c, count);
+    const Vec centred = load_floats(row + c, count) - broadcast(mean);
+    writer.store(broadcast(rstd) * (load_floats(grad + c, count) - mean_grad - centred * along), to + c, count);
   });
 }
 
@@ -241,9 +303,11 @@ void backward(const CrossModalAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
-  const int64_t need = both * (kBlockRows + plan.words_stride + plan.padded) + plan.padded + 2 * plan.heads +
-                       kBlockRows * (plan.words_stride + 2 * plan.stride);
-  float* parts = scratch(Scratch::kShared, plan.items * plan.heads * plan.padded);
+  const int64_t depth = depth_words<Word>(both);
+  const int64_t need = both * (1 + kBlockRows + plan.words_stride) + depth * (kBlockRows + plan.padded) +
+                       plan.heads * (3 + kBlockRows) + both * plan.padded + kBlockRows * plan.stride +
+                       Block<T>::floats(plan);
+  float* parts = scratch(Scratch::kShared, plan.items * plan.heads * (1 + plan.padded));
   const int64_t row_bytes = op.width * int64_t(sizeof(T));
   const Writer query_writer(op.grad_query, op.batch * row_bytes, row_bytes);
   const Writer token_writer(op.grad_token, op.batch * op.tokens * row_bytes, row_bytes);
@@ -252,12 +316,15 @@ void backward(const CrossModalAttention& op) {
   {
     float* scores = scratch(Scratch::kThread, need);
     float* stacked = scores + both * kBlockRows;  // u and grad_z
-    float* y = stacked + both * plan.padded;
-    float* grad_y = y + kBlockRows * plan.stride;
-    Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z again
-    Word* words = packed + both * plan.words_stride;
-    float* row = reinterpret_cast<float*>(words + kBlockRows * plan.words_stride);
-    float* inverse = row + plan.padded;
+    float* grad_y = stacked + both * plan.padded;
+    Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z, words along the columns
+    Word* packed_down = packed + both * plan.words_stride;                      // and along u and grad_z
+    Word* scores_down = packed_down + depth * plan.padded;
+    Word* weights = scores_down + depth * kBlockRows;
+    float* memory = reinterpret_cast<float*>(weights + plan.heads * kBlockRows);
+    Block<T> block(plan, memory);
+    float* sums = memory + Block<T>::floats(plan);
+    float* inverse = sums + both;
     float* delta = inverse + plan.heads;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
@@ -266,8 +333,8 @@ void backward(const CrossModalAttention& op) {
       const int64_t at = sample * plan.heads * plan.width;
       const float* stats = op.stats + sample * plan.heads * 2;
       if (sample != packed_sample) {
-        pack_heads(plan, op.u + at, kLog2E, row, packed);
-        pack_heads(plan, op.grad_z + at, 1, row, packed + plan.heads * plan.words_stride);
+        pack_heads(plan, op.u + at, kLog2E, grad_y, packed, sums);
+        pack_heads(plan, op.grad_z + at, 1, grad_y, packed + plan.heads * plan.words_stride, sums + plan.heads);
         for (int64_t h = 0; h < plan.heads; ++h) {
           for (int64_t c = 0; c < plan.padded; ++c) {
             const bool inside = c < plan.width;
@@ -277,30 +344,19 @@ void backward(const CrossModalAttention& op) {
           inverse[h] = 1 / stats[2 * h + 1];
           delta[h] = dot(plan.width, op.z + at + h * plan.width, op.grad_z + at + h * plan.width);
         }
+        words_down(both, plan.padded, stacked, packed_down);
       }
       packed_sample = sample;
-      float* grad_u = parts + item * plan.heads * plan.padded;
+      float* shift = parts + item * plan.heads * (1 + plan.padded);
+      float* grad_u = shift + plan.heads;
       const int64_t start = min(slot * plan.rows_per_item, plan.rows);
       const int64_t end = min(start + plan.rows_per_item, plan.rows);
+      for (int64_t h = 0; h < plan.heads; ++h) shift[h] = 0;
       if (start == end)
         for (int64_t i = 0; i < plan.heads * plan.padded; ++i) grad_u[i] = 0;
       for (int64_t first = start; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        float rstd[kBlockRows] = {};
-        for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
-          for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
-            float* to = y + i * plan.stride;
-            if (i < count) {
-              rstd[i] = centre(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, to);
-              prefetch_next<T>(op, plan, sample, first + i);
-            } else {
-              std::memset(to, 0, plan.padded * sizeof(float));
-            }
-            round_row(to, plan.padded, words + i * plan.words_stride);
-            for (int64_t c = 0; c < plan.padded; c += kLanes) store(to + c, load(to + c) * broadcast(rstd[i]));
-          }
-          score_rows(plan, both, packed, words + tile * plan.words_stride, rstd + tile, scores + tile);
-        }
+        block.take(op, plan, sample, first, count, both, packed, sums, scores);
         for (int64_t h = 0; h < plan.heads; ++h)
           for (int64_t i = 0; i < kBlockRows; i += kLanes) {
             float* s = scores + h * kBlockRows + i;
@@ -310,16 +366,21 @@ void backward(const CrossModalAttention& op) {
             store(s, plan.rows == 1 ? Vec{} : p * (load(dp) - broadcast(delta[h])));
             store(dp, p);
           }
-        gemm_in_slices<float>(count, plan.padded, both, {scores, 1, kBlockRows}, stacked, plan.padded, grad_y,
-                              plan.stride, false);
-        gemm_in_slices<float>(plan.heads, plan.padded, count, {scores, kBlockRows, 1}, y, plan.stride, grad_u,
-                              plan.padded, first > start);
+        for (int64_t h = 0; h < plan.heads; ++h)
+          for (int64_t i = count; i < kBlockRows; ++i) scores[h * kBlockRows + i] = 0;
+        words_down(both, kBlockRows, scores, scores_down);
+        gemm_in_slices<Word>(count, plan.padded, depth, {scores_down, 1, kBlockRows}, packed_down, plan.padded, grad_y,
+                             plan.stride, false);
+        for (int64_t h = 0; h < plan.heads; ++h)
+          shift[h] += block.weights_of_words(scores + h * kBlockRows, weights + h * kBlockRows / kPerWord<Word>);
+        block.add_rows(plan, count, weights, grad_u, first > start);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t r = first + i;
           T* to = r == 0 ? static_cast<T*>(op.grad_query) + sample * plan.width
                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + r - 1) * plan.width;
-          normalize_backward(plan.width, plan.padded, y + i * plan.stride, rstd[i], grad_y + i * plan.stride,
-                             r == 0 ? query_writer : token_writer, to);
+          normalize_backward(
+              plan.width, plan.padded, reinterpret_cast<const ElementOf<Word, T>*>(block.words + i * plan.words_stride),
+              block.mean[i], block.rstd[i], grad_y + i * plan.stride, r == 0 ? query_writer : token_writer, to);
         }
       }
     }
@@ -332,8 +393,9 @@ void backward(const CrossModalAttention& op) {
     float* to = op.grad_u + i * plan.width;
     for (int64_t c = 0; c < plan.width; ++c) to[c] = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const float* from = parts + ((sample * plan.slots + slot) * plan.heads + h) * plan.padded;
-      for (int64_t c = 0; c < plan.width; ++c) to[c] += from[c];
+      const float* shift = parts + (sample * plan.slots + slot) * plan.heads * (1 + plan.padded);
+      const float* from = shift + plan.heads + h * plan.padded;
+      for (int64_t c = 0; c < plan.width; ++c) to[c] += from[c] - shift[h];
     }
   }
 }

@@ -65,8 +65,8 @@ void absorb_query(const CrossModalProjections& op) {
   float* q = scratch(Scratch::kShared, op.batch * op.width);
   const auto normalized_query = [&](int64_t, int64_t b, float* y) {
     const T* x = static_cast<const T*>(op.query) + b * op.query_stride_batch;
-    const float rstd = centre(x, op.width, round_up(op.width, kLanes), op.eps, y);
-    for (int64_t c = 0; c < op.width; ++c) y[c] = y[c] * rstd * op.norm_weight[c] + op.norm_bias[c];
+    const auto [mean, rstd] = centre(x, op.width, round_up(op.width, kLanes), op.eps, y);
+    for (int64_t c = 0; c < op.width; ++c) y[c] = (y[c] - mean) * rstd * op.norm_weight[c] + op.norm_bias[c];
   };
   project<T>(op, 1, op.q_weight, op.q_bias, normalized_query,
              [&](int64_t b, int64_t i, float value) { q[b * op.width + i] = value; });

@@ -59,6 +59,18 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("offset", (0.49, 3, 7, 9, 100, 1000))
+def test_parity_of_rows_far_from_zero(offset, dtype, kernel):
+    """Means of half a standard deviation, of several, and of very many, and rows of one value, whose variance is zero."""
+    values = arguments(4, 65, 96)
+    values["tokens"][:, ::2] += offset
+    values["tokens"][:, 1::2] -= offset
+    values["tokens"][:, 7] = offset
+    check(values, 3, dtype, kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(
     ("batch", "tokens", "width", "heads"),
     [(2, 17, 48, 3), (8, 1, 32, 1), (1, 588, 768, 12), (3, 324, 192, 6), (2, 33, 40, 5), (5, 0, 20, 4), (1, 9, 7, 1)],
