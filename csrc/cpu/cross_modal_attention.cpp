@@ -133,10 +133,11 @@ struct Block {
     deep = kPerWord<Word> == 1 ? words : reinterpret_cast<Word*>(row + plan.padded);
   }
 
-  // Takes rows of a sample from `first` on, `count` of them in all, and their scores: scores[i][r] = u[i] · y[r] for an
-  // even number of u, whose sums are `sums`. Scores are kBlockRows wide. A tile's rows are still in the first cache.
+  // Takes rows of a sample from `first` on, `count` of them in all, and their scores while they are in the first cache:
+  // scores[i][r] = u[i] · y[r] for u_rows of u, a multiple of kTileHeads, whose sums are `sums`. Scores are kBlockRows
+  // wide.
   void take(const CrossModalAttention& op, const Plan<Word>& plan, int64_t sample, int64_t first, int64_t count,
-            int64_t u_count, const Word* u, const float* sums, float* scores) {
+            int64_t u_rows, const Word* u, const float* sums, float* scores) {
     for (int64_t i = 0; i < kBlockRows; ++i) mean[i] = 0, rstd[i] = 0;
     for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
       for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
@@ -149,7 +150,7 @@ struct Block {
         const auto y = take_row(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, row, to);
         mean[i] = y.mean, rstd[i] = y.rstd;
       }
-      score_tile(plan, u_count, u, sums, tile, scores + tile);
+      score_tile(plan, u_rows, u, sums, tile, scores + tile);
 #ifdef __AVX512BF16__
       if constexpr (kPerWord<Word> == 2)
         for (int64_t i = tile; i < tile + kTileOfRows; i += 2) {
@@ -180,22 +181,22 @@ struct Block {
   }
 
  private:
-  void score_tile(const Plan<Word>& plan, int64_t u_count, const Word* u, const float* sums, int64_t tile,
+  void score_tile(const Plan<Word>& plan, int64_t u_rows, const Word* u, const float* sums, int64_t tile,
                   float* scores) const {
     float means[kLanes], factors[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
       means[r] = mean[tile + r % kTileOfRows];
       factors[r] = rstd[tile + r % kTileOfRows];
     }
-    for (int64_t i = 0; i < u_count; i += 2) {
+    for (int64_t i = 0; i < u_rows; i += kTileHeads) {
       float tile_sums[kLanes], products[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) tile_sums[r] = sums[i + r / kTileOfRows];
       const Word* pair = u + i * plan.words_stride;
       const Vec raw =
           dot_tile(plan.words, words + tile * plan.words_stride, plan.words_stride, pair, plan.words_stride);
       store(products, (raw - load(means) * load(tile_sums)) * load(factors));
-      std::memcpy(scores + i * kBlockRows, products, sizeof products / 2);
-      std::memcpy(scores + (i + 1) * kBlockRows, products + kTileOfRows, sizeof products / 2);
+      for (int64_t k = 0; k < kTileHeads; ++k)
+        std::memcpy(scores + (i + k) * kBlockRows, products + k * kTileOfRows, kTileOfRows * sizeof(float));
     }
   }
 };
@@ -204,9 +205,9 @@ template <typename T>
 void forward(const CrossModalAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
-  const int64_t heads_even = round_up(plan.heads, 2);
-  const int64_t u_floats = heads_even * plan.words_stride, score_floats = heads_even * kBlockRows;
-  const int64_t need = 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan) + heads_even;
+  const int64_t u_rows = round_up(plan.heads, kTileHeads);
+  const int64_t u_floats = u_rows * plan.words_stride, score_floats = u_rows * kBlockRows;
+  const int64_t need = 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan) + u_rows;
   float* parts = scratch(Scratch::kShared, plan.items * Partial<Word>::floats(plan));
 
 #pragma omp parallel
@@ -218,7 +219,7 @@ void forward(const CrossModalAttention& op) {
     Block<T> block(plan, u_row + plan.padded);
     float* sums = u_row + plan.padded + Block<T>::floats(plan);
     std::memset(static_cast<void*>(u), 0, u_floats * sizeof(Word));
-    sums[heads_even - 1] = 0;
+    for (int64_t i = plan.heads; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
@@ -232,7 +233,7 @@ void forward(const CrossModalAttention& op) {
       const int64_t end = min((slot + 1) * plan.rows_per_item, plan.rows);
       for (int64_t first = slot * plan.rows_per_item; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        block.take(op, plan, sample, first, count, heads_even, u, sums, scores);
+        block.take(op, plan, sample, first, count, u_rows, u, sums, scores);
         for (int64_t h = 0; h < plan.heads; ++h) {
           float* row = scores + h * kBlockRows;
           for (int64_t i = count; i < kBlockRows; ++i) row[i] = -INFINITY;
@@ -303,9 +304,9 @@ void backward(const CrossModalAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
-  const int64_t depth = depth_words<Word>(both);
-  const int64_t need = both * (1 + kBlockRows + plan.words_stride) + depth * (kBlockRows + plan.padded) +
-                       plan.heads * (3 + kBlockRows) + both * plan.padded + kBlockRows * plan.stride +
+  const int64_t u_rows = round_up(both, kTileHeads), depth = depth_words<Word>(both);
+  const int64_t need = u_rows * (1 + kBlockRows + plan.words_stride) + depth * (kBlockRows + plan.padded) +
+                       plan.heads * (2 + kBlockRows) + both * plan.padded + kBlockRows * plan.stride +
                        Block<T>::floats(plan);
   float* parts = scratch(Scratch::kShared, plan.items * plan.heads * (1 + plan.padded));
   const int64_t row_bytes = op.width * int64_t(sizeof(T));
@@ -315,17 +316,19 @@ void backward(const CrossModalAttention& op) {
 #pragma omp parallel
   {
     float* scores = scratch(Scratch::kThread, need);
-    float* stacked = scores + both * kBlockRows;  // u and grad_z
+    float* stacked = scores + u_rows * kBlockRows;  // u and grad_z
     float* grad_y = stacked + both * plan.padded;
     Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z, words along the columns
-    Word* packed_down = packed + both * plan.words_stride;                      // and along u and grad_z
+    Word* packed_down = packed + u_rows * plan.words_stride;                    // and along u and grad_z
     Word* scores_down = packed_down + depth * plan.padded;
     Word* weights = scores_down + depth * kBlockRows;
     float* memory = reinterpret_cast<float*>(weights + plan.heads * kBlockRows);
     Block<T> block(plan, memory);
     float* sums = memory + Block<T>::floats(plan);
-    float* inverse = sums + both;
+    float* inverse = sums + u_rows;
     float* delta = inverse + plan.heads;
+    std::memset(static_cast<void*>(packed), 0, u_rows * plan.words_stride * sizeof(Word));
+    for (int64_t i = both; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
@@ -356,7 +359,7 @@ void backward(const CrossModalAttention& op) {
         for (int64_t i = 0; i < plan.heads * plan.padded; ++i) grad_u[i] = 0;
       for (int64_t first = start; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
-        block.take(op, plan, sample, first, count, both, packed, sums, scores);
+        block.take(op, plan, sample, first, count, u_rows, packed, sums, scores);
         for (int64_t h = 0; h < plan.heads; ++h)
           for (int64_t i = 0; i < kBlockRows; i += kLanes) {
             float* s = scores + h * kBlockRows + i;

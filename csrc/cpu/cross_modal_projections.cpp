@@ -24,7 +24,7 @@ void project(const CrossModalProjections& op, int64_t heads, const void* weight,
   const int64_t words = row_words<Word>(op.width), stride = odd_vectors(words), padded = words * kPerWord<Word>;
   const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && padded == op.width;
   const int64_t head_dim = op.width / heads, tiles = (head_dim + kTileOfRows - 1) / kTileOfRows;
-  const int64_t pairs = round_up(op.batch, 2);
+  const int64_t pairs = round_up(op.batch, kTileHeads);
 
 #pragma omp parallel
   {
@@ -46,11 +46,11 @@ void project(const CrossModalProjections& op, int64_t heads, const void* weight,
       const T* from = static_cast<const T*>(weight) + first * op.width;
       const bool whole = in_place && count == kTileOfRows;
       for (int64_t r = 0; !whole && r < count; ++r) pack_row(from + r * op.width, op.width, copies + r * stride);
-      for (int64_t b = 0; b < op.batch; b += 2) {
+      for (int64_t b = 0; b < op.batch; b += kTileHeads) {
         float products[kLanes];
         store(products, dot_tile(words, whole ? reinterpret_cast<const Word*>(from) : copies, whole ? words : stride,
                                  rows + b * stride, stride));
-        for (int64_t i = 0; i < min(2, op.batch - b); ++i)
+        for (int64_t i = 0; i < min(kTileHeads, op.batch - b); ++i)
           for (int64_t r = 0; r < count; ++r)
             write(b + i, first + r, products[i * kTileOfRows + r] + to_float(static_cast<const T*>(bias)[first + r]));
       }

@@ -93,19 +93,24 @@ static inline Normalization take_row(const T* x, int64_t width, int64_t padded, 
   return y;
 }
 
-// kLanes dot products: of kTileOfRows rows of a with two rows of b; lane i * kTileOfRows + r is a[r] · b[i].
-constexpr int64_t kTileOfRows = kLanes / 2;
+// kLanes dot products: of kTileOfRows rows of a with kTileHeads rows of b; lane i * kTileOfRows + r is a[r] · b[i].
+constexpr int64_t kTileHeads = 4, kTileOfRows = kLanes / kTileHeads;
 
 template <typename Word>
 static inline Vec dot_tile(int64_t words, const Word* a, int64_t a_stride, const Word* b, int64_t b_stride) {
   Vec sum[kLanes] = {};
   for (int64_t w = 0; w < words; w += kLanes) {
-    const auto first = load(b + w), second = load(b + b_stride + w);
+    decltype(load(b)) head[kTileHeads];
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileHeads; ++i) head[i] = load(b + i * b_stride + w);
 #pragma GCC unroll 8
     for (int r = 0; r < kTileOfRows; ++r) {
       const auto row = load(a + r * a_stride + w);
-      sum[r] = multiply_add(sum[r], row, first);
-      sum[r + kTileOfRows] = multiply_add(sum[r + kTileOfRows], row, second);
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileHeads; ++i) {
+        Vec& to = sum[i * kTileOfRows + r];
+        to = multiply_add(to, row, head[i]);
+      }
     }
   }
   return sums_of_lanes(sum);
