@@ -48,13 +48,6 @@ const T* source_row(const CrossModalAttention& op, int64_t sample, int64_t row) 
                   : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
 }
 
-// Asks for the row a block further on, of this item or the next.
-template <typename T, typename Word>
-inline __attribute__((always_inline)) void prefetch_next(const CrossModalAttention& op, const Plan<Word>& plan,
-                                                         int64_t sample, int64_t row) {
-  if (row + kBlockRows < plan.rows) prefetch(source_row<T>(op, sample, row + kBlockRows), plan.width);
-}
-
 // The sum of a row of words.
 static inline float sum_words(int64_t words, const float* row) {
   return reduce_add(sum_vectors(words, [&](int64_t w) { return load(row + w); }));
@@ -146,11 +139,13 @@ struct Block {
           std::memset(static_cast<void*>(to), 0, plan.words * sizeof(Word));
           continue;
         }
-        prefetch_next<T>(op, plan, sample, first + i);
         const auto y = take_row(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, row, to);
         mean[i] = y.mean, rstd[i] = y.rstd;
       }
-      score_tile(plan, u_rows, u, sums, tile, scores + tile);
+      const T* ahead[kTileOfRows];  // the same rows of the next block
+      for (int64_t r = 0; r < kTileOfRows; ++r)
+        ahead[r] = source_row<T>(op, sample, min(first + kBlockRows + tile + r, plan.rows - 1));
+      score_tile(plan, u_rows, u, sums, tile, ahead, scores + tile);
 #ifdef __AVX512BF16__
       if constexpr (kPerWord<Word> == 2)
         for (int64_t i = tile; i < tile + kTileOfRows; i += 2) {
@@ -182,18 +177,24 @@ struct Block {
 
  private:
   void score_tile(const Plan<Word>& plan, int64_t u_rows, const Word* u, const float* sums, int64_t tile,
-                  float* scores) const {
+                  const T* const* ahead, float* scores) const {
     float means[kLanes], factors[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
       means[r] = mean[tile + r % kTileOfRows];
       factors[r] = rstd[tile + r % kTileOfRows];
     }
+    const int64_t rows_at_a_time = (kTileOfRows * kTileHeads + u_rows - 1) / u_rows;
     for (int64_t i = 0; i < u_rows; i += kTileHeads) {
       float tile_sums[kLanes], products[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) tile_sums[r] = sums[i + r / kTileOfRows];
-      const Word* pair = u + i * plan.words_stride;
-      const Vec raw =
-          dot_tile(plan.words, words + tile * plan.words_stride, plan.words_stride, pair, plan.words_stride);
+      const int64_t done = min(i / kTileHeads * rows_at_a_time, kTileOfRows);
+      const T* const* next = ahead + done;
+      const int64_t next_count = min(rows_at_a_time, kTileOfRows - done);
+      const auto ask_for_next_rows = [&](int64_t w) __attribute__((always_inline)) {
+        for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + w * kPerWord<Word>, 0, 2);
+      };
+      const Vec raw = dot_tile(plan.words, words + tile * plan.words_stride, plan.words_stride,
+                               u + i * plan.words_stride, plan.words_stride, ask_for_next_rows);
       store(products, (raw - load(means) * load(tile_sums)) * load(factors));
       for (int64_t k = 0; k < kTileHeads; ++k)
         std::memcpy(scores + (i + k) * kBlockRows, products + k * kTileOfRows, kTileOfRows * sizeof(float));

@@ -48,8 +48,12 @@ void project(const CrossModalProjections& op, int64_t heads, const void* weight,
       for (int64_t r = 0; !whole && r < count; ++r) pack_row(from + r * op.width, op.width, copies + r * stride);
       for (int64_t b = 0; b < op.batch; b += kTileHeads) {
         float products[kLanes];
+        const auto ask_for_next_rows = [&](int64_t w) __attribute__((always_inline)) {
+          for (int64_t r = 0; b == 0 && r < kTileOfRows; ++r)
+            __builtin_prefetch(from + (kTileOfRows + r) * op.width + w * kPerWord<Word>, 0, 2);
+        };
         store(products, dot_tile(words, whole ? reinterpret_cast<const Word*>(from) : copies, whole ? words : stride,
-                                 rows + b * stride, stride));
+                                 rows + b * stride, stride, ask_for_next_rows));
         for (int64_t i = 0; i < min(kTileHeads, op.batch - b); ++i)
           for (int64_t r = 0; r < count; ++r)
             write(b + i, first + r, products[i * kTileOfRows + r] + to_float(static_cast<const T*>(bias)[first + r]));

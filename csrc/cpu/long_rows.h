@@ -94,12 +94,16 @@ static inline Normalization take_row(const T* x, int64_t width, int64_t padded, 
 }
 
 // kLanes dot products: of kTileOfRows rows of a with kTileHeads rows of b; lane i * kTileOfRows + r is a[r] · b[i].
+// meanwhile(w) asks for what is due next, a few lines at a time between the products: lines asked for all at once stop
+// the core, which has room for some twenty that are on their way.
 constexpr int64_t kTileHeads = 4, kTileOfRows = kLanes / kTileHeads;
 
-template <typename Word>
-static inline Vec dot_tile(int64_t words, const Word* a, int64_t a_stride, const Word* b, int64_t b_stride) {
+template <typename Word, typename Meanwhile>
+inline __attribute__((always_inline)) Vec dot_tile(int64_t words, const Word* a, int64_t a_stride, const Word* b,
+                                                   int64_t b_stride, const Meanwhile& meanwhile) {
   Vec sum[kLanes] = {};
   for (int64_t w = 0; w < words; w += kLanes) {
+    meanwhile(w);
     decltype(load(b)) head[kTileHeads];
 #pragma GCC unroll 8
     for (int i = 0; i < kTileHeads; ++i) head[i] = load(b + i * b_stride + w);
