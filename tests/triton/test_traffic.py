@@ -88,6 +88,9 @@ def test_attention_over_time(frames, prefix, work):
     ("tokens", "width", "heads", "dtype"), [(588, 768, 12, HALF), (324, 384, 12, HALF), (116, 768, 3, torch.float32)]
 )
 def test_crossmodal_pass(tokens, width, heads, dtype, work):
+    since = (3, 7) if dtype == torch.float32 else (3, 4)
+    if launching.version() < since:
+        pytest.skip(f"before Triton {since[0]}.{since[1]} rows of {dtype} are read four times, in chunks of columns")
     query, rows = torch.randn(1, width, dtype=dtype), torch.randn(1, tokens + 1, width, dtype=dtype)[:, 1:]
     u = torch.randn(1, heads, width)
     work.share(u)
