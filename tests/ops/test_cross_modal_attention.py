@@ -61,7 +61,7 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("offset", (0.49, 3, 7, 9, 100, 1000))
 def test_parity_of_rows_far_from_zero(offset, dtype, kernel):
-    """Means of half a standard deviation, of several, and of very many, and rows of one value, whose variance is zero."""
+    """Means of half a standard deviation, of several and of very many; rows of one value, whose variance is zero."""
     values = arguments(4, 65, 96)
     values["tokens"][:, ::2] += offset
     values["tokens"][:, 1::2] -= offset
