@@ -124,6 +124,14 @@ struct Group {
 // to[d] = factor * values[d]; `values` has room for whole vectors.
 template <typename T>
 void write_scaled(const Plan& plan, const float* values, float factor, T* to) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (plan.dim % (2 * kLanes) == 0) {
+      for (int64_t d = 0; d < plan.dim; d += 2 * kLanes)
+        plan.writer.store(load(values + d) * broadcast(factor), load(values + d + kLanes) * broadcast(factor), to + d);
+      return;
+    }
+#endif
   for_vectors(plan.dim,
               [&](int64_t d, auto count) { plan.writer.store(load(values + d) * broadcast(factor), to + d, count); });
 }

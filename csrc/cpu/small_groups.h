@@ -19,15 +19,17 @@ void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const W
   const Plan& plan = group.plan;
   const int64_t words = row_words<Word>(plan.dim);
   const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim;
-  for (int64_t r = 0; r < plan.rows; ++r) {
-    const T* row = from.row(plan.token(group.index, r));
+  const auto take = [&](int64_t r, const T* row) {
     if (in_place) {
       rows[r] = reinterpret_cast<const Word*>(row);
     } else {
       pack_row(row, plan.dim, copies + r * words);
       rows[r] = copies + r * words;
     }
-  }
+  };
+  for (int64_t r = 0; r < plan.prefix; ++r) take(r, from.row(r));
+  const T* row = from.row(plan.token(group.index, plan.prefix));
+  for (int64_t r = plan.prefix; r < plan.rows; ++r, row += plan.patch_step * from.stride_token) take(r, row);
 }
 
 // Asks for rows of the next group in one tensor: they lie in as many places as there are tokens, over time more than
@@ -38,7 +40,9 @@ inline __attribute__((always_inline)) void prefetch_next(const Group<T>& group, 
                                                          int64_t count) {
   const Plan& plan = group.plan;
   if (group.index + 1 == plan.groups) return;
-  for (int64_t r = first; r < first + count; ++r) prefetch(from.row(plan.token(group.index + 1, r)), plan.dim);
+  int64_t r = first < plan.prefix ? plan.prefix : first;  // the prefix is the same in all groups
+  const T* row = from.row(plan.token(group.index + 1, r));
+  for (; r < first + count; ++r, row += plan.patch_step * from.stride_token) prefetch(row, plan.dim);
 }
 
 template <typename T>

@@ -46,6 +46,15 @@ class Writer {
     stream(to, bits);
   }
 
+#ifdef __AVX512BF16__
+  // A whole line at a time.
+  void store(Vec low, Vec high, BFloat16* to) const {
+    const auto line = (PairVec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    if (streams_) return stream(to, line);
+    std::memcpy(static_cast<void*>(to), &line, sizeof line);
+  }
+#endif
+
   template <typename T>
   void store(Vec v, T* to, int64_t count) const {
     store_floats(v, to, count);
