@@ -14,7 +14,7 @@ def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tupl
 
     For divided attention this is the sub-layer over space, in which CLS sees the patches of all frames. The
     share that CLS gives itself is left out, so that a map sums to less than 1. The model runs in evaluation
-    mode through the reference's path, whichever backend is set.
+    mode.
 
     Args:
         model: a fused or a reference model.
@@ -33,7 +33,7 @@ def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tupl
     was_training = model.training
     model.eval()
     try:
-        reference.HSTA.forward(model, video, special)
+        model(video, special)
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +11,26 @@ from torch import Tensor, nn
 from hsta_kernels import ops
 
 from . import reference
+from .plain import drop_rate, is_plain, is_plain_linear, is_plain_norm
 from .recompute import add_norm_linear, bias_gelu_linear
-
-# Patches that the classifier reads of a branch, beside CLS.
-_READ_BY_HEAD = {"cls": slice(0, 0), "cls_last": slice(-1, None), "mean": slice(None)}
 
 
 class PatchEmbed(reference.PatchEmbed):
     """Kernel and stride of the convolution are equal, so it is a reshape and a matrix product."""
 
+    def is_matrix_product(self) -> bool:
+        proj = self.proj
+        return (
+            is_plain(proj, nn.Conv3d)
+            and proj.kernel_size == proj.stride
+            and proj.padding == (0, 0, 0)
+            and proj.dilation == (1, 1, 1)
+            and proj.groups == 1
+        )
+
     def forward(self, frames: Tensor) -> Tensor:
+        if not self.is_matrix_product():
+            return super().forward(frames)
         return F.linear(tubelets(frames, self.proj.kernel_size), self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -34,6 +43,139 @@ def tubelets(frames: Tensor, size: tuple[int, ...]) -> Tensor:
     return pixels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
+class Attention(reference.Attention):
+    """Attention reads the packed projection in place. Dropout of probabilities takes the reference's explicit path."""
+
+    def input_projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the first projection; None if that has to be called."""
+        return (self.qkv.weight, self.qkv_bias()) if is_plain_linear(self.qkv, bias=False) else None
+
+    def after_input_projection(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
+        return self.output(qkv.unflatten(-1, (3, self.num_heads, -1)), grid, axis)
+
+    def attend(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
+        if drop_rate(self.attn_drop) != 0:
+            return super().attend(qkv, grid, axis)
+        return ops.space_time_attention(qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
+
+
+class MLP(reference.MLP):
+    """Bias, GELU and dropout between the two projections are one pass."""
+
+    def input_projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight of the first projection, whose bias is added later; None if the projection has to be called."""
+        return (self.fc1.weight, None) if is_plain_linear(self.fc1, bias=True) else None
+
+    def after_input_projection(self, hidden: Tensor) -> Tensor:
+        fc1, fc2, rate = self.fc1, self.fc2, drop_rate(self.drop)
+        if rate is not None and is_plain_linear(fc2, bias=True):
+            out = bias_gelu_linear(hidden, fc1.bias, fc2.weight, fc2.bias, rate)
+        else:
+            hidden = ops.bias_gelu(hidden, fc1.bias, rate or 0.0)
+            out = fc2(hidden if rate is not None else self.drop(hidden))
+        return self.drop(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projection = self.input_projection()
+        return super().forward(x) if projection is None else self.after_input_projection(F.linear(x, *projection))
+
+
+class Layer(reference.Layer):
+    """One USTA layer, prenorm as Mamba's and FlashAttention's blocks are: a sub-layer's output is added by the norm
+    that follows it, in one pass, be that in this layer or in the next one.
+
+    Called as ``hidden_states, residual = layer(hidden_states, residual)``, each (B, L, C): `residual` is the residual
+    stream and `hidden_states` what is yet to be added to it. The first layer is given the stream alone, as
+    `hidden_states`. The tokens after a layer are ``hidden_states + residual``.
+    """
+
+    attention_class, mlp_class = Attention, MLP
+
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x = hidden_states, residual
+        if self.has_time:
+            x = self._sublayer(self.norm_time, self.attn_time, *x, self.grid, "time")
+        x = self._sublayer(self.norm1, self.attn, *x, self.grid, self.axis)
+        return self._sublayer(self.norm2, self.mlp, *x)
+
+    def _sublayer(
+        self, norm: nn.LayerNorm, sublayer: Any, hidden_states: Tensor, residual: Tensor | None, *arguments: Any
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            residual = hidden_states
+            out = sublayer(norm(residual), *arguments)
+        elif not is_plain_norm(norm):
+            residual = residual + hidden_states
+            out = sublayer(norm(residual), *arguments)
+        elif (
+            type(sublayer) in (Attention, MLP)
+            and is_plain(sublayer, type(sublayer))
+            and (projection := sublayer.input_projection())
+        ):
+            projected, residual = add_norm_linear(residual, hidden_states, norm, *projection)
+            out = sublayer.after_input_projection(projected, *arguments)
+        else:
+            y, residual = ops.add_layer_norm(residual, hidden_states, norm.weight, norm.bias, norm.eps)
+            out = sublayer(y, *arguments)
+        return self.drop_path(out), residual
+
+
+class Stack(nn.Sequential):
+    """The layers of one branch: (B, L, C) -> (B, L, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden_states, residual = x, None
+        for layer in self:
+            hidden_states, residual = layer(hidden_states, residual)
+        return hidden_states if residual is None else residual + hidden_states
+
+
+class Fusion(reference.Fusion):
+    """CSTA that never computes keys and values of the patches."""
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        norm, attn = self.norm1, self.attn
+        if not (
+            is_plain_norm(norm)
+            and is_plain(attn, reference.CrossAttention)
+            and all(is_plain_linear(linear, bias=True) for linear in (attn.wq, attn.wk, attn.wv))
+            and drop_rate(attn.attn_drop) == 0
+        ):
+            return super().forward(cls, patches)
+        out = ops.cross_modal_attention(
+            cls,
+            patches,
+            norm.weight,
+            norm.bias,
+            attn.wq.weight,
+            attn.wq.bias,
+            attn.wk.weight,
+            attn.wk.bias,
+            attn.wv.weight,
+            attn.wv.bias,
+            attn.num_heads,
+            norm.eps,
+        )
+        return cls + self.drop_path(attn.proj_drop(attn.proj(out)))
+
+
+class Block(reference.Block):
+    """One HSTA block on fused layers."""
+
+    layer_class, stack_class, fusion_class = Layer, Stack, Fusion
+
+    def forward(self, special: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + T' * N, C) of both branches, after the block."""
+        xs = [layers(x) for layers, x in zip(self.blocks, (special, video), strict=True)]
+        # One split, whose backward pass is one concatenation; that of a slice is a tensor of zeros and a copy.
+        classes, patches = zip(*(x.split((1, x.shape[1] - 1), dim=1) for x in xs), strict=True)
+        fused = [self.fusion[i](self.projs[i](classes[i].squeeze(1)), patches[1 - i]) for i in (0, 1)]
+        special, video = (
+            _join(revert(cls), x) for revert, cls, x in zip(self.revert_projs, fused, patches, strict=True)
+        )
+        return special, video
+
+
 class HSTA(reference.HSTA):
     """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202).
 
@@ -44,6 +186,11 @@ class HSTA(reference.HSTA):
     and over space, as in Motionformer and Frozen-in-Time (in TimeSformer it takes no part in attention over
     time).
 
+    Blocks and layers are called as modules. Within a layer the modules at the leaves are passed by, their weights
+    read, only where they are plain: an ``nn.Linear``, ``nn.LayerNorm`` or ``nn.Dropout`` with no hooks, no
+    parametrization, no wrapper and ordinary parameters. Anything else, such as an adapter or a quantized layer in
+    its place, is called, and what lies around it stays fused.
+
     The attention operators have no dropout of probabilities: in training with ``attn_drop_rate > 0``
     attention goes through the reference's explicit path, which is slower and needs more memory.
 
@@ -51,27 +198,7 @@ class HSTA(reference.HSTA):
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
 
-    patch_embed_class = PatchEmbed
-
-    def forward(self, video: Tensor, special: Tensor) -> Tensor:
-        """Logits (B, num_classes) of clips.
-
-        Args:
-            video: (B, 3, num_frames, image_size, image_size), floating point.
-            special: (B, 3, 2, image_size, image_size): the onset and apex frames, or two optical-flow images.
-
-        Raises:
-            ValueError, TypeError: shapes or types other than these; the message names the input.
-        """
-        self.check_inputs(video, special)
-        xs = [self.embed(0, special), self.embed(1, video)]
-        for i, block in enumerate(self.blocks):
-            classes, patches = _hsta_block(block, xs)
-            if i == len(self.blocks) - 1:  # the rest has no reader
-                rows = _READ_BY_HEAD[self.config.head]
-                patches = [x[:, rows] for x in patches]
-            xs = [_join(cls, x) for cls, x in zip(classes, patches, strict=True)]
-        return self.classify([norm(x) for norm, x in zip(self.norm, xs, strict=True)])
+    patch_embed_class, block_class = PatchEmbed, Block
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
         """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
@@ -79,105 +206,14 @@ class HSTA(reference.HSTA):
         cls = (self.cls_token[branch][0] + position[:1]).expand(frames.shape[0], -1)
         return self.pos_drop(_join(cls, self.patch_embed[branch](frames) + position[1:]))
 
-
-def _hsta_block(block: reference.Block, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """New CLS tokens (B, C) and patches (B, N, C) of both branches."""
-    xs = [_usta(layers, x) for layers, x in zip(block.blocks, xs, strict=True)]
-    # One split, whose backward pass is one concatenation; that of a slice is a tensor of zeros and a copy.
-    classes, patches = zip(*(x.split((1, x.shape[1] - 1), dim=1) for x in xs), strict=True)
-    return [_csta(block, i, classes[i].squeeze(1), patches[1 - i]) for i in (0, 1)], list(patches)
-
-
-@dataclass(frozen=True)
-class _AttentionStep:
-    """A sub-layer of USTA behind its norm."""
-
-    attn: reference.Attention
-    grid: tuple[int, int]
-    axis: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.attend(self.attn.project(x))
-
-    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        qkv, x = add_norm_linear(x, residual, norm, self.attn.qkv.weight, self.attn.qkv_bias())
-        return self.attend(qkv.unflatten(-1, (3, self.attn.num_heads, -1))), x
-
-    def attend(self, qkv: Tensor) -> Tensor:
-        if _drops(self.attn.attn_drop):
-            out = self.attn.attend(qkv, self.grid, self.axis)
-        else:
-            out = ops.space_time_attention(qkv, self.grid, self.axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
-        return self.attn.proj_drop(self.attn.proj(out.flatten(2)))
-
-
-@dataclass(frozen=True)
-class _MLPStep:
-    mlp: reference.MLP
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
-
-    def after_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        fc1, fc2, drop = self.mlp.fc1, self.mlp.fc2, self.mlp.drop
-        hidden, x = add_norm_linear(x, residual, norm, fc1.weight, None)
-        rate = drop.p if _drops(drop) else 0.0
-        return drop(bias_gelu_linear(hidden, fc1.bias, fc2.weight, fc2.bias, rate)), x
-
-
-def _steps(layer: reference.Layer) -> Iterator[tuple[nn.LayerNorm, _AttentionStep | _MLPStep]]:
-    if layer.has_time:
-        yield layer.norm_time, _AttentionStep(layer.attn_time, layer.grid, "time")
-    yield layer.norm1, _AttentionStep(layer.attn, layer.grid, layer.axis)
-    yield layer.norm2, _MLPStep(layer.mlp)
-
-
-def _usta(layers: Iterable[reference.Layer], x: Tensor) -> Tensor:
-    """The layers of one branch. A sub-layer's output is added by the norm of the next one.
-
-    With gradients, a sub-layer recomputes in the backward pass what is cheap to recompute. Without them, projections
-    take their biases themselves: that costs nothing, and it is what a frozen model packs.
-    """
-    residual: Tensor | None = None
-    for layer in layers:
-        for norm, step in _steps(layer):
-            if residual is None:
-                residual = step(norm(x))
-            elif torch.is_grad_enabled():
-                residual, x = step.after_norm(x, residual, norm)
-            else:
-                y, x = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
-                residual = step(y)
-            residual = layer.drop_path(residual)
-    return x if residual is None else x + residual
-
-
-def _csta(block: reference.Block, i: int, cls: Tensor, patches: Tensor) -> Tensor:
-    """CLS (B, C_i) of branch i after it has read the patches (B, N, C_j) of the other branch."""
-    cls = block.projs[i](cls)
-    fusion = block.fusion[i]
-    attn, norm = fusion.attn, fusion.norm1
-    if _drops(attn.attn_drop):
-        return block.revert_projs[i](fusion(cls, patches))
-    out = ops.cross_modal_attention(
-        cls,
-        patches,
-        norm.weight,
-        norm.bias,
-        attn.wq.weight,
-        attn.wq.bias,
-        attn.wk.weight,
-        attn.wk.bias,
-        attn.wv.weight,
-        attn.wv.bias,
-        attn.num_heads,
-        norm.eps,
-    )
-    return block.revert_projs[i](cls + fusion.drop_path(attn.proj_drop(attn.proj(out))))
-
-
-def _drops(dropout: nn.Dropout) -> bool:
-    return dropout.training and dropout.p > 0
+    def normalize(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """The last norm, of no more rows than `classify` reads."""
+        if is_plain_norm(norm):
+            if self.config.head == "cls":
+                x = x[:, :1]
+            elif self.config.head == "cls_last":
+                x = x[:, :: x.shape[1] - 1]
+        return norm(x)
 
 
 def _join(cls: Tensor, patches: Tensor) -> Tensor:

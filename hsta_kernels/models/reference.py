@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import IN_CHANNELS, HSTAConfig
+from .plain import is_plain_linear
 from .pretrained import Checkpoints
 
 EPS = 1e-6  # of every layer norm
@@ -36,10 +37,10 @@ def visible_tokens(grid: tuple[int, int], axis: str, device: torch.device | None
 
 
 def sinusoid_table(num_positions: int, dim: int) -> Tensor:
-    """Positions (num_positions, dim): sines in even columns, cosines in odd (Vaswani et al. 2017, 3.5)."""
+    """Positions (num_positions, dim), float64: sines in even columns, cosines in odd (Vaswani et al. 2017, 3.5)."""
     column = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(num_positions)[:, None] / 10000 ** (2 * (column // 2) / dim)
-    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
 class DropPath(nn.Module):
@@ -72,7 +73,12 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values: (B, L, C) -> (B, L, 3, H, D)."""
-        return F.linear(x, self.qkv.weight, self.qkv_bias()).unflatten(-1, (3, self.num_heads, -1))
+        if is_plain_linear(self.qkv, bias=False):
+            qkv = F.linear(x, self.qkv.weight, self.qkv_bias())
+        else:
+            qkv = self.qkv(x)
+            qkv = qkv + self.qkv_bias().to(qkv.dtype)
+        return qkv.unflatten(-1, (3, self.num_heads, -1))
 
     def qkv_bias(self) -> Tensor:
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -84,8 +90,12 @@ class Attention(nn.Module):
         scores = scores.masked_fill(~visible_tokens(grid, axis, qkv.device), float("-inf"))
         return (self.attn_drop(scores.softmax(dim=-1)) @ v).transpose(1, 2)
 
+    def output(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
+        """What follows the packed projection: (B, L, 3, H, D) -> (B, L, C)."""
+        return self.proj_drop(self.proj(self.attend(qkv, grid, axis).flatten(2)))
+
     def forward(self, x: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
-        return self.proj_drop(self.proj(self.attend(self.project(x), grid, axis).flatten(2)))
+        return self.output(self.project(x), grid, axis)
 
 
 class MLP(nn.Module):
@@ -103,6 +113,8 @@ class Layer(nn.Module):
     """One USTA layer. Divided attention has a sub-layer over time, unless the branch has a single moment, and
     one over space; joint attention has a single one over both."""
 
+    attention_class, mlp_class = Attention, MLP
+
     def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
         super().__init__()
         dim, heads = config.embed_dim[branch], config.num_heads[branch]
@@ -112,11 +124,11 @@ class Layer(nn.Module):
         self.has_time = config.attention == "divided" and frames > 1
         if self.has_time:
             self.norm_time = nn.LayerNorm(dim, EPS)
-            self.attn_time = Attention(dim, heads, config.drop_rate, config.attn_drop_rate)
+            self.attn_time = self.attention_class(dim, heads, config.drop_rate, config.attn_drop_rate)
         self.norm1 = nn.LayerNorm(dim, EPS)
-        self.attn = Attention(dim, heads, config.drop_rate, config.attn_drop_rate)
+        self.attn = self.attention_class(dim, heads, config.drop_rate, config.attn_drop_rate)
         self.norm2 = nn.LayerNorm(dim, EPS)
-        self.mlp = MLP(dim, int(dim * config.mlp_ratio[branch]), config.drop_rate)
+        self.mlp = self.mlp_class(dim, int(dim * config.mlp_ratio[branch]), config.drop_rate)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,23 +181,28 @@ class Fusion(nn.Module):
 class Block(nn.Module):
     """One HSTA block: the layers of each branch, then both directions of CSTA on their outputs."""
 
+    layer_class, stack_class, fusion_class = Layer, nn.Sequential, Fusion
+
     def __init__(self, config: HSTAConfig, drop_paths: list[list[float]]):
         super().__init__()
         dim = config.embed_dim
         self.blocks: Any = nn.ModuleList(
-            nn.Sequential(*(Layer(config, branch, rate) for rate in drop_paths[branch])) for branch in (0, 1)
+            self.stack_class(*(self.layer_class(config, branch, rate) for rate in drop_paths[branch]))
+            for branch in (0, 1)
         )
         self.projs: Any = nn.ModuleList(_norm_gelu_linear(dim[i], dim[1 - i]) for i in (0, 1))
-        self.fusion: Any = nn.ModuleList(Fusion(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
+        self.fusion: Any = nn.ModuleList(self.fusion_class(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
         self.revert_projs: Any = nn.ModuleList(_norm_gelu_linear(dim[1 - i], dim[i]) for i in (0, 1))
 
-    def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        xs = [layers(x) for layers, x in zip(self.blocks, xs, strict=True)]
-        outputs = []
-        for i, x in enumerate(xs):
-            cls = self.fusion[i](self.projs[i](x[:, 0]), xs[1 - i][:, 1:])
-            outputs.append(torch.cat([self.revert_projs[i](cls)[:, None], x[:, 1:]], dim=1))
-        return outputs
+    def forward(self, special: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + T' * N, C) of both branches, after the block."""
+        xs = [layers(x) for layers, x in zip(self.blocks, (special, video), strict=True)]
+        classes = [self.fusion[i](self.projs[i](xs[i][:, 0]), xs[1 - i][:, 1:]) for i in (0, 1)]
+        special, video = (
+            torch.cat([revert(cls)[:, None], x[:, 1:]], dim=1)
+            for revert, cls, x in zip(self.revert_projs, classes, xs, strict=True)
+        )
+        return special, video
 
 
 def _norm_gelu_linear(dim: int, out_dim: int) -> nn.Sequential:
@@ -204,6 +221,18 @@ class PatchEmbed(nn.Module):
         return self.proj(frames).flatten(2).transpose(1, 2)
 
 
+class ClassTokens(nn.Module):
+    """The CLS token of each branch: parameters "0" and "1". ``nn.DataParallel`` would hand on a ParameterList empty."""
+
+    def __init__(self, dims: tuple[int, int]):
+        super().__init__()
+        for branch, dim in enumerate(dims):
+            self.register_parameter(str(branch), nn.Parameter(torch.empty(1, 1, dim)))
+
+    def __getitem__(self, branch: int) -> Tensor:
+        return getattr(self, str(branch))
+
+
 class HSTA(Checkpoints):
     """Hierarchical space-time attention for micro-expression recognition (arXiv 2405.03202), plain PyTorch.
 
@@ -211,7 +240,7 @@ class HSTA(Checkpoints):
         config: an ``HSTAConfig``; or give its fields as keywords.
     """
 
-    patch_embed_class = PatchEmbed
+    patch_embed_class, block_class = PatchEmbed, Block
 
     def __init__(self, config: HSTAConfig | None = None, **fields: Any):
         super().__init__()
@@ -222,13 +251,14 @@ class HSTA(Checkpoints):
             self.patch_embed_class(dim, config.tubelet_size, patch)
             for dim, patch in zip(config.embed_dim, config.patch_size, strict=True)
         )
-        self.cls_token: Any = nn.ParameterList(nn.Parameter(torch.empty(1, 1, dim)) for dim in config.embed_dim)
-        for branch, (frames, height, width) in enumerate(config.grids):
-            table = sinusoid_table(NUM_PREFIX_TOKENS + frames * height * width, config.embed_dim[branch])
-            self.register_buffer(f"position_{branch}", table, persistent=False)
+        self.cls_token = ClassTokens(config.embed_dim)
+        self._write_positions()
+        self.register_load_state_dict_post_hook(_write_positions_after_loading)
         self.pos_drop = nn.Dropout(config.drop_rate)
         rates = [_drop_path_rates(config, branch) for branch in (0, 1)]
-        self.blocks: Any = nn.ModuleList(Block(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth)))
+        self.blocks: Any = nn.ModuleList(
+            self.block_class(config, [rates[0][k], rates[1][k]]) for k in range(len(config.depth))
+        )
         self.norm: Any = nn.ModuleList(nn.LayerNorm(dim, EPS) for dim in config.embed_dim)
         self.head_drop = nn.Dropout(config.head_drop_rate)
         self.head = nn.Linear(config.head_width, config.num_classes)
@@ -245,16 +275,20 @@ class HSTA(Checkpoints):
             ValueError, TypeError: shapes or types other than these; the message names the input.
         """
         self.check_inputs(video, special)
-        xs = [self.embed(0, special), self.embed(1, video)]
+        special, video = self.embed(0, special), self.embed(1, video)
         for block in self.blocks:
-            xs = block(xs)
-        return self.classify([norm(x) for norm, x in zip(self.norm, xs, strict=True)])
+            special, video = block(special, video)
+        return self.classify([self.normalize(norm, x) for norm, x in zip(self.norm, (special, video), strict=True)])
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
         """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
         cls = self.cls_token[branch].expand(frames.shape[0], -1, -1)
         x = torch.cat([cls, self.patch_embed[branch](frames)], dim=1)
         return self.pos_drop(x + self.get_buffer(f"position_{branch}"))
+
+    def normalize(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """The last norm of a branch's tokens."""
+        return norm(x)
 
     def classify(self, xs: list[Tensor]) -> Tensor:
         """Logits from the normalized tokens of both branches."""
@@ -265,6 +299,23 @@ class HSTA(Checkpoints):
             if self.config.head == "cls_last":
                 features += [x[:, -1] for x in xs]
         return self.head(self.head_drop(torch.cat(features, dim=-1)))
+
+    def _write_positions(self) -> None:
+        """Writes the position tables, which no checkpoint holds, in the type and on the device of the CLS tokens."""
+        for branch, (frames, height, width) in enumerate(self.config.grids):
+            name, like = f"position_{branch}", self.cls_token[branch]
+            table = sinusoid_table(NUM_PREFIX_TOKENS + frames * height * width, self.config.embed_dim[branch])
+            buffer = self._buffers.get(name)
+            if buffer is None or (buffer.is_meta and not like.is_meta):
+                self.register_buffer(name, table.to(like.device, like.dtype), persistent=False)
+            elif not buffer.is_meta:
+                buffer.copy_(table)  # in place: it may be shared memory
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HSTA:
+        """What moves or converts a model leaves its tables rounded twice, or unwritten after ``to_empty``."""
+        super()._apply(fn, recurse)
+        self._write_positions()
+        return self
 
     def check_inputs(self, video: Tensor, special: Tensor) -> None:
         size = self.config.image_size
@@ -278,6 +329,11 @@ class HSTA(Checkpoints):
         if video.shape[0] != special.shape[0]:
             got = f"{video.shape[0]} and {special.shape[0]}"
             raise ValueError(f"video and special must hold the same number of clips, got {got}")
+
+
+def _write_positions_after_loading(model: HSTA, incompatible_keys: Any) -> None:
+    """A model on the meta device gets its parameters with ``load_state_dict(assign=True)``, and its tables here."""
+    model._write_positions()
 
 
 def _drop_path_rates(config: HSTAConfig, branch: int) -> list[list[float]]:
@@ -294,6 +350,6 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.ParameterList):  # the CLS tokens
-        for parameter in module:
+    elif isinstance(module, ClassTokens):
+        for parameter in module.parameters():
             nn.init.trunc_normal_(parameter, std=0.02)

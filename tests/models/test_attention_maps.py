@@ -11,7 +11,7 @@ def naive_maps(model: reference.HSTA, video: torch.Tensor, special: torch.Tensor
     """Probabilities (B, H, L) of CLS in the last layers, head by head, from the inputs of the last attention."""
     xs = [model.embed(0, special), model.embed(1, video)]
     for block in model.blocks[:-1]:
-        xs = block(xs)
+        xs = block(*xs)
     maps = []
     for branch, x in enumerate(xs):
         *layers, last = model.blocks[-1].blocks[branch]

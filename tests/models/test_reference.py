@@ -126,7 +126,7 @@ def test_fusion_replaces_cls_and_both_directions_read_the_same():
     config = small_config(depth=((1, 1),))
     block = trained_reference(config).blocks[0]
     xs = [torch.randn(2, 17, 24), torch.randn(2, 28, 48)]
-    outputs = block(xs)
+    outputs = block(*xs)
     stacks = [layers(x) for layers, x in zip(block.blocks, xs, strict=True)]
     for i in (0, 1):
         cls = block.fusion[i](block.projs[i](stacks[i][:, 0]), stacks[1 - i][:, 1:])
