@@ -77,7 +77,10 @@ class MLP(reference.MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         projection = self.input_projection()
-        return super().forward(x) if projection is None else self.after_input_projection(F.linear(x, *projection))
+        if projection is None or not (self.training or torch.is_grad_enabled()):
+            return super().forward(x)  # nothing to save, and PyTorch's product adds its bias itself
+        # In training also without gradients: a checkpoint's first pass drops and rounds as its second one.
+        return self.after_input_projection(F.linear(x, *projection))
 
 
 class Layer(reference.Layer):
@@ -101,23 +104,23 @@ class Layer(reference.Layer):
     def _sublayer(
         self, norm: nn.LayerNorm, sublayer: Any, hidden_states: Tensor, residual: Tensor | None, *arguments: Any
     ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            residual = hidden_states
+        if residual is None or not is_plain_norm(norm):
+            residual = hidden_states if residual is None else residual + hidden_states
             out = sublayer(norm(residual), *arguments)
-        elif not is_plain_norm(norm):
-            residual = residual + hidden_states
-            out = sublayer(norm(residual), *arguments)
-        elif (
-            type(sublayer) in (Attention, MLP)
-            and is_plain(sublayer, type(sublayer))
-            and (projection := sublayer.input_projection())
-        ):
+        elif projection := self._fused_projection(sublayer):
             projected, residual = add_norm_linear(residual, hidden_states, norm, *projection)
             out = sublayer.after_input_projection(projected, *arguments)
         else:
             y, residual = ops.add_layer_norm(residual, hidden_states, norm.weight, norm.bias, norm.eps)
             out = sublayer(y, *arguments)
         return self.drop_path(out), residual
+
+    @staticmethod
+    def _fused_projection(sublayer: Any) -> tuple[Tensor, Tensor | None] | None:
+        """The projection to fuse with the norm before it, which saves memory where there are gradients."""
+        if torch.is_grad_enabled() and type(sublayer) in (Attention, MLP) and is_plain(sublayer, type(sublayer)):
+            return sublayer.input_projection()
+        return None
 
 
 class Stack(nn.Sequential):
