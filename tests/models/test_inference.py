@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import hsta_kernels
 from hsta_kernels.inference import freeze
@@ -74,3 +78,109 @@ def test_bad_arguments_are_named():
     video, special = inputs()
     with pytest.raises(ValueError, match="special must have shape"):
         freeze(model())(video, special[:, :, :1])
+
+
+def oracle(made: hsta_kernels.HSTA) -> torch.nn.Module:
+    return copy.deepcopy(made).eval()
+
+
+def test_a_parent_does_not_wake_it():
+    parent = torch.nn.Module()
+    parent.frozen = freeze(model(drop_rate=0.3, attn_drop_rate=0.2, drop_path_rate=0.2, head_drop_rate=0.4))
+    parent.train()
+    video, special = inputs()
+    assert torch.equal(parent.frozen(video, special), parent.frozen(video, special))
+    assert not any(module.training for module in parent.frozen.modules())
+    parent.frozen.model.train()  # nothing is left to drop
+    assert torch.equal(parent.frozen(video, special), parent.frozen(video, special))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_copied_pickled_moved_saved(dtype):
+    made, (video, special) = model(), inputs()
+    frozen = freeze(made, dtype)
+    expected = frozen(video, special)
+    moved = copy.deepcopy(frozen).to("meta")
+    assert moved(video.to("meta"), special.to("meta")).shape == expected.shape
+    for other in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu")):
+        assert torch.equal(other(video, special), expected)
+    other = freeze(model(), dtype)
+    assert not torch.equal(other(video, special), expected)
+    other.load_state_dict(frozen.state_dict())
+    assert torch.equal(other(video, special), expected)
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+        other.load_state_dict({name: t for name, t in frozen.state_dict().items() if name != "model.head.weight"})
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64), ids=str)
+def test_models_of_other_dtypes(dtype):
+    made, (video, special) = model().to(dtype), inputs()
+    expected = oracle(made).float()(video, special)
+    torch.testing.assert_close(freeze(made)(video, special), expected, rtol=1e-4, atol=1e-4)
+    assert freeze(made)(video.to(dtype), special.to(dtype)).dtype == torch.float32
+    assert next(made.parameters()).dtype == dtype
+
+
+class Adapter(torch.nn.Module):
+    """Reads its layer's weight, which must not be packed."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.linear, self.drop = linear, torch.nn.Dropout(0.5)
+        self.extra = torch.nn.Parameter(torch.ones(linear.out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(torch.nn.functional.linear(x, self.linear.weight, self.linear.bias)) + self.extra
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(
+    "name", ("attn.qkv", "attn.proj", "attn_time.qkv", "mlp.fc1", "mlp.fc2", "fusion", "head", "patch_embed")
+)
+def test_what_is_not_plain_is_kept(name, dtype):
+    made, (video, special) = model(), inputs(8)
+    if name == "head":
+        made.head = torch.nn.Sequential(torch.nn.LayerNorm(56), torch.nn.Linear(56, 4))
+    elif name == "fusion":
+        made.blocks[0].fusion[0].attn.wk = Adapter(made.blocks[0].fusion[0].attn.wk)
+    elif name == "patch_embed":
+        prune.l1_unstructured(made.patch_embed[1].proj, "weight", 0.5)
+        with torch.no_grad():
+            made(video, special)
+    else:
+        owner, leaf = name.split(".")
+        owner = getattr(made.blocks[0].blocks[1][0], owner)
+        setattr(owner, leaf, Adapter(getattr(owner, leaf)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = oracle(made)(video, special).float()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(freeze(made, dtype)(video, special), expected, rtol=0, atol=tolerance * scale)
+
+
+def test_identity_head():
+    made, (video, special) = model(), inputs()
+    made.head = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(freeze(made)(video, special), oracle(made)(video, special), rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_run_in_the_copy():
+    made, (video, special) = model(), inputs()
+    names = {name for name, module in made.named_modules() if not list(module.children()) and name}
+    ran = set()
+    for name in names - {"cls_token"}:
+        made.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.add(name))
+    freeze(made)(video, special)
+    assert ran == names - {"cls_token"}
+
+
+def test_what_cannot_be_copied_is_named():
+    made, (video, special) = model(), inputs()
+    prune.l1_unstructured(made.blocks[0].blocks[1][0].mlp.fc1, "weight", 0.5)
+    made(video, special)
+    with pytest.raises(ValueError, match=r"cannot be frozen: blocks\.0\.blocks\.1\.0\.mlp\.fc1\.weight was computed"):
+        freeze(made)
+    with torch.no_grad():
+        made(video, special)
+    torch.testing.assert_close(freeze(made)(video, special), oracle(made)(video, special), rtol=1e-4, atol=1e-4)
