@@ -97,7 +97,9 @@ def _load(path: Path) -> Any:
 
 
 def _heads(embed_dim: tuple[int, int], overrides: Mapping[str, Any]) -> Any:
-    heads = overrides.get("num_heads") or PUBLISHED_HEADS.get(embed_dim)
+    heads = overrides.get("num_heads")
+    if heads is None:
+        heads = PUBLISHED_HEADS.get(embed_dim)
     if heads is None:
         raise ValueError(f"no model of embed_dim {embed_dim} was published: give its num_heads, a pair")
     return heads
