@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from hsta_kernels import tensor_files
 
 from .config import IN_CHANNELS, PUBLISHED_HEADS, HSTAConfig
 
@@ -83,9 +84,9 @@ def _load(path: Path) -> Any:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a checkpoint: it is not a file")
+    if path.suffix == ".safetensors":
+        return tensor_files.load(path)[0]
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
         # The authors' training script stores its arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

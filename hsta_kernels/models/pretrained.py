@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
+
+from hsta_kernels import tensor_files
 
 from .config import HSTAConfig
 from .official import config_of, read_state_dict
@@ -30,9 +31,10 @@ class Checkpoints(nn.Module):
         """Writes ``config.json`` and ``model.safetensors``; an older file is replaced by a complete one."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state_dict = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        _replace(directory / WEIGHTS_FILE, safetensors.torch.save(state_dict, metadata={"format": "pt"}))
-        _replace(directory / CONFIG_FILE, json.dumps(self.config.to_dict(), indent=2).encode() + b"\n")
+        with _replacing(directory / WEIGHTS_FILE) as weights:
+            tensor_files.save(weights, self.state_dict(), {})
+        with _replacing(directory / CONFIG_FILE) as config:
+            config.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls: type[Model], name: str | os.PathLike[str]) -> Model:
@@ -56,10 +58,7 @@ class Checkpoints(nn.Module):
             raise ValueError(f"{directory / CONFIG_FILE} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{directory / CONFIG_FILE} must hold the fields of HSTAConfig, got {values!r}")
-        try:
-            state_dict = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{directory / WEIGHTS_FILE} is not a safetensors file: {error}") from error
+        state_dict, _ = tensor_files.load(directory / WEIGHTS_FILE)
         return cls(HSTAConfig.from_dict(values))._with_weights(state_dict, str(directory / WEIGHTS_FILE))
 
     @classmethod
@@ -101,10 +100,12 @@ class Checkpoints(nn.Module):
         return self.eval()
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which in the end replaces ``path`` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import types
+from random import Random
 
 import pytest
 import safetensors.torch
@@ -58,12 +59,11 @@ def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
     trained_reference(small_config()).save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full_disk(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:10])
+    def full_disk(path, tensors, metadata):
+        path.write_bytes(b"a beginning")
         raise OSError("no space left")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    monkeypatch.setattr("hsta_kernels.tensor_files.save", full_disk)
     with pytest.raises(OSError, match="no space left"):
         trained_reference(small_config()).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -102,6 +102,39 @@ def test_damaged_files_are_named(tmp_path):
     weights.write_bytes(b"not this")
     with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file"):
         HSTA.from_pretrained(tmp_path)
+
+
+@KINDS
+def test_no_damage_is_loaded_in_silence(tmp_path, kind):
+    """Up to 512 bytes of zeros or of anything, or a lost end, anywhere in the file."""
+    trained_reference(small_config()).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    random = Random(0)
+    for draw in range(300):
+        place = random.randrange(header if draw % 2 else len(content))
+        length = random.choice((1, 2, 8, 64, 512))
+        damaged = random.choice(
+            (
+                content[:place] + bytes(length) + content[place + length :],
+                content[:place] + random.randbytes(length) + content[place + length :],
+                content[:place] + bytes(byte ^ 0x20 for byte in content[place:][:length]) + content[place + length :],
+                content[:place],
+            )
+        )
+        if damaged != content:
+            weights.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"model\.safetensors is (damaged|not a safetensors file)"):
+                kind.from_pretrained(tmp_path)
+
+
+@KINDS
+def test_weights_without_a_checksum_are_loaded(tmp_path, kind):
+    model = trained_reference(small_config())
+    model.save_pretrained(tmp_path)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_same_state(kind.from_pretrained(tmp_path), model)
 
 
 def test_hub_without_the_extra(monkeypatch):
@@ -214,9 +247,12 @@ def test_files_that_are_no_checkpoints(tmp_path):
         HSTA.from_official(tmp_path / "nothing.pth")
     with pytest.raises(ValueError, match="is not a checkpoint: it is not a file"):
         HSTA.from_official(tmp_path)
-    for name in ("text.pth", "text.safetensors"):
+    for name, what in (
+        ("text.pth", "checkpoint: it is damaged, or holds"),
+        ("text.safetensors", "safetensors file: "),
+    ):
         (tmp_path / name).write_text("these are words, not weights")
-        with pytest.raises(ValueError, match=rf"{name} is not a checkpoint: it is damaged, or holds"):
+        with pytest.raises(ValueError, match=rf"{name} is not a {what}"):
             HSTA.from_official(tmp_path / name)
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ValueError, match=r"empty\.pth is not a checkpoint"):
