@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[
     if config.head_width != features:
         raise ValueError(f"{source} has a classifier of {features} features, head={head!r} has {config.head_width}")
     return config
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first three, and how many more; empty if there are none."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _load(path: Path) -> Any:
