@@ -104,8 +104,10 @@ class Checkpoints(nn.Module):
         published model of those widths.
 
         Args:
-            checkpoint: a state dict, or a ``.pth`` or ``.safetensors`` file of one; wrapped in ``model``,
-                ``module`` or ``state_dict`` or not. Files are loaded without running code from them.
+            checkpoint: a state dict, or a ``.pth`` or ``.safetensors`` file of one. It may be wrapped as training
+                scripts, ``DistributedDataParallel``, ``torch.compile`` and averages of weights (EMA) do, in
+                dictionaries or in names; the logger ``hsta_kernels`` says what was unwrapped, and warns where
+                averages lie beside the weights, which are loaded. Files are loaded without running code from them.
             num_classes: number of logits, if another than that of the checkpoint: the classifier is then drawn
                 anew, with a ``UserWarning``.
             overrides: fields of ``HSTAConfig`` that shapes do not tell (``image_size``, ``num_frames``,

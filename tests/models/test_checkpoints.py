@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import types
 from dataclasses import replace
@@ -200,7 +201,7 @@ UNSAVABLE = {
 
 @KINDS
 @pytest.mark.parametrize("change", UNSAVABLE)
-@pytest.mark.filterwarnings("ignore:.*quantiz.* deprecated")  # PyTorch's own quantization is one of the changes
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's own quantization, which is one of the changes
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, kind, change):
     model = kind(small_config())
     apply, reason = UNSAVABLE[change]
@@ -381,27 +382,120 @@ def test_hub(tmp_path, monkeypatch):
         HSTA.from_pretrained("someone/else")
 
 
-def wrappings(state_dict: dict) -> dict[str, dict]:
-    training = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "args": argparse.Namespace(lr=1e-3)}
-    return {
-        "bare": state_dict,
-        "model": {"model": state_dict, **training},
-        "module": {"module": state_dict},
-        "state_dict": {"state_dict": {f"model.{name}": tensor for name, tensor in state_dict.items()}},
-        "nested": {"model": {"module": {f"module.model.{name}": t for name, t in state_dict.items()}}},
-    }
+def named(prefix: str, state_dict: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in state_dict.items()}
+
+
+def inside(part: str, wrapper: str, state_dict: dict) -> dict:
+    return {name.replace(part, part + wrapper): tensor for name, tensor in state_dict.items()}
+
+
+TRAINING = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "args": argparse.Namespace(lr=1e-3)}
+
+# How a state dict is wrapped, and what the log says of it.
+WRAPPINGS = {
+    "bare": (lambda s: s, ""),
+    "model": (lambda s: {"model": s, **TRAINING}, "loaded what is in 'model'"),
+    "module": (lambda s: {"module": s}, "loaded what is in 'module'"),
+    "lightning": (lambda s: {"state_dict": named("model.", s)}, "loaded what is in 'state_dict', in it in 'model'"),
+    "nested": (lambda s: {"model": {"module": named("module.model.", s)}}, "'module', in it in 'model'"),
+    "compiled": (lambda s: named("_orig_mod.", s), "loaded what is in '_orig_mod'"),
+    "compiled, distributed": (lambda s: named("module._orig_mod.", s), "'module', in it in '_orig_mod'"),
+    "distributed, compiled": (lambda s: {"model": named("_orig_mod.module.", s)}, "'_orig_mod', in it in 'module'"),
+    "compiled block": (
+        lambda s: inside("blocks.0.", "_orig_mod.", s),
+        "removed _orig_mod and module from blocks.0._orig_mod.blocks.0._orig_mod.0.norm1.weight, ",
+    ),
+    "everywhere": (lambda s: named("module.", inside(".attn.", "_orig_mod.module.", s)), "0.attn._orig_mod.module."),
+    "timm's average": (lambda s: {"state_dict_ema": named("module.", s)}, "'state_dict_ema', in it in 'module'"),
+    "average": (lambda s: {"ema": {"decay": 0.99, "module": s}}, "loaded what is in 'ema', in it in 'module'"),
+    "average in names": (lambda s: named("model_ema.module.", s), "loaded what is in 'model_ema', in it in 'module'"),
+    "AveragedModel": (
+        lambda s: {"n_averaged": torch.tensor(3), **named("module._orig_mod.", s)},
+        "loaded what is in 'module' without n_averaged, in it in '_orig_mod'",
+    ),
+}
 
 
 @KINDS
-@pytest.mark.parametrize("wrapping", ["bare", "model", "module", "state_dict", "nested"])
-def test_official_checkpoints(tmp_path, official, kind, wrapping):
-    checkpoint = wrappings(official.state_dict())[wrapping]
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_official_checkpoints(tmp_path, official, kind, wrapping, caplog):
+    caplog.set_level("INFO", "hsta_kernels")
+    wrap, said = WRAPPINGS[wrapping]
+    checkpoint = wrap(official.state_dict())
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
     for source in (checkpoint, tmp_path / "checkpoint.pth", str(tmp_path / "checkpoint.pth")):
+        caplog.clear()
         model = kind.from_official(source, image_size=50)
         assert type(model) is kind and not model.training
         assert model.config == official.config
         assert_same_state(model, official)
+        name = "the state dict" if source is checkpoint else str(source)
+        assert said in caplog.text and all(text.startswith(f"{name}: ") for text in caplog.messages)
+        assert {record.levelname for record in caplog.records} == ({"INFO"} if said else set())
+
+
+def test_what_pytorch_itself_wraps_is_loaded(official):
+    """The names that this PyTorch gives, not those that are written above."""
+    whole = torch.compile(torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(official)))
+    official.blocks[0] = torch.compile(official.blocks[0])
+    part = official.state_dict()
+    official.blocks[0] = official.blocks[0]._orig_mod
+    for state_dict in (whole.state_dict(), part):
+        assert state_dict.keys() != official.state_dict().keys()
+        assert_same_state(HSTA.from_official(state_dict, image_size=50), official)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda weights, average: {"model_ema": average, "model": weights},
+        lambda weights, average: {"epoch": 1, "state_dict": weights, "state_dict_ema": {"module": average}},
+        lambda weights, average: {**named("model_ema.module.", average), **named("model.", weights)},
+    ],
+    ids=["dictionaries", "timm", "names"],
+)
+def test_beside_averages_the_weights_are_loaded_with_a_warning(official, kind, join, caplog):
+    average = trained_reference(official.config).state_dict()
+    checkpoint = join(official.state_dict(), average)
+    assert_same_state(kind.from_official(checkpoint, image_size=50), official)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert re.search(
+        r"the state dict holds '(model|state_dict)', which is loaded, beside '\1_ema': to load another, pass it alone",
+        caplog.text,
+    )
+
+
+def test_one_weight_under_two_names_is_an_error(official):
+    state_dict = official.state_dict()
+    state_dict["norm._orig_mod.1.bias"] = state_dict["norm.1.bias"] + 1
+    with pytest.raises(ValueError, match=r"the state dict holds norm\.1\.bias twice, once as norm\._orig_mod\.1\.bias"):
+        HSTA.from_official(state_dict)
+
+
+@KINDS
+def test_what_belongs_to_no_hsta_is_named(tmp_path, official, kind):
+    state_dict = official.state_dict()
+    path = tmp_path / "more.pth"
+    for extra, names in (
+        (["pos_embed"], "pos_embed$"),
+        (["position_0", "position_1"], "position_0, position_1$"),
+        (["norm.0.num_batches_tracked"], r"norm\.0\.num_batches_tracked$"),
+        (["a", "b", "c", "d", "e"], "a, b, c and 2 more$"),
+        (["n_averaged"], "n_averaged$"),  # beside no wrapper
+    ):
+        torch.save({"model": {**state_dict, **dict.fromkeys(extra, torch.tensor(1))}}, path)
+        with pytest.raises(ValueError, match=rf"more\.pth does not fit the model: it has unknown {names}"):
+            kind.from_official(path, image_size=50)
+    torch.save({"model": named("encoder.", state_dict)}, path)
+    with pytest.raises(
+        ValueError, match=r"more\.pth is not .* it has encoder\.patch_embed.*, encoder\.\S*, encoder\.\S* and \d+ more$"
+    ):
+        kind.from_official(path)
+    torch.save({"net": state_dict, "epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"more\.pth is not a checkpoint: .* it has 'net' \(\w+\), 'epoch' \(int\)"):
+        kind.from_official(path)
 
 
 def test_official_safetensors(tmp_path, official):
