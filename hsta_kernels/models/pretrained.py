@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,8 +42,9 @@ class Checkpoints(nn.Module):
         been exchanged for another ``nn.Linear``.
 
         Raises:
-            ValueError: no configuration describes the model as it is (adapters, pruned, parametrized or quantized
-                layers, a classifier that is no ``nn.Linear``), or float32 cannot hold its weights. Nothing is written.
+            ValueError: no configuration describes the model as it is (adapters, pruned, parametrized, quantized
+                or tied layers, a classifier that is no ``nn.Linear``), or float32 cannot hold its weights. Nothing is
+                written.
         """
         config, state_dict = self._what_loads_again()
         fields = config.to_dict()
@@ -158,10 +160,16 @@ class Checkpoints(nn.Module):
                 for name, tensor in state_dict.items()
                 if tensor.dtype not in _EXACT_IN_FLOAT32
             )
+            or listing(f"{name} is tied to another parameter" for name in _tied(state_dict))
         )
         if misfit:
             raise ValueError(f"what is saved of this model would not load as it is: {misfit}")
         return config, state_dict
+
+
+def _tied(state_dict: Mapping[str, Tensor]) -> list[str]:
+    uses = Counter(tensor.data_ptr() for tensor in state_dict.values())
+    return [name for name, tensor in state_dict.items() if uses[tensor.data_ptr()] > 1]
 
 
 def _misfit(state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -188,6 +188,10 @@ UNSAVABLE = {
         lambda model: exchange(model, "head", lambda _: Cosine(72, 5)),
         r"head is a Cosine, expected a Linear$",
     ),
+    "tied": (
+        lambda model: setattr(model.norm[0], "bias", model.norm[0].weight),
+        r"norm\.0\.weight is tied to another parameter, norm\.0\.bias is tied to another parameter$",
+    ),
     "float64": (
         lambda model: model.double(),
         r"patch_embed\.0\.proj\.weight is torch\.float64, which float32 does not hold, .* more$",
