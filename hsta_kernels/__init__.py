@@ -1,6 +1,6 @@
 """Fast kernels for Hierarchical Space-Time Attention (arXiv 2405.03202) and the HSTA model built on them."""
 
-from hsta_kernels import inference, ops
+from hsta_kernels import inference, ops, tensor_files
 from hsta_kernels.backends import BackendError, available_backends, backend, set_backend
 from hsta_kernels.models import HSTA, HSTAConfig, cls_attention, create_model, list_models, reference
 
@@ -19,4 +19,5 @@ __all__ = [
     "ops",
     "reference",
     "set_backend",
+    "tensor_files",
 ]

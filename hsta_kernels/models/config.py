@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+
 SPECIAL_FRAMES = 2  # onset and apex
 IN_CHANNELS = 3
 
@@ -23,7 +25,8 @@ PUBLISHED_HEADS = {
 class HSTAConfig:
     """Sizes of an HSTA model (arXiv 2405.03202). The defaults: the base model of the authors' script.
 
-    Pairs hold one value for each branch: special frames first, video second.
+    Pairs hold one value for each branch: special frames first, video second. NumPy's numbers are taken for Python's,
+    lists and arrays for tuples; what is stored is plain Python.
 
     Args:
         image_size: height and width of a frame in pixels; a border on the right and below is dropped where
@@ -65,8 +68,8 @@ class HSTAConfig:
     head_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # JSON knows lists only
-            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("image_size", "num_frames", "tubelet_size", "num_classes"):
             self._require(name, _is_count, "a positive integer")
         for name in ("patch_size", "embed_dim", "num_heads"):
@@ -130,8 +133,10 @@ class HSTAConfig:
         return cls(**values)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value  # JSON knows lists only
 
 
 def _is_number(value: Any) -> bool:

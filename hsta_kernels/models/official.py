@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from hsta_kernels import tensor_files
+
 from .config import IN_CHANNELS, PUBLISHED_HEADS, HSTAConfig
 
-_WRAPPERS = ("model", "module", "state_dict")
-_PREFIXES = ("module.", "model.")
+# Where training scripts keep a state dict, and what PyTorch's wrappers put before its names; the first found is taken.
+_WRAPPERS = ("model", "module", "state_dict", "_orig_mod", "model_ema", "state_dict_ema", "ema")
+_WRAPPED_INSIDE = ("_orig_mod", "module")  # a block that was compiled or distributed by itself
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the names under "module."
+
+_logger = logging.getLogger("hsta_kernels")
 
 
 def read_state_dict(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -25,20 +31,48 @@ def read_state_dict(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> t
         source, content = "the state dict", checkpoint
     else:
         source, content = os.fspath(checkpoint), _load(Path(checkpoint))
-    while isinstance(content, Mapping):
-        inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
+    opened = []
+    while wrapped := _wrapped(content):
+        without = f" without {_COUNTER}" if _COUNTER in content else ""
+        (name, content), *others = wrapped.items()
+        opened.append(repr(name) + without)
+        if others:
+            left = listing(repr(other) for other, _ in others)
+            reason = "to load another, pass it alone, as a state dict"
+            _logger.warning("%s holds %r, which is loaded, beside %s: %s", source, name, left, reason)
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{source} is not a checkpoint: it holds {type(content).__name__}, not a state dict")
+        found = "no tensors" if isinstance(content, Mapping) else f"{type(content).__name__}, not a state dict"
+        raise ValueError(f"{source} is not a checkpoint: it holds {found}")
     strange = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if strange:
-        raise ValueError(f"{source} is not a checkpoint: {strange[0]!r} in its state dict is not a tensor")
-    state_dict = dict(content)
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state_dict)), None):
-        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        found = listing(f"{name!r} ({type(content[name]).__name__})" for name in strange)
+        raise ValueError(f"{source} is not a checkpoint: a state dict holds tensors by name, but it has {found}")
+    state_dict: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        bare = ".".join(part for part in name.split(".") if part not in _WRAPPED_INSIDE)
+        if bare in state_dict:
+            raise ValueError(f"{source} holds {bare} twice, once as {name}")
+        state_dict[bare] = tensor
+    if opened:
+        _logger.info("%s: loaded what is in %s", source, ", in it in ".join(opened))
+    if renamed := listing(name for name in content if name not in state_dict):
+        _logger.info("%s: removed %s from %s", source, " and ".join(_WRAPPED_INSIDE), renamed)
     return state_dict, source
+
+
+def _wrapped(content: Any) -> dict[str, Any]:
+    """What lies in wrappers, by their names: dictionaries in the content, or tensors all of whose names begin so."""
+    if not isinstance(content, Mapping):
+        return {}
+    if found := {name: content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)}:
+        return found
+    parts = {name: str(name).partition(".") for name in content if name != _COUNTER}
+    if not all(wrapper in _WRAPPERS and rest for wrapper, _, rest in parts.values()):
+        return {}
+    split: dict[str, dict[str, Any]] = {wrapper: {} for wrapper in _WRAPPERS}
+    for name, (wrapper, _, rest) in parts.items():
+        split[wrapper][rest] = content[name]
+    return {wrapper: names for wrapper, names in split.items() if names}
 
 
 def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> HSTAConfig:
@@ -46,7 +80,8 @@ def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[
 
     def shape(name: str, rank: int) -> torch.Size:
         if name not in state_dict:
-            raise ValueError(f"{source} is not a checkpoint of an HSTA model: it lacks {name}")
+            names = f"it lacks {name}, it has {listing(state_dict)}"
+            raise ValueError(f"{source} is not a checkpoint of an HSTA model: {names}")
         if state_dict[name].ndim != rank:
             found = tuple(state_dict[name].shape)
             raise ValueError(f"{source} is not a checkpoint of an HSTA model: {name} has shape {found}")
@@ -69,7 +104,8 @@ def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[
         "num_classes": num_classes,
         "attention": "divided" if any(".norm_time." in name for name in state_dict) else "joint",
     }
-    config = HSTAConfig.from_dict({**implied, "num_heads": _heads(embed_dim, overrides), **overrides, "head": head})
+    heads = _heads(embed_dim, source, overrides)
+    config = HSTAConfig.from_dict({**implied, **overrides, "num_heads": heads, "head": head})
     for name, value in implied.items():
         if getattr(config, name) != value:
             raise ValueError(f"{source} has {name} {value}, which contradicts {name}={overrides[name]!r}")
@@ -78,14 +114,21 @@ def config_of(state_dict: Mapping[str, Tensor], source: str, overrides: Mapping[
     return config
 
 
+def listing(names: Iterable[str]) -> str:
+    """The first three, and how many more; empty if there are none."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _load(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a checkpoint: it is not a file")
+    if path.suffix == ".safetensors":
+        return tensor_files.load(path)[0]
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
         # The authors' training script stores its arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -96,10 +139,12 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} is not a checkpoint: {reason} ({type(error).__name__})") from error
 
 
-def _heads(embed_dim: tuple[int, int], overrides: Mapping[str, Any]) -> Any:
-    heads = overrides.get("num_heads") or PUBLISHED_HEADS.get(embed_dim)
+def _heads(embed_dim: tuple[int, int], source: str, overrides: Mapping[str, Any]) -> Any:
+    heads = overrides.get("num_heads")
     if heads is None:
-        raise ValueError(f"no model of embed_dim {embed_dim} was published: give its num_heads, a pair")
+        heads = PUBLISHED_HEADS.get(embed_dim)
+    if heads is None:
+        raise ValueError(f"{source}: no model of embed_dim {embed_dim} was published: give its num_heads, a pair")
     return heads
 
 

@@ -12,11 +12,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
 import hsta_kernels
+from hsta_kernels import tensor_files
 
 from .errors import UserError
 from .files import replacing, write_text
@@ -43,11 +42,11 @@ def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     """Write weights and the state of AdamW; the file is replaced in one step."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach().contiguous()
+        tensors[f"weight.{name}"] = parameter.detach()
         for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"epochs_done": str(epochs_done)})
+        tensor_files.save(temporary, tensors, {"epochs_done": str(epochs_done)})
 
 
 def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -56,17 +55,17 @@ def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     Raises `UserError` when the file is damaged or of another model.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            epochs_done = int(file.metadata()["epochs_done"])
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(file.get_tensor(f"weight.{name}"))
-                    optimizer.state[parameter] = {
-                        # AdamW keeps its step counts on the CPU.
-                        moment: file.get_tensor(f"{moment}.{name}").to("cpu" if moment == "step" else parameter.device)
-                        for moment in MOMENTS
-                    }
-    except (safetensors.SafetensorError, RuntimeError, TypeError, KeyError) as error:
+        tensors, metadata = tensor_files.load(path)
+        epochs_done = int(metadata["epochs_done"])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(tensors[f"weight.{name}"])
+                optimizer.state[parameter] = {
+                    # AdamW keeps its step counts on the CPU.
+                    moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else parameter.device)
+                    for moment in MOMENTS
+                }
+    except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot go on from {path}: {error}") from error
     return epochs_done
 

@@ -100,16 +100,16 @@ def test_ctrl_c_and_resumed_with_other_workers(learning, trained, tmp_path, inte
 
 def test_stopped_while_a_checkpoint_is_written(learning, trained, tmp_path, monkeypatch):
     arguments = ["train", *learning, "--output", str(tmp_path / "run")]
-    save, saved = safetensors.torch.save_file, []
+    save, saved = hsta_kernels.tensor_files.save, []
 
-    def half(tensors, path, **options):
-        save(tensors, path, **options)
+    def half(path, tensors, metadata):
+        save(path, tensors, metadata)
         saved.append(path)
-        if len(saved) == 2:
+        if len(saved) == 4:  # in turns, checkpoint and state: the state after the second epoch
             os.truncate(path, path.stat().st_size // 2)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors.torch, "save_file", half)
+    monkeypatch.setattr(hsta_kernels.tensor_files, "save", half)
     assert main(arguments) == 130
     monkeypatch.undo()
     assert epochs_done(tmp_path / "run") == 1
@@ -171,10 +171,13 @@ def test_a_damaged_state_is_told_in_one_line(learning, tmp_path, interrupt, monk
     interrupt(STOP)
     assert main(arguments) == 130
     monkeypatch.undo()
-    os.truncate(tmp_path / "run" / STATE, 1000)
-    capsys.readouterr()
-    assert main([*arguments, "--resume"]) == 2
-    assert f"hsta: cannot go on from {tmp_path / 'run' / STATE}" in capsys.readouterr().err.splitlines()[-1]
+    state = tmp_path / "run" / STATE
+    whole = state.read_bytes()
+    for damaged in (whole[:1000], whole[:-512] + bytes(512), whole[:1000] + b"?" + whole[1001:]):
+        state.write_bytes(damaged)
+        capsys.readouterr()
+        assert main([*arguments, "--resume"]) == 2
+        assert f"hsta: cannot go on from {state}: {state} is " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_last_epoch(learning, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
+import torch
 
 from hsta_kernels import HSTAConfig, create_model, list_models
 from hsta_kernels.models.config import PUBLISHED_HEADS
@@ -15,6 +17,33 @@ def test_json_round_trip():
     assert again == config
     assert again.depth == ((1, 4), (1, 4), (1, 4))
     assert hash(again) == hash(config)
+
+
+@pytest.mark.parametrize(
+    "fields, plain",
+    [
+        ({"num_classes": np.int64(5), "image_size": np.uint16(64)}, {"num_classes": 5, "image_size": 64}),
+        ({"num_classes": np.array(5)}, {"num_classes": 5}),
+        ({"drop_rate": np.float32(0.25), "head_drop_rate": np.array(0.5)}, {"drop_rate": 0.25, "head_drop_rate": 0.5}),
+        ({"drop_path_rate": np.float64(0.1)}, {"drop_path_rate": 0.1}),
+        ({"attn_drop_rate": np.int8(0)}, {"attn_drop_rate": 0}),
+        ({"mlp_ratio": (np.float16(2), np.int32(3))}, {"mlp_ratio": (2.0, 3)}),
+        ({"patch_size": np.array([12, 16]), "embed_dim": torch.Size([24, 48])}, {"embed_dim": (24, 48)}),
+        ({"depth": np.full((3, 2), 4)}, {"depth": ((4, 4),) * 3}),
+        ({"depth": [np.array([1, 2]), (np.int64(2), 1)]}, {"depth": ((1, 2), (2, 1))}),
+        ({"attention": np.str_("joint")}, {"attention": "joint"}),
+    ],
+)
+def test_numpys_values_are_stored_as_pythons(fields, plain):
+    config = HSTAConfig(**fields)
+    assert config == HSTAConfig(**plain) and hash(config) == hash(HSTAConfig(**plain))
+    assert json.dumps(config.to_dict()) == json.dumps(HSTAConfig(**plain).to_dict())
+
+    def leaves(value):
+        return [leaf for item in value for leaf in leaves(item)] if isinstance(value, tuple) else [value]
+
+    types = {type(leaf) for value in config.to_dict().values() for leaf in leaves(value)}
+    assert types == {int, float, str}
 
 
 def test_derived_sizes():
@@ -54,6 +83,14 @@ def test_frozen():
         ("attn_drop_rate", -0.1),
         ("drop_path_rate", "0.1"),
         ("head_drop_rate", float("nan")),
+        ("num_classes", np.True_),
+        ("num_classes", np.float32(5)),
+        ("num_classes", np.array([5])),
+        ("embed_dim", np.array([24.0, 48.0])),
+        ("num_heads", np.array([True, True])),
+        ("drop_rate", np.float32("nan")),
+        ("drop_path_rate", np.bool_(False)),
+        ("head", np.array(["cls"])),
     ],
 )
 def test_impossible_values_are_refused_by_name(field, value):
