@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ def freeze(model: HSTA, dtype: torch.dtype = torch.float32) -> FrozenHSTA:
                 )
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     frozen._apply(_to_float32)
+    for module in frozen.modules():  # lest a part that is put in training mode by itself should drop again
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, reference.DropPath):
+            module.rate = 0.0
     return FrozenHSTA(_frozen(frozen, dtype), dtype)  # type: ignore[arg-type]
 
 
@@ -78,7 +84,8 @@ class FrozenHSTA(nn.Module):
     @torch.no_grad()
     def forward(self, video: Tensor, special: Tensor) -> Tensor:
         """Logits (B, num_classes), float32; arguments and errors as those of `HSTA.forward`."""
-        with torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        mixed = self.dtype == torch.bfloat16
+        with torch.autocast(video.device.type, dtype=torch.bfloat16) if mixed else nullcontext():
             return self.model(video, special).float()
 
 
@@ -167,10 +174,6 @@ def _frozen(module: Any, dtype: torch.dtype) -> nn.Module:
             if is_plain(linear, nn.Linear):
                 linear.to(dtype)
         module.proj = _frozen(module.proj, dtype)
-    elif isinstance(module, nn.Dropout):
-        module.p = 0.0
-    elif isinstance(module, reference.DropPath):
-        module.rate = 0.0
     elif type(module) in _CONTAINERS:
         for name, child in module.named_children():
             module._modules[name] = _frozen(child, dtype)

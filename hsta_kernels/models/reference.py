@@ -304,12 +304,13 @@ class HSTA(Checkpoints):
         """Writes the position tables, which no checkpoint holds, in the type and on the device of the CLS tokens."""
         for branch, (frames, height, width) in enumerate(self.config.grids):
             name, like = f"position_{branch}", self.cls_token[branch]
-            table = sinusoid_table(NUM_PREFIX_TOKENS + frames * height * width, self.config.embed_dim[branch])
+            size = NUM_PREFIX_TOKENS + frames * height * width, self.config.embed_dim[branch]
             buffer = self._buffers.get(name)
-            if buffer is None or (buffer.is_meta and not like.is_meta):
-                self.register_buffer(name, table.to(like.device, like.dtype), persistent=False)
-            elif not buffer.is_meta:
-                buffer.copy_(table)  # in place: it may be shared memory
+            if buffer is None or buffer.is_meta:
+                buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+                self.register_buffer(name, buffer, persistent=False)
+            if not buffer.is_meta:
+                buffer.copy_(sinusoid_table(*size))  # in place: it may be shared memory
 
     def _apply(self, fn: Any, recurse: bool = True) -> HSTA:
         """What moves or converts a model leaves its tables rounded twice, or unwritten after ``to_empty``."""
