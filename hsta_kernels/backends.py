@@ -14,12 +14,14 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from hsta_kernels.onlookers import onlooker
 
 PREFERENCE = ("cuda", "triton", "cpu")
 OPT_IN = ("cuda",)  # not chosen automatically before measurements on a GPU say for what it is faster than the next
@@ -132,30 +134,38 @@ def backend(name: str) -> Iterator[None]:
 
 
 def refusal(operator: str, name: str, *arguments: Any) -> str | None:
-    """Why backend `name` would not run `operator` on `arguments`, or None when it would."""
-    reason = unavailable(name)
-    if reason is not None:
-        return reason
+    """Why backend `name` would not run `operator` on `arguments`, or None when it would.
+
+    Whether PyTorch sees a GPU takes longer to find out than what a tensor's device is, and is asked last.
+    """
     if name not in _refusals.get(operator, {}):
         return f"{operator} has no {name} kernel"
-    return _refusals[operator][name](*arguments)
+    return _refusals[operator][name](*arguments) or unavailable(name)
 
 
-def choose(operator: str, *arguments: Any) -> str:
+def choose(operator: str, *arguments: Any, tensors: Sequence[torch.Tensor | None] = ()) -> str:
     """The backend that runs `operator` on `arguments`: a name of `PREFERENCE`, or ``"reference"``.
 
-    The arguments are the tensors that decide, then what else does.
+    Args:
+        operator: its name.
+        arguments: the tensors that decide, then what else does.
+        tensors: all tensors of the call. Where somebody looks at what is done to one of them, no kernel runs.
 
     Raises:
         BackendError: a backend was requested by name and refuses these arguments.
     """
     if _requested == "reference":
         return "reference"
+    looked_at = onlooker(tensors)
     if _requested != "auto":
-        reason = refusal(operator, _requested, *arguments)
+        reason = unavailable(_requested) or looked_at or refusal(operator, _requested, *arguments)
         if reason is not None:
             raise BackendError(f"backend {_requested!r} cannot run {operator}: {reason}")
         return _requested
+    if looked_at is not None:
+        if not torch.compiler.is_compiling():
+            _logger.debug("%s: no kernel: %s", operator, looked_at)
+        return "reference"
     for name in PREFERENCE:
         reason = "it is taken only where asked for" if name in OPT_IN else refusal(operator, name, *arguments)
         if reason is None:

@@ -15,14 +15,19 @@ from torch import Tensor, nn
 
 from hsta_kernels import backends, ops
 from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm
+from hsta_kernels.ops.add_layer_norm.reference import layer_norm
 from hsta_kernels.ops.bias_gelu import autograd as bias_gelu
+from hsta_kernels.ops.bias_gelu.reference import bias_gelu as plain_bias_gelu
+from hsta_kernels.ops.checks import autocast_enabled
+from hsta_kernels.ops.dispatch import call, gradient
 
 
 def add_norm_linear(
     x: Tensor, residual: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(linear(norm(x + residual)), x + residual), shapes (..., N) and (..., C)."""
-    backend = backends.choose("add_layer_norm", x, residual)
+    tensors = (x, residual, norm.weight, norm.bias, weight, bias)
+    backend = backends.choose("add_layer_norm", x, residual, tensors=tensors)
     if backend == "reference":
         y, total = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
         return F.linear(y, weight, bias), total
@@ -32,7 +37,7 @@ def add_norm_linear(
         residual.reshape(-1, shape[-1]),
         norm.weight.float(),
         norm.bias.float(),
-        *_autocast(x.device, weight, bias),
+        *_autocast(x, weight, bias),
         norm.eps,
         backend,
     )
@@ -41,26 +46,26 @@ def add_norm_linear(
 
 def bias_gelu_linear(x: Tensor, bias_before: Tensor, weight: Tensor, bias: Tensor, dropout_rate: float = 0.0) -> Tensor:
     """linear(dropout(gelu(x + bias_before))), (..., C) -> (..., N)."""
-    backend = backends.choose("bias_gelu", x)
+    backend = backends.choose("bias_gelu", x, tensors=(x, bias_before, weight, bias))
     if backend == "reference":
         return F.linear(ops.bias_gelu(x, bias_before, dropout_rate), weight, bias)
     seed = torch.randint(2**62, (1,), device=x.device) if dropout_rate else None
     rows = x.reshape(-1, x.shape[-1])
-    arguments = (*_autocast(x.device, weight, bias), dropout_rate, seed, backend)
+    arguments = (*_autocast(x, weight, bias), dropout_rate, seed, backend)
     return _BiasGeluLinear.apply(rows, bias_before.float(), *arguments).view(*x.shape[:-1], weight.shape[0])
 
 
-def _autocast(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Tensors of a matrix product as autocast would have them. Their casts are differentiated outside our Functions."""
-    if not torch.is_autocast_enabled(device.type):
+def _autocast(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """What x is multiplied with, as autocast would have it. The casts are differentiated outside our Functions."""
+    if not autocast_enabled(x):
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device.type)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def _linear_backward(grad: Tensor, rows: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the rows, the weight and the bias of a linear layer."""
-    return grad @ weight, grad.T @ rows, grad.sum(0) if bias else None
+def _linear_backward(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the rows and the weight of a linear layer."""
+    return grad @ weight, grad.T @ rows
 
 
 class _AddNormLinear(torch.autograd.Function):
@@ -76,7 +81,7 @@ class _AddNormLinear(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        y, total = add_layer_norm.forward(x, residual, norm_weight, norm_bias, eps, backend)
+        y, total = call(add_layer_norm.forward, x, residual, norm_weight, norm_bias, eps, backend)
         ctx.save_for_backward(total, norm_weight, norm_bias, weight)
         ctx.arguments = (eps, backend)
         ctx.residual_dtype, ctx.has_bias = residual.dtype, bias is not None
@@ -84,16 +89,22 @@ class _AddNormLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_out, grad_total = grad_outputs
-        total, norm_weight, norm_bias, weight = ctx.saved_tensors
         eps, backend = ctx.arguments
-        y = F.layer_norm(total.float(), total.shape[-1:], norm_weight, norm_bias, eps).to(weight.dtype)
-        grad_y, grad_weight, grad_bias = _linear_backward(grad_out, y, weight, ctx.has_bias)
-        grad_x, grad_norm_weight, grad_norm_bias = add_layer_norm.backward(
-            grad_y.to(total.dtype), grad_total, total, norm_weight, eps, backend
-        )
-        grad_residual = grad_x.to(ctx.residual_dtype)
-        return grad_x, grad_residual, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, None, None
+
+        def kernel(
+            grad_out: Tensor, grad_total: Tensor, total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
+        ) -> tuple[Tensor, ...]:
+            y = F.layer_norm(total.float(), total.shape[-1:], norm_weight, norm_bias, eps).to(weight.dtype)
+            grad_y, grad_weight = _linear_backward(grad_out, y, weight)
+            arguments = (grad_y.to(total.dtype), grad_total, total, norm_weight, eps, backend)
+            return *call(add_layer_norm.backward, *arguments), grad_weight
+
+        def formula(total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            return F.linear(layer_norm(total, norm_weight, norm_bias, eps).to(weight.dtype), weight), total
+
+        grad_x, *grads = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
+        grad_bias = grad_outputs[0].sum(0) if ctx.has_bias else None
+        return grad_x, grad_x.to(ctx.residual_dtype), *grads, grad_bias, None, None
 
 
 class _BiasGeluLinear(torch.autograd.Function):
@@ -110,15 +121,22 @@ class _BiasGeluLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, bias_before, weight, seed)
         ctx.arguments = (dropout_rate, backend)
-        return F.linear(bias_gelu.forward(x, bias_before, dropout_rate, seed, backend), weight, bias)
+        return F.linear(call(bias_gelu.forward, x, bias_before, dropout_rate, seed, backend), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_out,) = grad_outputs
-        x, bias_before, weight, seed = ctx.saved_tensors
+        *inputs, seed = ctx.saved_tensors
         dropout_rate, backend = ctx.arguments
-        hidden = bias_gelu.forward(x, bias_before, dropout_rate, seed, backend)
-        grad_hidden, grad_weight, grad_bias = _linear_backward(grad_out, hidden, weight, True)
-        del hidden  # before there is another one of its size
-        grad_x, grad_bias_before = bias_gelu.backward(grad_hidden, x, bias_before, dropout_rate, seed, backend)
-        return grad_x, grad_bias_before, grad_weight, grad_bias, None, None, None
+
+        def kernel(grad_out: Tensor, x: Tensor, bias_before: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            hidden = call(bias_gelu.forward, x, bias_before, dropout_rate, seed, backend)
+            grad_hidden, grad_weight = _linear_backward(grad_out, hidden, weight)
+            del hidden  # before there is another one of its size
+            return *call(bias_gelu.backward, grad_hidden, x, bias_before, dropout_rate, seed, backend), grad_weight
+
+        def formula(x: Tensor, bias_before: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            hidden = plain_bias_gelu(x.float(), bias_before, dropout_rate, seed).to(x.dtype)
+            return (F.linear(hidden, weight),)
+
+        grads = gradient(kernel, formula, grad_outputs, tuple(inputs))
+        return *grads, grad_outputs[0].sum(0), None, None, None

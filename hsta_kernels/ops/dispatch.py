@@ -1,25 +1,86 @@
-"""How the operators' autograd Functions call their custom ops."""
+"""How the operators' autograd Functions call their custom ops, and what differentiates their backward passes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+from hsta_kernels.onlookers import onlooker
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_SCALARS = (float, int, bool, str, type(None))
 
 
 def call(op: Any, *arguments: Any) -> Any:
     """`op(*arguments)` for one of our custom ops.
 
-    PyTorch's dispatcher takes some 16 µs for an op written in Python, as long as a small kernel. Where nobody looks at
-    ops, neither a compiler nor a dispatch mode nor a tensor subclass nor autograd, the op's function is called instead.
+    PyTorch's dispatcher takes some 16 µs for an op written in Python, as long as a small kernel. It is gone around
+    where it would do nothing but call the op's function: no compiler, no mode, no subclass, no gradient that the op
+    would have to refuse, no negative view or zero that has yet to be written out.
     """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch.is_grad_enabled()  # only for second derivatives, which the op refuses
-        or any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in arguments)
+        or torch._C._len_torch_function_stack()
+        or torch.is_grad_enabled()
     ):
         return op(*arguments)
+    for argument in arguments:
+        if type(argument) in _TENSORS:
+            if argument.is_neg() or argument._is_zerotensor():
+                return op(*arguments)
+        elif type(argument) not in _SCALARS:
+            return op(*arguments)
     return op._init_fn(*arguments)
+
+
+def gradient(
+    kernel: Callable[..., tuple[torch.Tensor, ...]],
+    formula: Callable[..., tuple[torch.Tensor, ...]],
+    grad_outputs: tuple[torch.Tensor, ...],
+    inputs: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of `inputs`, differentiable any number of times.
+
+    Args:
+        kernel: computes them, as ``kernel(*grad_outputs, *inputs)``.
+        formula: the function that they are gradients of, ``formula(*inputs)``, in plain PyTorch. It stands in for the
+            kernel where somebody looks at its operations, and gives the derivatives of what the kernel computes.
+        grad_outputs: the gradients of what `formula` returns.
+    """
+    tensors = (*grad_outputs, *inputs)
+
+    def pull(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _vjp(formula, tensors[len(grad_outputs) :], tensors[: len(grad_outputs)])
+
+    if onlooker(tensors) is not None:
+        return pull(*tensors)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler has no second derivatives
+        return _Gradient.apply(kernel, pull, *tensors)
+    return kernel(*tensors)
+
+
+class _Gradient(torch.autograd.Function):
+    """A kernel's gradients, and theirs by PyTorch: from `pull`, which computes the same."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Callable, pull: Callable, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(*tensors)
+        ctx.pull = pull
+        return kernel(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, *_vjp(ctx.pull, ctx.saved_tensors, grad_outputs)
+
+
+def _vjp(
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    inputs: tuple[torch.Tensor, ...],
+    grad_outputs: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, ...]:
+    """In the dtypes of `inputs`, which autocast, if there was any, has made already."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return torch.func.vjp(function, *inputs)[1](grad_outputs)

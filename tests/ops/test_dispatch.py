@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsta_kernels import backend, backends
-from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
+from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, dispatch, space_time_attention
+from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm_ops
 
 pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built")
 WIDTH = 16
@@ -61,14 +63,41 @@ def test_modes_see_the_ops(operator, x):
     assert seen.names == [f"{name}_forward", f"{name}_backward"]
 
 
-def test_second_derivatives_are_refused(operator, x):
-    """An op without a derivative raises; a function called instead would pass for a constant."""
-    (grad,) = torch.autograd.grad(operator[1](x).square().sum(), x, create_graph=True)
+class Functions(TorchFunctionMode):
+    """Notes the names of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if isinstance(func, torch._ops.OpOverload) and func.namespace == "hsta_kernels":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def test_function_modes_see_the_ops(operator, x):
+    name, run = operator
+    with Functions() as seen:  # PyTorch shows them no backward pass
+        run(x)
+    assert seen.names == [f"{name}_forward"]
+
+
+def test_an_op_is_no_constant_of_autograd(x):
+    """An op without a derivative raises; its function called instead would pass for a constant."""
+    total = dispatch.call(add_layer_norm_ops.forward, x[0], x[0], VECTOR, VECTOR, 1e-6, "cpu")[1]
     with pytest.raises(RuntimeError, match="hsta_kernels"):
-        grad.sum().backward()
+        total.sum().backward()
 
 
 def test_fake_tensors_stay_fake(operator, x):
     mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
     out = operator[1](mode.from_tensor(x))
     assert isinstance(out, torch._subclasses.FakeTensor)
+
+
+def test_a_default_device_is_no_obstacle(operator, x):
+    """It is a function mode, but kernels run under it."""
+    with torch.device("cpu"):
+        out = operator[1](x)
+    assert torch.equal(out, operator[1](x))

@@ -6,7 +6,7 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops.add_layer_norm import autograd, reference
-from hsta_kernels.ops.checks import check_shape, check_tensor
+from hsta_kernels.ops.checks import autocast_enabled, check_number, check_shape, check_tensor, check_width
 
 
 def add_layer_norm(
@@ -27,22 +27,24 @@ def add_layer_norm(
         (layer_norm(x + residual), x + residual), both of shape (..., C).
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ outside autocast.
-        ValueError: shapes or devices do not fit together.
+        TypeError: an argument is not a dense floating-point tensor, dtypes differ outside autocast, or `eps` is not a
+            number.
+        ValueError: shapes or devices do not fit together, or C is 0.
     """
     shape = "(" + ", ".join(["..."] * (x.dim() - 1) + ["C"]) + ")" if isinstance(x, torch.Tensor) else "(..., C)"
     check_tensor("x", x, shape if "," in shape else "(C,)")
-    autocast = torch.is_autocast_enabled(x.device.type)
-    like = None if autocast else ("x", x)
+    check_width("x", x, shape)
+    eps = check_number("eps", eps)
+    like = None if autocast_enabled(x) else ("x", x)
     check_tensor("residual", residual, shape if "," in shape else "(C,)", like)
     check_shape("residual", residual, tuple(x.shape), "the shape of x")
     for name, parameter in (("weight", weight), ("bias", bias)):
         check_tensor(name, parameter, "(C,)", like)
         check_shape(name, parameter, (x.shape[-1],), "(C,)")
-    backend = backends.choose("add_layer_norm", x, residual)
+    backend = backends.choose("add_layer_norm", x, residual, tensors=(x, residual, weight, bias))
     if backend == "reference":
         return reference.add_layer_norm(x, residual, weight, bias, eps)
     width = x.shape[-1]
     rows = x.reshape(-1, width), residual.reshape(-1, width)
-    norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), float(eps), backend)
+    norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), eps, backend)
     return norm.view(x.shape), total.view(x.shape)

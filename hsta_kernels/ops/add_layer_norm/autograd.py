@@ -9,9 +9,9 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
-from hsta_kernels.ops.add_layer_norm import cuda, native
+from hsta_kernels.ops.add_layer_norm import cuda, native, reference
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call
+from hsta_kernels.ops.dispatch import call, gradient
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
@@ -77,12 +77,20 @@ class AddLayerNorm(torch.autograd.Function):
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         norm, total = call(forward, x, residual, weight, bias, eps, backend)
-        ctx.save_for_backward(total, weight)
+        ctx.save_for_backward(total, weight, bias)
         ctx.arguments = (eps, backend)
         ctx.residual_dtype = residual.dtype
         return norm, total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias = call(backward, *grad_outputs, *ctx.saved_tensors, *ctx.arguments)
+        eps, backend = ctx.arguments
+
+        def kernel(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return call(backward, *tensors[:-1], eps, backend)  # nothing depends on the bias
+
+        def formula(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return reference.layer_norm(total, weight, bias, eps), total
+
+        grad_x, grad_weight, grad_bias = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
         return grad_x, grad_x.to(ctx.residual_dtype), grad_weight, grad_bias, None, None

@@ -6,7 +6,7 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops.bias_gelu import autograd, reference
-from hsta_kernels.ops.checks import check_shape, check_tensor
+from hsta_kernels.ops.checks import autocast_enabled, check_dense, check_number, check_shape, check_tensor, check_width
 
 
 def bias_gelu(
@@ -29,21 +29,24 @@ def bias_gelu(
         (..., C), dtype of `x`.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, dtypes differ outside autocast, or `seed` is not int64.
-        ValueError: shapes or devices do not fit together, or `dropout_rate` is outside [0, 1).
+        TypeError: an argument is not a dense floating-point tensor, dtypes differ outside autocast, `seed` is not
+            int64, or `dropout_rate` is not a number.
+        ValueError: shapes or devices do not fit together, C is 0, or `dropout_rate` is outside [0, 1).
     """
     shape = "(" + ", ".join(["..."] * (x.dim() - 1) + ["C"]) + ")" if isinstance(x, torch.Tensor) else "(..., C)"
     check_tensor("x", x, shape if "," in shape else "(C,)")
-    check_tensor("bias", bias, "(C,)", None if torch.is_autocast_enabled(x.device.type) else ("x", x))
+    check_width("x", x, shape)
+    check_tensor("bias", bias, "(C,)", None if autocast_enabled(x) else ("x", x))
     check_shape("bias", bias, (x.shape[-1],), "(C,)")
+    dropout_rate = check_number("dropout_rate", dropout_rate)
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be at least 0 and less than 1; got {dropout_rate}")
     seed = _seed(dropout_rate, seed, x.device)
-    backend = backends.choose("bias_gelu", x)
+    backend = backends.choose("bias_gelu", x, tensors=(x, bias, seed))
     if backend == "reference":
         return reference.bias_gelu(x, bias.to(x.dtype), dropout_rate, seed)
     rows = x.reshape(-1, x.shape[-1])
-    return autograd.BiasGelu.apply(rows, bias.float(), float(dropout_rate), seed, backend).view(x.shape)
+    return autograd.BiasGelu.apply(rows, bias.float(), dropout_rate, seed, backend).view(x.shape)
 
 
 def _seed(dropout_rate: float, seed: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
@@ -53,6 +56,7 @@ def _seed(dropout_rate: float, seed: torch.Tensor | None, device: torch.device) 
         return torch.randint(2**62, (1,), device=device)
     if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
         raise TypeError(f"seed must be an int64 tensor; got {getattr(seed, 'dtype', type(seed).__name__)}")
+    check_dense("seed", seed)
     if seed.numel() != 1 or seed.device != device:
         raise ValueError(f"seed must hold one number, on {device}; got {seed.numel()} on {seed.device}")
     return seed.reshape(1)

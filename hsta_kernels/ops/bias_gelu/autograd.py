@@ -9,9 +9,9 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
-from hsta_kernels.ops.bias_gelu import native
+from hsta_kernels.ops.bias_gelu import native, reference
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call
+from hsta_kernels.ops.dispatch import call, gradient
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
@@ -78,4 +78,11 @@ class BiasGelu(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, bias, seed = ctx.saved_tensors
         dropout_rate, backend = ctx.arguments
-        return *call(backward, *grad_outputs, x, bias, dropout_rate, seed, backend), None, None, None
+
+        def kernel(grad_out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return call(backward, grad_out, x, bias, dropout_rate, seed, backend)
+
+        def formula(x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (reference.bias_gelu(x.float(), bias, dropout_rate, seed).to(x.dtype),)
+
+        return *gradient(kernel, formula, grad_outputs, (x, bias)), None, None, None

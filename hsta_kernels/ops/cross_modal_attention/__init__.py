@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels import backends
-from hsta_kernels.ops.checks import check_shape, check_tensor, rows_contiguous
+from hsta_kernels.ops.checks import (
+    autocast_enabled,
+    check_integer,
+    check_number,
+    check_shape,
+    check_tensor,
+    check_width,
+    rows_contiguous,
+)
 from hsta_kernels.ops.cross_modal_attention import autograd, reference
 from hsta_kernels.ops.dispatch import call
 
@@ -48,12 +56,14 @@ def cross_modal_attention(
         (B, C), heads concatenated, ready for the output projection.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ outside autocast.
-        ValueError: shapes or devices do not fit together, or C is not a multiple of `num_heads`.
+        TypeError: an argument is not a dense floating-point tensor, dtypes differ outside autocast, `num_heads` is not
+            an integer, or `eps` is not a number.
+        ValueError: shapes or devices do not fit together, C is 0, or C is not a multiple of `num_heads`.
         BackendError: a backend was requested by name and cannot run this call.
     """
     check_tensor("tokens", tokens, "(B, N, C)")
-    like = None if torch.is_autocast_enabled(tokens.device.type) else ("tokens", tokens)
+    check_width("tokens", tokens, "(B, N, C)")
+    like = None if autocast_enabled(tokens) else ("tokens", tokens)
     batch, _, width = tokens.shape
     check_tensor("query_token", query_token, "(B, C)", like)
     check_shape("query_token", query_token, (batch, width), "(B, C)")
@@ -67,18 +77,16 @@ def cross_modal_attention(
     for name, matrix in matrices.items():
         check_tensor(name, matrix, "(C, C)", like)
         check_shape(name, matrix, (width, width), "(C, C)")
+    num_heads, eps = check_integer("num_heads", num_heads), check_number("eps", eps)
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads must divide C = {width}; got {num_heads}")
 
-    backend = backends.choose("cross_modal_attention", tokens, num_heads)
+    tensors = (query_token, tokens, *vectors.values(), *matrices.values())
+    backend = backends.choose("cross_modal_attention", tokens, num_heads, tensors=tensors)
     if backend == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
-    if (
-        backend == "cpu"
-        and like is not None
-        and not _needs_grad(query_token, tokens, *vectors.values(), *matrices.values())
-    ):
+    if backend == "cpu" and like is not None and not _needs_grad(*tensors):
         without_k_bias = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         with torch.no_grad():
             return call(autograd.inference, query_token, tokens, *without_k_bias, num_heads, eps)

@@ -17,8 +17,8 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.cross_modal_attention import cuda, native
-from hsta_kernels.ops.dispatch import call
+from hsta_kernels.ops.cross_modal_attention import cuda, native, reference
+from hsta_kernels.ops.dispatch import call, gradient
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
@@ -118,7 +118,15 @@ class NormalizedPooling(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_z,) = grad_outputs
-        grads = call(_backward, grad_z, *ctx.saved_tensors, *ctx.arguments)
+        *inputs, z, stats = ctx.saved_tensors
+        eps, backend = ctx.arguments
+
+        def kernel(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return call(_backward, *tensors, z, stats, eps, backend)
+
+        def formula(u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (reference.normalized_pooling(u, query_token, tokens, eps),)
+
+        grads = gradient(kernel, formula, grad_outputs, tuple(inputs))
         shape, dtype = ctx.k_bias_like
-        return *grads, grad_z.new_zeros(shape, dtype=dtype), None, None
+        return *grads, grad_outputs[0].new_zeros(shape, dtype=dtype), None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.checks import check_tensor
+from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_tensor
 from hsta_kernels.ops.space_time_attention import autograd, reference
 
 AXES = ("time", "space", "joint")
@@ -42,22 +42,23 @@ def space_time_attention(
         scale: factor on the scores before softmax; ``1 / sqrt(D)`` when None.
 
     Returns:
-        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable once in `qkv`.
+        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`.
 
     Raises:
-        TypeError: `qkv` is not a floating-point tensor, or `grid_size` and `num_prefix_tokens` are not integers.
-        ValueError: `qkv` has another shape, the grid does not give L, or `axis` is none of the three.
+        TypeError: `qkv` is not a dense floating-point tensor, `grid_size` and `num_prefix_tokens` are not integers, or
+            `scale` is not a number.
+        ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, or `axis` is none of the
+            three.
         BackendError: a backend was requested by name and cannot run this call.
     """
     check_tensor("qkv", qkv, "(B, L, 3, H, D)")
     num_frames, num_patches = _check_grid(grid_size)
     if axis not in AXES:
         raise ValueError(f"axis must be 'time', 'space' or 'joint'; got {axis!r}")
-    if not isinstance(num_prefix_tokens, (int, torch.SymInt)):
-        raise TypeError(f"num_prefix_tokens must be an integer; got {num_prefix_tokens!r}")
+    num_prefix_tokens = check_integer("num_prefix_tokens", num_prefix_tokens)
     if num_prefix_tokens < 0:
         raise ValueError(f"num_prefix_tokens must be 0 or more; got {num_prefix_tokens}")
-    length, parts, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4]
+    _, length, parts, heads, head_dim = qkv.shape
     if parts != 3:
         raise ValueError(f"qkv must have shape (B, L, 3, H, D); got {tuple(qkv.shape)}")
     if length != num_prefix_tokens + num_frames * num_patches:
@@ -65,14 +66,14 @@ def space_time_attention(
             f"qkv must have L = num_prefix_tokens + T*N = {num_prefix_tokens} + {num_frames}*{num_patches} = "
             f"{num_prefix_tokens + num_frames * num_patches} tokens for grid_size {tuple(grid_size)}; got {length}"
         )
-    if head_dim == 0:
-        raise ValueError(f"qkv must have a head_dim D of at least 1; got {tuple(qkv.shape)}")
-    if torch.is_autocast_enabled(qkv.device.type) and qkv.dtype == torch.float32:
+    if heads == 0 or head_dim == 0:
+        raise ValueError(f"qkv must have H heads and a head_dim D of at least 1; got {tuple(qkv.shape)}")
+    if qkv.dtype == torch.float32 and autocast_enabled(qkv):
         qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
 
-    scale = float(head_dim) ** -0.5 if scale is None else float(scale)
+    scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
     arguments = (qkv, num_frames, num_patches, axis, num_prefix_tokens, scale)
-    backend = backends.choose("space_time_attention", qkv, *arguments[1:-1])
+    backend = backends.choose("space_time_attention", qkv, *arguments[1:-1], tensors=(qkv,))
     if backend == "reference":
         return reference.space_time_attention(*arguments)
     return autograd.SpaceTimeAttention.apply(*arguments, backend)
@@ -83,9 +84,9 @@ def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:
         num_frames, num_patches = grid_size
     except (TypeError, ValueError):
         raise ValueError(f"grid_size must be two integers (T, N); got {grid_size!r}") from None
-    for size in (num_frames, num_patches):
-        if not isinstance(size, (int, torch.SymInt)):
-            raise TypeError(f"grid_size must be two integers (T, N); got {grid_size!r}")
+    num_frames, num_patches = (
+        check_integer("grid_size", size, "two integers (T, N)") for size in (num_frames, num_patches)
+    )
     if num_frames < 1 or num_patches < 1:
         raise ValueError(f"grid_size must be two positive integers (T, N); got {tuple(grid_size)}")
     return num_frames, num_patches

@@ -10,8 +10,8 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call
-from hsta_kernels.ops.space_time_attention import cuda, native
+from hsta_kernels.ops.dispatch import call, gradient
+from hsta_kernels.ops.space_time_attention import cuda, native, reference
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
@@ -91,6 +91,13 @@ class SpaceTimeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_out,) = grad_outputs
-        grad_qkv = call(_backward, grad_out, *ctx.saved_tensors, *ctx.arguments)
-        return grad_qkv, *(None for _ in ctx.arguments)
+        qkv, out, stats = ctx.saved_tensors
+        *grid, backend = ctx.arguments
+
+        def kernel(grad_out: torch.Tensor, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (call(_backward, grad_out, qkv, out, stats, *grid, backend),)
+
+        def formula(qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (reference.space_time_attention(qkv, *grid),)
+
+        return *gradient(kernel, formula, grad_outputs, (qkv,)), *(None for _ in ctx.arguments)
