@@ -6,7 +6,7 @@ import torch
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import bias_gelu
 from hsta_kernels.ops.bias_gelu.reference import random_words
-from tests.tolerances import assert_close_to_reference
+from tests.tolerances import assert_close_to_reference, nearby
 
 KERNELS = [name for name in ("cpu",) if backends.unavailable(name) is None]
 needs_cpu = pytest.mark.skipif("cpu" not in KERNELS, reason="the native kernels are not built")
@@ -26,11 +26,10 @@ def run(x, bias, grad, name, **options) -> list[torch.Tensor]:
 def test_parity(shape, magnitude, dtype, kernel):
     x, bias, grad = (torch.randn(s, dtype=torch.float64) for s in (shape, shape[-1:], shape))
     tensors = [t.to(dtype) for t in (x * magnitude, bias * magnitude, grad)]
-    exact = run(*(t.double() for t in tensors), "reference")
-    for name, a, b, c in zip(
-        ("out", "grad x", "grad bias"), run(*tensors, kernel), run(*tensors, "reference"), exact, strict=True
-    ):
-        assert_close_to_reference(a, b, c, name)
+    exact, near = (run(*map(inputs, tensors), "reference") for inputs in (torch.Tensor.double, nearby))
+    results = run(*tensors, kernel), run(*tensors, "reference"), exact, near
+    for name, a, b, c, d in zip(("out", "grad x", "grad bias"), *results, strict=True):
+        assert_close_to_reference(a, b, c, name, d)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -40,11 +39,11 @@ def test_parity_with_dropout(shape, dtype, kernel):
     """The same elements are dropped on every backend, in both passes."""
     tensors = [torch.randn(s).to(dtype) for s in (shape, shape[-1:], shape)]
     options = {"dropout_rate": 0.3, "seed": torch.tensor([-(2**40) - 5])}
-    exact = run(*(t.double() for t in tensors), "reference", **options)
-    results = run(*tensors, kernel, **options), run(*tensors, "reference", **options)
-    for name, a, b, c in zip(("out", "grad x", "grad bias"), *results, exact, strict=True):
+    exact, near = (run(*map(inputs, tensors), "reference", **options) for inputs in (torch.Tensor.double, nearby))
+    results = run(*tensors, kernel, **options), run(*tensors, "reference", **options), exact, near
+    for name, a, b, c, d in zip(("out", "grad x", "grad bias"), *results, strict=True):
         assert torch.equal(a == 0, b == 0), name
-        assert_close_to_reference(a, b, c, name)
+        assert_close_to_reference(a, b, c, name, d)
 
 
 @needs_cpu

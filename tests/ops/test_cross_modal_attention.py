@@ -8,7 +8,7 @@ import torch
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import cross_modal_attention
 from hsta_kernels.ops.cross_modal_attention import autograd
-from tests.tolerances import assert_close_to_reference
+from tests.tolerances import assert_close_to_reference, nearby
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -34,17 +34,18 @@ def run(values: dict[str, torch.Tensor], heads: int, name: str, grad: torch.Tens
     return {"out": out.detach()} | {f"grad of {key}": g for key, g in zip(leaves, grads, strict=True)}
 
 
-def check(values64, heads, dtype, kernel):
+def check(values64, heads, dtype, kernel, nearby=nearby):
     values = {key: value.to(dtype) for key, value in values64.items()}
     grad = torch.randn(values["query_token"].shape, dtype=torch.float64).to(dtype)
     exact = run({key: value.double() for key, value in values.items()}, heads, "reference", grad.double())
+    near = run({key: nearby(value) for key, value in values.items()}, heads, "reference", nearby(grad))
     same = run(values, heads, "reference", grad)
     ours = run(values, heads, kernel, grad)
     for key in ours:
         if key == "grad of k_bias":
             assert not ours[key].any()
         else:
-            assert_close_to_reference(ours[key], same[key], exact[key], key)
+            assert_close_to_reference(ours[key], same[key], exact[key], key, near[key])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -66,7 +67,8 @@ def test_parity_of_rows_far_from_zero(offset, dtype, kernel):
     values["tokens"][:, ::2] += offset
     values["tokens"][:, 1::2] -= offset
     values["tokens"][:, 7] = offset
-    check(values, 3, dtype, kernel)
+    # The means are to be removed without a trace, though rounding the rows would leave one: no nearby inputs.
+    check(values, 3, dtype, kernel, nearby=torch.Tensor.double)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

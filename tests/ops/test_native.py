@@ -35,13 +35,20 @@ def test_exponential_at_its_ends():
 
 @pytest.mark.parametrize("isa", backends.native.runnable_cpu_isas().split()[1:] if backends.native else [])
 def test_parity_suite_on_every_instruction_set(isa):
-    """The instruction set is chosen once a process, so each of the others gets a process of its own."""
+    """The instruction set is chosen once a process, so each of the others gets a process of its own.
+
+    PyTorch's kernels are of another one there, too. They are what the error rule measures by, with errors of their own
+    on every processor: what passes by their luck here fails on the next machine. Only sets below those of a processor
+    that runs ours are asked for, since PyTorch believes what it is told.
+    """
     here = os.path.dirname(__file__)
     operators = ("space_time_attention", "cross_modal_attention", "add_layer_norm", "bias_gelu")
     files = [os.path.join(here, f"test_{name}.py") for name in (*operators, "native")]
     select = "(test_parity or test_inference or exponential) and not every_instruction_set"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
-    done = subprocess.run(command, env=os.environ | {"HSTA_CPU_ISA": isa}, capture_output=True, text=True, check=False)
+    of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}
+    environment = os.environ | {"HSTA_CPU_ISA": isa} | of_torch.get(isa, {})  # the baseline meets the processor's own
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -11,7 +11,7 @@ import torch
 from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
-from tests.tolerances import assert_close_to_reference
+from tests.tolerances import assert_close_to_reference, nearby
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -43,10 +43,11 @@ def check(qkv64, grid, axis, prefix, dtype, kernel, grad64=None, strided=lambda 
     # The float64 reference sees what the kernel sees: inputs already rounded to its dtype.
     qkv, grad = strided(qkv64.to(dtype)), grad64.to(dtype)
     exact = run(qkv.double(), grid, axis, prefix, "reference", grad.double())
+    near = run(nearby(qkv), grid, axis, prefix, "reference", nearby(grad))
     same = run(qkv, grid, axis, prefix, "reference", grad)
     ours = run(qkv, grid, axis, prefix, kernel, grad)
-    for name, a, b, c in zip(("out", "grad_qkv"), ours, same, exact, strict=True):
-        assert_close_to_reference(a, b, c, f"{name} {axis} {grid} P={prefix}")
+    for name, a, b, c, d in zip(("out", "grad_qkv"), ours, same, exact, near, strict=True):
+        assert_close_to_reference(a, b, c, f"{name} {axis} {grid} P={prefix}", d)
 
 
 def looped(qkv: torch.Tensor, grid, axis: str, prefix: int) -> torch.Tensor:
@@ -97,9 +98,15 @@ def test_parity(axis, dtype, kernel):
 def test_magnitudes(axis, magnitude, dtype, kernel):
     if dtype == torch.float16 and magnitude > 1:
         magnitude = 30  # the scores' gradients, some magnitude squared, must stay below 65504
-    # Large: one-hot rows, where probabilities must come back as exactly 0 and 1. Small: uniform rows.
+    # Large: one-hot rows. Small: uniform rows.
     qkv = torch.randn(2, 1 + 3 * 17, 3, 2, 16, dtype=torch.float64) * magnitude
     check(qkv, (3, 17), axis, 1, dtype, kernel)
+    if magnitude == 1e4:  # probabilities come back as exactly 0 and 1
+        out, exact = (
+            run(qkv.to(dtype).to(of), (3, 17), axis, 1, name, torch.ones(2, 52, 2, 16))[0]
+            for of, name in ((dtype, kernel), (torch.float64, "reference"))
+        )
+        assert torch.equal(out.double(), exact)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
