@@ -7,8 +7,10 @@
 // order. With `joint` there is one group of all tokens and nothing to merge.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 
+#include "../common/score_scale.h"
 #include "kernels.h"
 #include "panels.h"
 #include "writer.h"
@@ -17,7 +19,6 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries are dealt out to several items
 
@@ -147,6 +148,10 @@ void write_gradient(const Group<T>& group, int64_t token, int part, const float*
   write_scaled(group.plan, values, part == 2 ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
+// The maximum of a prefix query's scores is no lower than this. A group may have no score above -inf while others have:
+// its weights are then zeros and not, as in a whole row of -inf, NaN.
+constexpr float kLowest = -FLT_MAX;
+
 // The running softmax state of one prefix query: maximum (base 2), sum, and weighted sum of values.
 // `parts` is laid out (batch, slots, heads, prefix, 2 + dim_padded).
 struct Partial {
@@ -157,7 +162,7 @@ struct Partial {
     values = max2 + 2;
   }
   void clear(const Plan& plan) const {
-    *max2 = -INFINITY;
+    *max2 = kLowest;
     *sum = 0;
     for (int64_t d = 0; d < plan.dim_padded; ++d) values[d] = 0;
   }
@@ -174,14 +179,9 @@ struct Partial {
   }
 };
 
-// scale * log2(e) in two parts: an error of the factor itself would scale every score of every row alike.
-struct ScoreScale {
-  float high, low;
-
-  explicit ScoreScale(double scale) : high(float(scale * kLog2E)), low(float(scale * kLog2E - high)) {}
-
-  Vec operator()(Vec scores) const { return rounded(rounded(scores * broadcast(low)) + scores * broadcast(high)); }
-};
+inline Vec scaled(Vec scores, const ScoreScale& scale) {
+  return rounded(rounded(scores * broadcast(scale.low)) + scores * broadcast(scale.high));
+}
 
 // Typed pieces of a thread's working memory, one after the other; counts what was taken.
 struct Arena {

@@ -37,14 +37,14 @@ inline Vec tail(Vec a) {
 
 inline Vec gelu(Vec x) {
   const Vec a = distance(x);
-  return (x > 0 ? x : Vec{}) - a * tail(a);
+  return (x > 0 ? x : x * 0) - a * tail(a);  // of -inf, NaN: what x * Phi(x) is
 }
 
 // Phi(x) + x * phi(x).
 inline Vec gelu_derivative(Vec x) {
   const Vec a = distance(x);
   const Vec density = broadcast(0.39894228f) * exp2(a * a * broadcast(-0.72134752f));  // 1 / sqrt(2 pi), log2(e) / 2
-  const Vec below = tail(a) - a * density;
+  const Vec below = tail(a) - magnitude(x) * density;  // of infinite x, NaN: what x * phi(x) is
   return x < 0 ? below : broadcast(1.0f) - below;
 }
 
@@ -62,6 +62,9 @@ class Dropout {
  public:
   Dropout(float rate, uint64_t seed)
       : seed_(seed), threshold_(uint32_t(double(rate) * 4294967296.0)), scale_(1.0f / (1.0f - rate)) {}
+
+  // Dropped elements are zeros, whatever they were.
+  static Vec apply(Vec elements, Vec factors) { return factors > 0 ? elements * factors : Vec{}; }
 
   // Factors of a row's elements: 0 or 1 / (1 - rate). There is room for whole runs of 4 * kLanes.
   void factors(int64_t row, int64_t width, float* to) const {
@@ -103,7 +106,7 @@ void forward(const BiasGelu& op) {
       if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
       for_vectors(op.width, [&](int64_t c, auto count) {
         const Vec y = gelu(load_floats(x + c, count) + load_floats(op.bias + c, count));
-        writer.store(op.dropout_rate > 0 ? y * load(factors + c) : y, out + c, count);
+        writer.store(op.dropout_rate > 0 ? Dropout::apply(y, load(factors + c)) : y, out + c, count);
       });
     }
     writer.finish();
@@ -133,7 +136,7 @@ void backward(const BiasGelu& op) {
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(op.bias + c, count));
           const Vec incoming = load_floats(grad_out + c, count);
-          const Vec grad = slope * (op.dropout_rate > 0 ? incoming * load(factors + c) : incoming);
+          const Vec grad = slope * (op.dropout_rate > 0 ? Dropout::apply(incoming, load(factors + c)) : incoming);
           writer.store(grad, grad_x + c, count);
           store(grad_bias + c, load(grad_bias + c) + grad);
         });

@@ -137,6 +137,7 @@ struct Block {
         Word* to = words + i * plan.words_stride;
         if (i >= count) {
           std::memset(static_cast<void*>(to), 0, plan.words * sizeof(Word));
+          mean[i] = rstd[i] = 0;  // factors of weights that are zeros
           continue;
         }
         const auto y = take_row(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, row, to);

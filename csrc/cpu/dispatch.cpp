@@ -1,7 +1,11 @@
 // Chooses the instruction set when the library is first used, and owns the threads' working memory. Compiled for the
 // baseline processor, like everything that may run before the choice is made.
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <map>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -80,10 +84,38 @@ const char* runnable_isas() {
   return names.c_str();
 }
 
+#ifdef __linux__
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20, kHugePageOrder = 9;
+
+// Bytes in free huge pages, on the memory node that has the fewest.
+int64_t free_huge_pages() {
+  std::ifstream zones("/proc/buddyinfo");  // a line a zone: "Node 0, zone Normal", free blocks of 1, 2, 4, ... pages
+  std::map<std::string, int64_t> bytes;
+  for (std::string line; std::getline(zones, line);) {
+    std::istringstream words(line);
+    std::string node, number, zone, name;
+    words >> node >> number >> zone >> name;
+    int64_t& of_node = bytes[number];
+    int64_t blocks;
+    for (int order = 0; words >> blocks; ++order)
+      if (order >= kHugePageOrder) of_node += blocks * (kHugePage << (order - kHugePageOrder));
+  }
+  int64_t fewest = bytes.empty() ? 0 : INT64_MAX;
+  for (const auto& node : bytes) fewest = std::min(fewest, node.second);
+  return fewest;
+}
+
+}  // namespace
+#endif
+
 void expect_writes(void* data, int64_t bytes) {
 #ifdef __linux__
-  constexpr int64_t kHugePage = 2 << 20, kNeverRecycled = 32 << 20;
-  if (bytes <= kNeverRecycled) return;
+  // Where none are free, the kernel would make huge pages inside our writes, by moving others' memory about: that takes
+  // longer than all that they save. Twice as many as needed, since others take some too.
+  constexpr int64_t kNeverRecycled = 32 << 20;
+  if (bytes <= kNeverRecycled || free_huge_pages() < 2 * bytes) return;
   const auto begin = reinterpret_cast<uintptr_t>(data), first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   madvise(reinterpret_cast<void*>(first), (begin + bytes - first) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif

@@ -13,11 +13,13 @@ namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;  // queries whose scores are held at a time
 
-// Scales scores to base 2, puts -inf where the query does not look (before `first`, from `count` on); the largest one.
-inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale) {
-  Vec top = broadcast(-INFINITY);
+// Scales scores to base 2, puts -inf where the query does not look (before `first`, from `count` on); the largest one,
+// or `lowest`.
+inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale,
+                            float lowest = -INFINITY) {
+  Vec top = broadcast(lowest);
   for (int64_t j = 0; j < padded; j += kLanes) {
-    Vec s = scale(load(scores + j));
+    Vec s = scaled(load(scores + j), scale);
     if (j < first || j + kLanes > count)
       for (int lane = 0; lane < kLanes; ++lane) s[lane] = j + lane < first || j + lane >= count ? -INFINITY : s[lane];
     store(scores + j, s);
@@ -128,7 +130,8 @@ struct LargeGroups {
       for (int64_t i = 0; i < count; ++i) {
         float* row = b.scores + i * plan.rows_padded;
         const int64_t visible = plan.first_visible(group.index, first + i);
-        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale);
+        const float lowest = first + i < plan.prefix ? kLowest : -INFINITY;
+        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, lowest);
         row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
       }
       gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.weights, padded_words, 1}, b.v_terms,
@@ -192,7 +195,8 @@ struct LargeGroups {
   void score_gradients(const Group<T>& group, int64_t query, const Buffers& b, int64_t i) const {
     float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
     const bool prefix = query < plan.prefix;
-    const float own_top = prepare_scores(p, plan.first_visible(group.index, query), plan.rows, plan.rows_padded, scale);
+    const int64_t visible = plan.first_visible(group.index, query);
+    const float own_top = prepare_scores(p, visible, plan.rows, plan.rows_padded, scale);
     const Vec top = broadcast(prefix ? group.stats(query)[0] : own_top);
     Vec sum{}, sum_dp{};
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
@@ -204,7 +208,10 @@ struct LargeGroups {
     const float inverse = 1 / (prefix ? group.stats(query)[1] : reduce_add(sum));
     const float delta = prefix ? group.delta(query) : reduce_add(sum_dp) * inverse;
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
-      const Vec prob = load(p + j) * broadcast(inverse), ds = prob * (load(dp + j) - broadcast(delta));
+      const Vec prob = load(p + j) * broadcast(inverse);
+      Vec ds = prob * (load(dp + j) - broadcast(delta));
+      if (j < visible)  // delta may be infinite, and zero times infinity is NaN
+        for (int lane = 0; lane < kLanes; ++lane) ds[lane] = j + lane < visible ? 0 : ds[lane];
       store(p + j, prob);
       store(dp + j, ds);
       if constexpr (kPairs) store_pairs(b.grad_weights + i * padded_words + j / 2, ds);

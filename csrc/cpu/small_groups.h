@@ -132,17 +132,23 @@ struct SmallGroups {
   void scores(int64_t group, const Grid& grid, int64_t first, int64_t queries, const Word* const* q,
               const Word* const* k, Vec* s) const {
     score_tiles(q + first, queries, k, grid.rows, words, s);
-    for (int64_t t = 0; t < grid.key_tiles; ++t) s[t] = scale(s[t]);
+    for (int64_t t = 0; t < grid.key_tiles; ++t) s[t] = scaled(s[t], scale);
     if (grid.rows % kTileKeys) {
       Vec& last = s[grid.key_tiles - 1];
       last = key_of_lane >= int(grid.rows % kTileKeys) - IntVec{} ? broadcast(-INFINITY) : last;
     }
-    if (!kBeside && group > 0 && first < plan.prefix)
-      for (int64_t t = 0; t * kTileKeys < plan.prefix; ++t)
-        s[t] = (query_of_lane < int(plan.prefix - first) - IntVec{}) &
-                       (key_of_lane < int(plan.prefix - t * kTileKeys) - IntVec{})
-                   ? broadcast(-INFINITY)
-                   : s[t];
+    hide<kBeside>(group, first, broadcast(-INFINITY), s);
+  }
+
+  // Puts `value` where a row of tiles has prefix queries and prefix keys, which see each other in group 0 alone.
+  template <bool kBeside>
+  void hide(int64_t group, int64_t first, Vec value, Vec* tiles) const {
+    if (kBeside || group == 0 || first >= plan.prefix) return;
+    for (int64_t t = 0; t * kTileKeys < plan.prefix; ++t)
+      tiles[t] = (query_of_lane < int(plan.prefix - first) - IntVec{}) &
+                         (key_of_lane < int(plan.prefix - t * kTileKeys) - IntVec{})
+                     ? value
+                     : tiles[t];
   }
 
   static Vec row_max(const Grid& grid, const Vec* s) {
@@ -183,7 +189,7 @@ struct SmallGroups {
 
     // Step by step for all queries: the steps of one query wait for each other, those of many do not.
     Vec s[kTiles], s_beside[kMaxQueryTiles], top[kMaxQueryTiles], sum[kMaxQueryTiles];
-    Vec prefix_top = broadcast(-INFINITY), prefix_sum{};
+    Vec prefix_top = broadcast(kLowest), prefix_sum{};
     Word weights[kTiles * Tile::kFloats];
     Beside weights_beside;
     for (int64_t i = 0, first = 0; first < grid.rows; ++i, first += kTileQueries) {
@@ -191,11 +197,13 @@ struct SmallGroups {
       scores<kBeside>(group.index, grid, first, queries, q + beside, k + beside, s + i * key_tiles);
       top[i] = row_max(grid, s + i * key_tiles);
       if constexpr (kBeside) {
-        s_beside[i] = scale(score_beside(q + row, k + row, q, k, beside, words));
+        s_beside[i] = scaled(score_beside(q + row, k + row, q, k, beside, words), scale);
         top[i] = max(top[i], prefix_is_key ? s_beside[i] : top[i]);
         prefix_top = max(prefix_top, s_beside[i]);
       }
       top[i] = max_in_fours(top[i]);
+      if (!kBeside && first < plan.prefix)
+        top[i] = query_of_lane < int(plan.prefix - first) - IntVec{} ? max(top[i], broadcast(kLowest)) : top[i];
       prefetch_next(group, group.part(0), row, queries);
     }
     prefix_top = max_over_fours(prefix_top);
@@ -285,10 +293,16 @@ struct SmallGroups {
       prefetch_next(group, group.part(0), row, queries);
       score_tiles(grad_out + row, queries, v + beside, grid.rows, words, dp);
       prefetch_next(group, group.part(1), row, queries);
+      // Lanes of absent keys and queries hold copies. Their weights are zeros, and zero times infinity is NaN.
+      if (grid.rows % kTileKeys) {
+        Vec& last = dp[key_tiles - 1];
+        last = key_of_lane >= int(grid.rows % kTileKeys) - IntVec{} ? Vec{} : last;
+      }
       Vec top = row_max(grid, s);
       if constexpr (kBeside) {
-        s_beside = scale(score_beside(q + row, k + row, q, k, beside, words));
+        s_beside = scaled(score_beside(q + row, k + row, q, k, beside, words), scale);
         dp_beside = score_beside(grad_out + row, v + row, grad_out, v, beside, words);
+        dp_beside = prefix_is_there ? dp_beside : Vec{};
         top = max(top, prefix_is_key ? s_beside : top);
       }
       top = max_in_fours(top);
@@ -310,18 +324,26 @@ struct SmallGroups {
       Vec inverse = 1.0f / add_in_fours(sum);
       delta = is_prefix ? own.delta : add_in_fours(delta) * inverse;
       inverse = is_prefix ? own.inverse : inverse;
-      // Lanes of queries past the last repeat the first one's and must not count in the sums over queries.
-      inverse = query_of_lane < int(queries) - IntVec{} ? inverse : Vec{};
+      if (queries < kTileQueries) {
+        const IntVec present = query_of_lane < int(queries) - IntVec{};
+        inverse = present ? inverse : Vec{}, delta = present ? delta : Vec{};
+        for (int64_t t = 0; t < key_tiles; ++t) s[t] = present ? s[t] : Vec{}, dp[t] = present ? dp[t] : Vec{};
+      }
       for (int64_t t = 0; t < key_tiles; ++t) {
-        const Vec p = s[t] * inverse, ds = p * (dp[t] - delta);
+        const Vec p = s[t] * inverse;
+        dp[t] = p * (dp[t] - delta);
         Tile::store_over_queries(probs + (i * key_tiles + t) * Tile::kFloats, p);
-        Tile::store_over_queries(grad_scores + (i * key_tiles + t) * Tile::kFloats, ds);
-        Tile::store_over_keys(weights + t * Tile::kFloats, ds);
+      }
+      hide<kBeside>(group.index, first, Vec{}, dp);
+      for (int64_t t = 0; t < key_tiles; ++t) {
+        Tile::store_over_queries(grad_scores + (i * key_tiles + t) * Tile::kFloats, dp[t]);
+        Tile::store_over_keys(weights + t * Tile::kFloats, dp[t]);
       }
       if constexpr (kBeside) {
         const Vec p = s_beside * (prefix_is_key ? inverse : prefix.inverse);
         probs_beside.store(i, p);
-        grad_scores_beside.store(i, p * (dp_beside - (prefix_is_key ? delta : prefix.delta)));
+        const Vec ds = p * (dp_beside - (prefix_is_key ? delta : prefix.delta));
+        grad_scores_beside.store(i, prefix_is_there ? ds : Vec{});
       }
       sum_rows<kBeside>(queries, OverKeys{weights, Tile::over_keys(), grid_k, depth},
                         grad_scores_beside.from_keys(i, prefix_k, beside), values);

@@ -19,6 +19,23 @@ int64_t tokens_bytes(const SpaceTimeAttention& op) {
   return op.batch * (op.prefix + op.frames * op.patches) * op.heads * op.head_dim * int64_t(sizeof(T));
 }
 
+// A prefix query does not look at prefix tokens but in group 0. In the other groups their weights are zeros, and zero
+// times an infinite value is NaN: columns that are NaN are summed anew, over all tokens.
+template <typename T>
+void sum_nan_columns(const Group<T>& group, int64_t query, const ScoreScale& scale, float max2, float* values) {
+  const Plan& plan = group.plan;
+  float* sums = scratch(Scratch::kThread, plan.dim);
+  for (int64_t d = 0; d < plan.dim; ++d) sums[d] = 0;
+  for (int64_t token = 0; token < plan.tokens; ++token) {
+    const float score = dot(plan.dim, group.part(0).row(query), group.part(1).row(token));
+    const float weight = exp2(scaled(broadcast(score), scale) - broadcast(max2))[0];
+    const T* value = group.part(2).row(token);
+    for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight * to_float(value[d]);
+  }
+  for (int64_t d = 0; d < plan.dim; ++d)
+    if (std::isnan(values[d])) values[d] = sums[d];
+}
+
 template <typename T>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
@@ -53,6 +70,8 @@ void forward(const SpaceTimeAttention& op) {
     }
     const Group<T> group{plan, op, b, 0, h};
     group.stats(p)[0] = *total.max2, group.stats(p)[1] = *total.sum;
+    if (std::isnan(reduce_add(sum_vectors(plan.dim_padded, [&](int64_t d) { return load(total.values + d); }))))
+      sum_nan_columns(group, p, small.scale, *total.max2, total.values);
     write_output(group, p, *total.sum, total.values);
   }
 }
