@@ -24,16 +24,17 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: str, like: tuple[str, t
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}; got {type(tensor).__name__}")
-    check_dense(name, tensor)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        check_dense(name, tensor)
     if tensor.dim() != shape.count(",") + (0 if shape.endswith(",)") else 1):
         raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}")
-    if tensor.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {tensor.dtype}")
-    if like is not None:
-        if tensor.dtype != like[1].dtype:
+    if like is None or tensor.dtype != like[1].dtype:
+        if tensor.dtype not in FLOATING:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64; got {tensor.dtype}")
+        if like is not None:
             raise TypeError(f"{name} must have the dtype of {like[0]}, {like[1].dtype}; got {tensor.dtype}")
-        if tensor.device != like[1].device:
-            raise ValueError(f"{name} must be on the device of {like[0]}, {like[1].device}; got {tensor.device}")
+    if like is not None and tensor.device != like[1].device:
+        raise ValueError(f"{name} must be on the device of {like[0]}, {like[1].device}; got {tensor.device}")
 
 
 def check_dense(name: str, tensor: torch.Tensor) -> None:
@@ -75,7 +76,7 @@ def autocast_enabled(tensor: torch.Tensor) -> bool:
 
 def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], letters: str) -> None:
     """Raises ValueError unless `tensor` has the `expected` shape, described by `letters`."""
-    if tuple(tensor.shape) != tuple(expected):
+    if tensor.shape != expected:
         raise ValueError(f"{name} must have shape {letters} = {expected}; got {tuple(tensor.shape)}")
 
 
