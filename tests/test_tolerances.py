@@ -95,6 +95,19 @@ def test_a_dropped_term_does_not(scale, dtype):
         assert_close_to_reference(terms[1:].double().sum(0).to(dtype), exact.to(dtype), exact, nearby64=near)
 
 
+def test_a_float32_sum_that_cancels_is_as_exact_as_its_terms():
+    """Beside a PyTorch that happened to be exact."""
+    terms = torch.randn(512, 48)
+    terms[-1] -= terms.double().sum(0).float()
+    exact, near = terms.double().sum(0), nearby(terms).sum(0)
+    ours = terms
+    while len(ours) > 1:
+        ours = ours[::2] + ours[1::2]
+    assert_close_to_reference(ours[0], exact.float(), exact, nearby64=near)
+    with pytest.raises(AssertionError, match="exceeds"):
+        assert_close_to_reference(ours[0], exact.float(), exact)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_calculation_in_bfloat16_instead_of_float32_does_not(case):
     same, exact, near = results(case, torch.float32)
