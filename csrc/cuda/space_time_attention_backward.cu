@@ -50,8 +50,10 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first + Square::row(r);
-    if (sum.at[r] == 0) sum.at[r] = 1;  // padding: its probabilities are to be 0
-    if (!tile.is_prefix(row)) continue;
+    if (!tile.is_prefix(row)) {
+      if (!tile.is_patch(row)) sum.at[r] = 1;  // padding: its probabilities are to be 0
+      continue;
+    }
     const int64_t index = (tile.sample * tile.op.heads + tile.head) * tile.prefix + row - tile.plan.patch_rows;
     const auto stats = load<2>(tile.op.stats + index * 2);
     top.at[r] = stats.at[0], sum.at[r] = stats.at[1];

@@ -5,20 +5,20 @@
 // second time from L2.
 #pragma once
 
+#include "../common/score_scale.h"
 #include "tile.h"
 
 namespace hsta::cuda {
 
 constexpr int kMaxRows = 80, kMaxSquares = kMaxRows / kSquare;
-constexpr double kLog2E = 1.4426950408889634;
 
 // How the places are dealt out to blocks. The batch has no say, so that results do not depend on it.
 struct TimePlan {
   int rows, places, patch_rows;  // of a tile
   int64_t slots;                 // tiles of a sample and head
-  float scale_high, scale_low;   // scale * log2(e) in two parts: its error would be common to all scores of a row
+  ScoreScale scale;
 
-  explicit TimePlan(const SpaceTimeAttention& op) {
+  explicit TimePlan(const SpaceTimeAttention& op) : scale(op.scale) {
     const int sequence = int(op.frames + op.prefix);
     // Rows of float take twice the shared memory, and gain nothing from larger tiles.
     const int limit = sequence <= 32 && op.dtype == DType::kFloat32 ? 32 : sequence <= 64 ? 64 : kMaxRows;
@@ -27,8 +27,6 @@ struct TimePlan {
     patch_rows = places * int(op.frames);
     rows = int(divide_up(patch_rows + op.prefix, kSquare)) * kSquare;
     slots = divide_up(op.patches, places);
-    const double factor = op.scale * kLog2E;
-    scale_high = float(factor), scale_low = float(factor - scale_high);
   }
 
   int64_t blocks(const SpaceTimeAttention& op) const { return op.batch * slots * op.heads; }
@@ -182,8 +180,8 @@ __device__ inline RowPair to_scores(const TimeTile& tile, uint32_t seen, int fir
   RowPair top{{-INFINITY, -INFINITY}};
   each_seen(seen, [&](int square) {
     s[square].each([&](float& value, int r, int column) {
-      float scaled = value * tile.plan.scale_high;
-      if constexpr (sizeof(T) == 4) scaled += value * tile.plan.scale_low;
+      float scaled = value * tile.plan.scale.high;
+      if constexpr (sizeof(T) == 4) scaled += value * tile.plan.scale.low;
       value = tile.sees(sights[r], square * kSquare + column) ? scaled : -INFINITY;
       top.at[r] = fmaxf(top.at[r], value);
     });

@@ -71,9 +71,15 @@ def in_units(strides: Sequence[int]) -> tuple[list[int], int]:
 
 
 def in_two_parts(number: float) -> tuple[float, float]:
-    """`number` in float32, and what that leaves of it."""
+    """`number` in float32, rounded towards zero, and what that leaves of it, or next to nothing, but not zero.
+
+    Both have the sign of `number`: for an infinite x, x * high + x * low is then infinite too, and not NaN.
+    """
     high = ctypes.c_float(number).value
-    return high, number - high
+    if abs(high) > abs(number):
+        bits = ctypes.c_int32.from_buffer(ctypes.c_float(high)).value
+        high = ctypes.c_float.from_buffer(ctypes.c_int32(bits - 1)).value
+    return high, number - high or high * 2**-40
 
 
 def power_of_2(number: int) -> int:
