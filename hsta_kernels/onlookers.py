@@ -33,11 +33,14 @@ def onlooker(tensors: Iterable[torch.Tensor | None]) -> str | None:
         for tensor in tensors:
             if _sees_operations(type(tensor)):
                 return f"a tensor is a {type(tensor).__name__}, a subclass that defines PyTorch's operations anew"
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                return "a tensor has a tangent of forward-mode differentiation, for which there is no kernel"
+    if forward_ad._current_level >= 0 and has_tangent(tensors):
+        return "a tensor has a tangent of forward-mode differentiation, for which there is no kernel"
     return None
+
+
+def has_tangent(arguments: Iterable[Any]) -> bool:
+    """Whether one of the arguments is a tensor with a tangent of the current level of forward-mode differentiation."""
+    return any(isinstance(a, torch.Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments)
 
 
 def _transformed() -> bool:

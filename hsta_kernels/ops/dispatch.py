@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from hsta_kernels.onlookers import onlooker
+from hsta_kernels.onlookers import has_tangent, onlooker
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _SCALARS = (float, int, bool, str, type(None))
+
+
+def custom_op(name: str) -> Callable[[Callable], Any]:
+    """Registers a function that runs a kernel as the PyTorch op ``hsta_kernels::name``.
+
+    An op is called directly by what a compiler made of an operator, which may meet a tangent that was not there when it
+    was made. PyTorch would drop the tangent without a word: the op refuses it.
+    """
+
+    def register(function: Callable) -> Any:
+        @functools.wraps(function)
+        def op(*arguments: Any) -> Any:
+            if forward_ad._current_level >= 0 and has_tangent(arguments):
+                raise NotImplementedError(
+                    f"hsta_kernels::{name} has no forward-mode derivative; differentiate the operator itself, not "
+                    "what torch.compile made of it"
+                )
+            return function(*arguments)
+
+        return torch.library.custom_op(f"hsta_kernels::{name}", mutates_args=())(op)
+
+    return register
 
 
 def call(op: Any, *arguments: Any) -> Any:

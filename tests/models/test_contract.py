@@ -301,7 +301,7 @@ def is_called(*names: str) -> Callable[[nn.Module], bool]:
 
 @pytest.mark.parametrize("autocast", (False, True), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("reentrant", (False, True), ids=("non-reentrant", "reentrant"))
-@pytest.mark.parametrize("of", ("Layer", "Stack", "Attention", "MLP"))
+@pytest.mark.parametrize("of", ("Layer", "Stack", "Block", "Fusion", "Attention", "MLP"))
 def test_activation_checkpointing_gives_the_same_bits(of, reentrant, autocast):
     """Gradients of what is wrapped inside a layer, beside which less is fused, agree up to rounding."""
     model = HSTA(config(depth=((1, 2), (1, 1)), **DROPS)).train()
@@ -331,7 +331,7 @@ def test_activation_checkpointing_gives_the_same_bits(of, reentrant, autocast):
             assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("reentrant", (False,), ids=("non-reentrant",))
+@pytest.mark.parametrize("reentrant", (False, True), ids=("non-reentrant", "reentrant"))
 def test_a_checkpoint_around_the_model(reentrant):
     model = HSTA(config(**DROPS)).train()
     inputs = tuple(x.requires_grad_() for x in make_inputs(model.config))
@@ -360,7 +360,7 @@ def test_activation_checkpointing_saves_memory_as_in_the_reference(of):
 # --- dropout
 
 
-@pytest.mark.parametrize("backend_name", ("reference",))
+@pytest.mark.parametrize("backend_name", ("auto", "reference"))
 def test_one_mask_with_and_without_gradients(backend_name):
     import hsta_kernels
 

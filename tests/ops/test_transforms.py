@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from hsta_kernels import BackendError, backend, backends
 from tests.ops.cases import CASES, run, tensors
-from tests.tolerances import assert_close_to_reference
+from tests.tolerances import assert_close_to_reference, nearby, rms
 
 pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built")
 
@@ -98,15 +98,6 @@ def gradient_penalty(name, *args):
     return torch.autograd.grad(sum(grad.square().sum() for grad in grads).sqrt(), args, materialize_grads=True)
 
 
-def third_derivatives(name, *args):
-    args = leaves(args)
-    value = loss(name, *args)
-    for _ in range(2):
-        grads = torch.autograd.grad(value, args, create_graph=True, materialize_grads=True)
-        value = sum((grad * direction).sum() for grad, direction in zip(grads, directions(args), strict=True))
-    return torch.autograd.grad(value, args, materialize_grads=True)
-
-
 def negative_bits(name, *args):
     return run(name, *(arg.neg()._neg_view() for arg in args))
 
@@ -153,7 +144,7 @@ def jit_trace_without_gradients(name, *args):
 
 TRANSFORMS = (
     gradient, jvp, jvp_of_each_argument, vmap, vmap_of_the_first, per_sample_gradients, hessian_vector_product,
-    gradients_in_a_batch, tangent_of_a_gradient, gradient_penalty, third_derivatives, negative_bits,
+    gradients_in_a_batch, tangent_of_a_gradient, gradient_penalty, negative_bits,
     gradients_with_negative_bits, imaginary_parts, gradients_of_written_out_zeros, subclass, jit_trace,
     jit_trace_without_gradients,
 )  # fmt: skip
@@ -168,20 +159,17 @@ def name(request) -> str:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.__name__)
 def test_transform(name, transform, dtype):
-    if name == "cross_modal_attention" and transform is third_derivatives:
-        pytest.skip("third derivatives of torch.nn.functional.layer_norm, which norms the query, are wrong (2.13)")
-
-    def results(dtype):
+    def results(dtype, convert=lambda tensor: tensor):
         """Of several draws in one: a bias's gradient alone has too few elements for their largest error to tell."""
-        draws = [transform(name, *tensors(name, dtype, seed)) for seed in range(3)]
+        draws = [transform(name, *map(convert, tensors(name, dtype, seed))) for seed in range(3)]
         return [torch.stack(result) for result in zip(*draws, strict=True)]
 
     ours = results(dtype)
     with backend("reference"):
-        theirs, exact = results(dtype), results(torch.float64)
+        theirs, exact, near = results(dtype), results(torch.float64), results(torch.float64, nearby)
     assert len(ours) == len(exact) > 0
-    for i, triple in enumerate(zip(ours, theirs, exact, strict=True)):
-        assert_close_to_reference(*triple, f"{name}, result {i}")
+    for i, (a, b, c, d) in enumerate(zip(ours, theirs, exact, near, strict=True)):
+        assert_close_to_reference(a, b, c, f"{name}, result {i}", d)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +224,30 @@ def test_meta_tensors(name):
     args = tensors(name, torch.bfloat16)
     for ours, real in zip(run(name, *(arg.to("meta") for arg in args)), run(name, *args), strict=True):
         assert (ours.shape, ours.dtype, ours.device.type) == (real.shape, real.dtype, "meta")
+
+
+def test_a_compiled_operator_refuses_tangents_that_it_was_not_compiled_for(name):
+    function, args = CASES[name][0], tensors(name, torch.float32, 0)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    compiled(*args)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
+        compiled(forward_ad.make_dual(args[0], torch.ones_like(args[0])), *args[1:])
+
+
+def third_derivatives(name, *args):
+    args = leaves(args)
+    value = loss(name, *args)
+    for _ in range(2):
+        grads = torch.autograd.grad(value, args, create_graph=True, materialize_grads=True)
+        value = sum((grad * direction).sum() for grad, direction in zip(grads, directions(args), strict=True))
+    return torch.autograd.grad(value, args, materialize_grads=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), ((torch.float32, 1e-3), (torch.bfloat16, 0.2)), ids=str)
+def test_third_derivatives(name, dtype, tolerance):
+    """Rounding is amplified by some elements and hardly by others, whoever rounds, so the error rule's largest error is
+    luck. A wrong formula, such as that of PyTorch's own layer norm (2.13), is off by multiples."""
+    ours, exact = third_derivatives(name, *tensors(name, dtype)), third_derivatives(name, *tensors(name, torch.float64))
+    for i, (a, b) in enumerate(zip(ours, exact, strict=True)):
+        error, scale = rms(a.double() - b), rms(b)
+        assert error <= tolerance * scale + 1e-6, f"{name}, result {i}: {error:.1e} of {scale:.1e}"

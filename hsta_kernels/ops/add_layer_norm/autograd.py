@@ -11,7 +11,7 @@ from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.add_layer_norm import cuda, native, reference
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call, gradient
+from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
@@ -32,7 +32,7 @@ def _refuse_triton(x: torch.Tensor, residual: torch.Tensor) -> str | None:
 backends.register("add_layer_norm", "triton", _refuse_triton)
 
 
-@torch.library.custom_op("hsta_kernels::add_layer_norm_forward", mutates_args=())
+@custom_op("add_layer_norm_forward")
 def forward(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +45,7 @@ def _(x, residual, weight, bias, eps, backend):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.custom_op("hsta_kernels::add_layer_norm_backward", mutates_args=())
+@custom_op("add_layer_norm_backward")
 def backward(
     grad_norm: torch.Tensor,
     grad_sum: torch.Tensor,

@@ -11,7 +11,7 @@ from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.bias_gelu import native, reference
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call, gradient
+from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
@@ -28,7 +28,7 @@ def _refuse_triton(x: torch.Tensor) -> str | None:
 backends.register("bias_gelu", "triton", _refuse_triton)
 
 
-@torch.library.custom_op("hsta_kernels::bias_gelu_forward", mutates_args=())
+@custom_op("bias_gelu_forward")
 def forward(
     x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None, backend: str
 ) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _(x, bias, dropout_rate, seed, backend):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("hsta_kernels::bias_gelu_backward", mutates_args=())
+@custom_op("bias_gelu_backward")
 def backward(
     grad_out: torch.Tensor,
     x: torch.Tensor,

@@ -86,10 +86,12 @@ def cross_modal_attention(
     if backend == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
-    if backend == "cpu" and like is not None and not _needs_grad(*tensors):
-        without_k_bias = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+    if backend == "cpu" and like is not None:
+        arguments = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return autograd.WithProjections.apply(k_bias, *arguments, num_heads, eps)
         with torch.no_grad():
-            return call(autograd.inference, query_token, tokens, *without_k_bias, num_heads, eps)
+            return call(autograd.with_projections, *arguments, num_heads, eps)[0]
 
     head_dim = width // num_heads
     y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
@@ -102,7 +104,3 @@ def cross_modal_attention(
     z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
     pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
     return pooled.flatten(1) + v_bias.to(pooled.dtype)
-
-
-def _needs_grad(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

@@ -1,10 +1,11 @@
-"""The streaming pass of crossmodal attention: custom ops and autograd Function.
+"""The streaming pass of crossmodal attention: custom ops and autograd Functions.
 
 With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine parameters, the pass computes
 
     z_h = Σ_j softmax_j(u_h · x̂_j) x̂_j      over the rows j of [query_token, tokens],
 
-everything in it that touches all tokens. What is left of crossmodal attention are products of single rows with weights.
+everything in it that touches all tokens. What is left of crossmodal attention are products of single rows with weights:
+on the CPU kernels too, before the pass and after it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.cross_modal_attention import cuda, native, reference
-from hsta_kernels.ops.dispatch import call, gradient
+from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
@@ -36,7 +38,7 @@ def _refuse_triton(tokens: torch.Tensor, *heads: Any) -> str | None:
 backends.register("cross_modal_attention", "triton", _refuse_triton)
 
 
-@torch.library.custom_op("hsta_kernels::cross_modal_attention_forward", mutates_args=())
+@custom_op("cross_modal_attention_forward")
 def _forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +50,7 @@ def _(u, query_token, tokens, eps, backend):
     return u.new_empty(u.shape), u.new_empty((*u.shape[:2], 2))
 
 
-@torch.library.custom_op("hsta_kernels::cross_modal_attention_backward", mutates_args=())
+@custom_op("cross_modal_attention_backward")
 def _backward(
     grad_z: torch.Tensor,
     u: torch.Tensor,
@@ -68,8 +70,8 @@ def _(grad_z, u, query_token, tokens, z, stats, eps, backend):
     return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
 
 
-@torch.library.custom_op("hsta_kernels::cross_modal_attention_inference", mutates_args=())
-def inference(
+@custom_op("cross_modal_attention_with_projections")
+def with_projections(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -81,16 +83,103 @@ def inference(
     v_bias: torch.Tensor,
     num_heads: int,
     eps: float,
-) -> torch.Tensor:
-    """The whole operator on the CPU, without gradients."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The operator's result, and u, z and the statistics of the pass. On the CPU the projections are kernels, too."""
     rows = rows_contiguous(query_token), rows_contiguous(tokens)
-    weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
-    return native.inference(*rows, *weights, num_heads, eps)
+    norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
+    of_query = q_weight.contiguous(), q_bias.contiguous(), k_weight.contiguous()
+    of_values = v_weight.contiguous(), v_bias.contiguous()
+    return native.with_projections(*rows, *norm, *of_query, *of_values, num_heads, eps)
 
 
-@inference.register_fake
+@with_projections.register_fake
 def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps):
-    return query_token.new_empty(query_token.shape)
+    batch, width = query_token.shape
+    u, z = (query_token.new_empty((batch, num_heads, width), dtype=torch.float32) for _ in range(2))
+    return query_token.new_empty((batch, width)), u, z, u.new_empty((batch, num_heads, 2))
+
+
+class WithProjections(torch.autograd.Function):
+    """Saves what `NormalizedPooling` saves; the query's projections are recomputed in the backward pass, by PyTorch.
+
+    The key bias is an argument only to receive its gradient, which is zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, k_bias: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        out, u, z, stats = call(with_projections, *arguments)
+        *tensors, ctx.num_heads, ctx.eps = arguments
+        ctx.save_for_backward(*tensors, u, z, stats)
+        ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *inputs, u, z, stats = ctx.saved_tensors
+        num_heads, eps = ctx.num_heads, ctx.eps
+        k_bias = grad_outputs[0].new_zeros(ctx.k_bias_like[0], dtype=ctx.k_bias_like[1])
+
+        def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, _ = inputs
+            norm = norm_weight.float(), norm_bias.float()
+            grad_z, *of_values = _values_backward(grad_out, z, *norm, v_weight)
+            rows = rows_contiguous(query_token), rows_contiguous(tokens)
+            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, "cpu")
+            grad_absorbed, *of_query = _query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
+            grad_norm = (
+                (a + b).to(t.dtype)
+                for a, b, t in zip(of_values[:2], of_query[:2], (norm_weight, norm_bias), strict=True)
+            )
+            return grad_query + grad_absorbed, grad_tokens, *grad_norm, *of_query[2:], *of_values[2:]
+
+        def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            before, after = inputs[:7], inputs[7:]
+            return (reference.cross_modal_attention(*before, k_bias, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
+
+        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None
+
+
+def _values_backward(
+    grad_out: torch.Tensor, z: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, v_weight: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of out_h = Wv_h (norm_weight * z_h + norm_bias) + bv_h: of z, norm weight and bias, Wv, bv."""
+    v_heads, grad_heads = v_weight.unflatten(0, (z.shape[1], -1)), grad_out.unflatten(1, (z.shape[1], -1))
+    y = (z * norm_weight + norm_bias).to(v_weight.dtype)
+    grad_y = torch.einsum("bhd,hdc->bhc", grad_heads, v_heads).float()
+    grad_v_weight = torch.einsum("bhd,bhc->hdc", grad_heads, y).flatten(0, 1)
+    return grad_y * norm_weight, (grad_y * z).sum((0, 1)), grad_y.sum((0, 1)), grad_v_weight, grad_out.sum(0)
+
+
+def _query_backward(
+    grad_u: torch.Tensor,
+    query_token: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of u_h = norm_weight / sqrt(D) * (Wk_hᵀ q_h), q = Wq LayerNorm(query) + bq, of all tensors in order."""
+    heads = grad_u.shape[1]
+    scale = (q_weight.shape[0] // heads) ** -0.5
+    x = query_token.float()
+    centred = x - x.mean(-1, keepdim=True)
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    normed = centred * rstd
+    y = (normed * norm_weight + norm_bias).to(q_weight.dtype)
+    q, k_heads = F.linear(y, q_weight, q_bias).unflatten(-1, (heads, -1)), k_weight.unflatten(0, (heads, -1))
+
+    grad_absorbed = (grad_u * (norm_weight * scale)).to(k_weight.dtype)
+    grad_k_weight = torch.einsum("bhd,bhc->hdc", q, grad_absorbed).flatten(0, 1)
+    grad_q = torch.einsum("bhc,hdc->bhd", grad_absorbed, k_heads).flatten(1)
+    grad_y = (grad_q @ q_weight).float()
+    absorbed = torch.einsum("bhd,hdc->bhc", q, k_heads)
+    grad_norm_weight = (grad_u * absorbed).sum((0, 1)) * scale + (grad_y * normed).sum(0)
+    grad_normed = grad_y * norm_weight
+    mean, along = grad_normed.mean(-1, keepdim=True), (grad_normed * normed).mean(-1, keepdim=True)
+    grad_query = (rstd * (grad_normed - mean - normed * along)).to(query_token.dtype)
+    return grad_query, grad_norm_weight, grad_y.sum(0), grad_q.T @ y, grad_q.sum(0), grad_k_weight
 
 
 class NormalizedPooling(torch.autograd.Function):

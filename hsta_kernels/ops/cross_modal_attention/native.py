@@ -37,7 +37,7 @@ def backward(
     return grads
 
 
-def inference(
+def with_projections(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -49,33 +49,28 @@ def inference(
     v_bias: torch.Tensor,
     num_heads: int,
     eps: float,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The whole operator: the projections around the pass are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
     batch, width = query_token.shape
     out = query_token.new_empty((batch, width))
+    u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
+    sizes = native.DTYPES[tokens.dtype], (batch, num_heads, width)
+    norm = norm_weight.data_ptr(), norm_bias.data_ptr()
     if out.numel():
-        sizes = native.DTYPES[tokens.dtype], (batch, num_heads, width)
-        norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-        weights = [tensor.contiguous() for tensor in (q_weight, q_bias, k_weight, v_weight, v_bias)]
-        q_weight, q_bias, k_weight, v_weight, v_bias = weights
-        u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
         native.module().cross_modal_absorb_query(
             *sizes,
             eps,
-            *(tensor.data_ptr() for tensor in norm),
+            *norm,
             query_token.data_ptr(),
             query_token.stride(0),
-            q_weight.data_ptr(),
-            q_bias.data_ptr(),
-            k_weight.data_ptr(),
-            u.data_ptr(),
+            *(tensor.data_ptr() for tensor in (q_weight, q_bias, k_weight, u)),
         )
-        z, _ = forward(u, query_token, tokens, eps)
+    z, stats = forward(u, query_token, tokens, eps)
+    if out.numel():
         native.module().cross_modal_project_values(
-            *sizes,
-            *(tensor.data_ptr() for tensor in (*norm, z, v_weight, v_bias, out)),
+            *sizes, *norm, *(tensor.data_ptr() for tensor in (z, v_weight, v_bias, out))
         )
-    return out
+    return out, u, z, stats
 
 
 def _arguments(

@@ -10,7 +10,7 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.dispatch import call, gradient
+from hsta_kernels.ops.dispatch import call, custom_op, gradient
 from hsta_kernels.ops.space_time_attention import cuda, native, reference
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
@@ -29,7 +29,7 @@ def _refuse_triton(qkv: torch.Tensor, *grid: Any) -> str | None:
 backends.register("space_time_attention", "triton", _refuse_triton)
 
 
-@torch.library.custom_op("hsta_kernels::space_time_attention_forward", mutates_args=())
+@custom_op("space_time_attention_forward")
 def _forward(
     qkv: torch.Tensor,
     num_frames: int,
@@ -51,7 +51,7 @@ def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
     return out, qkv.new_empty(stats_shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("hsta_kernels::space_time_attention_backward", mutates_args=())
+@custom_op("space_time_attention_backward")
 def _backward(
     grad_out: torch.Tensor,
     qkv: torch.Tensor,
