@@ -1,22 +1,22 @@
-# Each target does its own set-up on a fresh machine: a virtual environment in .venv, pinned packages, the native build.
+# Each target does its own set-up on a fresh machine: a virtual environment in .venv, pinned packages, the build.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Threads that wait sleep instead of spinning: on a busy machine that is several times faster.
 QUIETLY := OMP_WAIT_POLICY=passive
-NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 .PHONY: help install demo test sanitize lint format bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/installed: $(NATIVE)
+$(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-install: $(VENV)/installed  ## virtual environment, dependencies, native build
+install: $(VENV)/installed  ## virtual environment, dependencies, build
 
 demo: install  ## generate data, train, evaluate, predict, compare speed; pictures in demo/
 	$(QUIETLY) $(BIN)/hsta demo --output demo
@@ -28,7 +28,7 @@ test: install  ## the whole test suite (what needs a GPU is skipped without one)
 sanitize: install  ## the C++ kernels against naive loops, under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DHSTA_SANITIZE=address,undefined -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build build/sanitize
-	$(QUIETLY) build/sanitize/native_tests
+	$(QUIETLY) build/sanitize/cpu_tests
 
 lint: install  ## formatting, linting, types
 	$(BIN)/ruff check
@@ -48,4 +48,4 @@ gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests,
 	bash benchmarks/gpu_check.sh
 
 clean:  ## remove everything the other targets made
-	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_native*.so
+	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_c*.so

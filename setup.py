@@ -1,6 +1,6 @@
-"""Drives CMake for the native kernels; everything else about the package is in pyproject.toml.
+"""Drives CMake for the C++ and CUDA kernels; everything else about the package is in pyproject.toml.
 
-HSTA_BUILD_NATIVE=0 installs without native code: the library then runs on its reference backend.
+HSTA_BUILD_CPU=0 installs without compiling: the library then runs on its reference backend.
 HSTA_BUILD_CUDA=1 also builds the CUDA kernels, HSTA_BUILD_CUDA=0 does not; where it is not set they are built if this
 machine has nvcc and an NVIDIA GPU. HSTA_CUDA_ARCHS says for which GPU architectures; by default for this machine's, or
 else for 80;90a;100.
@@ -16,22 +16,25 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-BUILD_NATIVE = os.environ.get("HSTA_BUILD_NATIVE", "1") != "0"
+if "HSTA_BUILD_NATIVE" in os.environ:
+    print("hsta-kernels: HSTA_BUILD_NATIVE is now called HSTA_BUILD_CPU", file=sys.stderr)
+    os.environ.setdefault("HSTA_BUILD_CPU", os.environ["HSTA_BUILD_NATIVE"])
+BUILD = os.environ.get("HSTA_BUILD_CPU", "1") != "0"
 
 
-NATIVE, CUDA = "hsta_kernels._native", "hsta_kernels._cuda"
+CPU, CUDA = "hsta_kernels._cpu", "hsta_kernels._cuda"
 
 
 def modules() -> list[str]:
     """The extension modules to build."""
-    if not BUILD_NATIVE:
+    if not BUILD:
         return []
     wanted = os.environ.get("HSTA_BUILD_CUDA")
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
     if wanted == "1" and nvcc is None:
         raise SystemExit("hsta-kernels: HSTA_BUILD_CUDA=1 needs nvcc, and it was not found; install the CUDA toolkit.")
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
-    return [NATIVE, CUDA] if nvcc and (has_gpu if wanted is None else wanted == "1") else [NATIVE]
+    return [CPU, CUDA] if nvcc and (has_gpu if wanted is None else wanted == "1") else [CPU]
 
 
 class CMakeBuild(build_ext):
@@ -41,18 +44,18 @@ class CMakeBuild(build_ext):
             raise SystemExit(
                 "hsta-kernels: no C++ compiler was found; install one (Debian and Ubuntu: apt install g++; "
                 "Fedora: dnf install gcc-c++; macOS: xcode-select --install), "
-                "or set HSTA_BUILD_NATIVE=0 to install without native kernels."
+                "or set HSTA_BUILD_CPU=0 to install without compiling."
             )
         import pybind11
 
         outputs = {ext.name: Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions}
         names = {name: output.name for name, output in outputs.items()}
         archs = os.environ.get("HSTA_CUDA_ARCHS", "")
-        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        build = ROOT / "build" / f"kernels-{sys.implementation.cache_tag}"
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DHSTA_OUTPUT_NAME={names[NATIVE]}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DHSTA_OUTPUT_NAME={names[CPU]}",
             f"-DHSTA_CUDA_OUTPUT_NAME={names.get(CUDA, '')}", f"-DHSTA_CUDA_ARCHS={archs}",
         ]  # fmt: skip
         # Build isolation hands out a new folder for cmake, ninja and pybind11 every time: remember none of it.

@@ -33,10 +33,10 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.add_layer_norm import triton as add_layer_norm
 from hsta_kernels.ops.bias_gelu import triton as bias_gelu
 from hsta_kernels.ops.cross_modal_attention import triton as cross_modal_attention
+from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as space_time_attention
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "triton-resources.md"

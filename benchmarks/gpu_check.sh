@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU: native build, with the CUDA kernels for this GPU if nvcc is there, tests that need the
+# On a machine with an NVIDIA GPU: build, with the CUDA kernels for this GPU if nvcc is there, tests that need the
 # GPU (compute-sanitizer's checks among them, if it is installed), benchmarks. Uses the Python and packages it
 # finds, fetches nothing, goes on after a failed step, and ends with a line a step. Leaves its log and results in $OUT.
 set -u

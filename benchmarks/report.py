@@ -28,8 +28,8 @@ def machine(device: torch.device) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "copy_bandwidth_gb_s": ceilings.copy_bandwidth(device) / 1e9,
     }
-    if hsta_kernels.backends.native is not None:
-        facts["cpu_isa"] = hsta_kernels.backends.native.cpu_isa()
+    if hsta_kernels.backends.cpu is not None:
+        facts["cpu_isa"] = hsta_kernels.backends.cpu.cpu_isa()
     for dtype in (torch.float32, torch.bfloat16):
         facts[f"gemm_gflop_s_{str(dtype).removeprefix('torch.')}"] = ceilings.gemm_rate(device, dtype) / 1e9
     return facts

@@ -1,4 +1,4 @@
-"""Chooses the launch configurations of the Triton kernels and rewrites hsta_kernels/ops/triton_table.py.
+"""Chooses the launch configurations of the Triton kernels and rewrites hsta_kernels/ops/launch/triton_table.py.
 
     python -m benchmarks.tune                  # on a GPU: its architecture's rows, by measured time
     python -m benchmarks.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
@@ -33,8 +33,8 @@ from benchmarks.ahead_of_time import (
     norm,
     pooling,
 )
-from hsta_kernels.ops import triton as launching
-from hsta_kernels.ops.triton_table import TABLE
+from hsta_kernels.ops.launch import triton as launching
+from hsta_kernels.ops.launch.triton_table import TABLE
 
 ANY = 1 << 30  # longer than any sequence
 FILE = Path(launching.__file__).with_name("triton_table.py")

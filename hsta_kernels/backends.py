@@ -53,9 +53,9 @@ def _load(name: str, kind: str, remedy: str) -> tuple[ModuleType | None, str | N
         return None, f"the {kind} kernels cannot be loaded ({error}); {remedy} build them anew"
 
 
-def _load_native() -> tuple[ModuleType | None, str | None]:
-    # torch is imported above, on purpose: the native module takes its OpenMP runtime from there.
-    module, reason = _load("_native", "native", "a C++ compiler and `pip install -e .`")
+def _load_cpu() -> tuple[ModuleType | None, str | None]:
+    # torch is imported above, on purpose: the module takes its OpenMP runtime from there.
+    module, reason = _load("_cpu", "CPU", "a C++ compiler and `pip install -e .`")
     if module is None:
         return None, reason
     try:
@@ -65,7 +65,7 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     return module, None
 
 
-native, _native_error = _load_native()
+cpu, _cpu_error = _load_cpu()
 cuda, _cuda_error = _load("_cuda", "CUDA", "nvcc and `HSTA_BUILD_CUDA=1 pip install -e .`")
 cuda_emulated = False  # the tests put kernels that run on the CPU in place of `cuda`
 _triton_installed = importlib.util.find_spec("triton") is not None
@@ -83,7 +83,7 @@ def unavailable(name: str) -> str | None:
     if name in ("auto", "reference"):
         return None
     if name == "cpu":
-        return _native_error
+        return _cpu_error
     if not any(name in table for table in _refusals.values()):
         return f"this version of hsta_kernels has no {name} kernels"
     if name == "triton" and not _triton_installed:

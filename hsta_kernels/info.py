@@ -72,10 +72,10 @@ def report() -> str:
     for name in (*backends.PREFERENCE, "reference"):
         reason = backends.unavailable(name)
         lines.append(f"  {name:10} " + ("available" if reason is None else f"not available: {reason}"))
-    if backends.native is not None:
+    if backends.cpu is not None:
         lines.append(
-            f"  native code for {backends.native.cpu_isa()} is in use; this processor can run "
-            f"{backends.native.runnable_cpu_isas()} (HSTA_CPU_ISA chooses)"
+            f"  CPU kernels for {backends.cpu.cpu_isa()} are in use; this processor can run "
+            f"{backends.cpu.runnable_cpu_isas()} (HSTA_CPU_ISA chooses)"
         )
     lines += ["", "what each operator takes"]
     for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):

@@ -12,7 +12,7 @@ import hsta_kernels
 from hsta_kernels import BackendError, backends
 from hsta_kernels.ops import space_time_attention
 
-needs_native = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine")
+needs_cpu = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine")
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,8 +29,8 @@ def test_reference_is_always_available():
     assert hsta_kernels.available_backends()[-1] == "reference"
 
 
-@needs_native
-def test_auto_prefers_native_code_and_falls_back_by_dtype():
+@needs_cpu
+def test_auto_prefers_kernels_and_falls_back_by_dtype():
     assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8)) == "cpu"
     assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64)) == "reference"
 
@@ -91,9 +91,9 @@ def test_environment_variable_that_cannot_be_met_raises_at_the_call():
     assert "backend 'cuda' cannot run space_time_attention" in python(code, HSTA_BACKEND="cuda").stderr
 
 
-def test_without_native_code_the_library_runs_on_the_reference():
+def test_without_kernels_the_library_runs_on_the_reference():
     code = (
-        "import sys; sys.modules['hsta_kernels._native'] = None\n"
+        "import sys; sys.modules['hsta_kernels._cpu'] = None\n"
         "import torch, hsta_kernels\n"
         "print(hsta_kernels.available_backends())\n"
         "print(hsta_kernels.ops.space_time_attention(torch.ones(1, 7, 3, 1, 8), (2, 3), 'time').sum().item())\n"
@@ -102,7 +102,7 @@ def test_without_native_code_the_library_runs_on_the_reference():
     )
     lines = python(code).stdout.splitlines()
     assert lines[:2] == ["('reference',)", "56.0"]
-    assert "the native kernels are not built; a C++ compiler" in lines[2]
+    assert "the CPU kernels are not built; a C++ compiler" in lines[2]
 
 
 def test_an_extension_that_does_not_load_says_why():
@@ -110,7 +110,7 @@ def test_an_extension_that_does_not_load_says_why():
         "import importlib, sys\n"
         "class Broken:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'hsta_kernels._native': raise ImportError('undefined symbol: omp_get_num_threads')\n"
+        "        if name == 'hsta_kernels._cpu': raise ImportError('undefined symbol: omp_get_num_threads')\n"
         "sys.meta_path.insert(0, Broken())\n"
         "import torch, hsta_kernels\n"
         "print(hsta_kernels.backends.unavailable('cpu'))\n"
@@ -133,10 +133,10 @@ def test_info_names_everything():
         assert word in done.stdout
 
 
-@needs_native
+@needs_cpu
 def test_instruction_set_can_be_forced():
-    for isa in backends.native.runnable_cpu_isas().split():
-        done = python("import hsta_kernels.backends as b; print(b.native.cpu_isa())", HSTA_CPU_ISA=isa)
+    for isa in backends.cpu.runnable_cpu_isas().split():
+        done = python("import hsta_kernels.backends as b; print(b.cpu.cpu_isa())", HSTA_CPU_ISA=isa)
         assert done.stdout.strip() == isa
     done = python("import hsta_kernels.backends as b; print(b.unavailable('cpu'))", HSTA_CPU_ISA="z80")
     assert "HSTA_CPU_ISA=z80 is not one of the instruction sets built" in done.stdout

@@ -20,7 +20,7 @@ def build(target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_native_sources_know_nothing_of_torch():
+def test_kernels_sources_know_nothing_of_torch():
     assert SOURCES
     for path in SOURCES:
         for line in path.read_text().splitlines():
@@ -32,11 +32,11 @@ def test_without_a_compiler_the_build_says_in_one_sentence_what_to_install(tmp_p
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("hsta-kernels: no C++ compiler was found; install one")
-    assert "HSTA_BUILD_NATIVE=0" in done.stderr
+    assert "HSTA_BUILD_CPU=0" in done.stderr
 
 
-def test_native_code_can_be_left_out(tmp_path):
-    done = build(tmp_path, PATH=str(tmp_path), HSTA_BUILD_NATIVE="0")
+def test_compiling_can_be_left_out(tmp_path):
+    done = build(tmp_path, PATH=str(tmp_path), HSTA_BUILD_CPU="0")
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*.so"))
 
@@ -60,7 +60,9 @@ def test_imports_point_one_way():
         if "/ops/" in part:
             forbidden |= {name for name in found if name.startswith("hsta_kernels.models")}
         if path.stem == "reference":
-            forbidden |= {name for name in found if name.endswith((".native", ".autograd", ".triton", ".backends"))}
+            forbidden |= {
+                name for name in found if name.endswith((".cpu", ".cuda", ".triton", ".autograd", ".backends"))
+            }
         assert not forbidden, f"{part} imports {forbidden}"
     public = {"hsta_kernels", *(f"hsta_kernels.{name}" for name in __import__("hsta_kernels").__all__)}
     for path in (ROOT / "python" / "hsta").rglob("*.py"):
@@ -69,9 +71,9 @@ def test_imports_point_one_way():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shared objects are looked at the ELF and Mach-O way")
-def test_native_module_is_linked_with_no_openmp_of_its_own():
-    modules = list((ROOT / "hsta_kernels").glob("_native*.so"))
+def test_cpu_module_is_linked_with_no_openmp_of_its_own():
+    modules = list((ROOT / "hsta_kernels").glob("_cpu*.so"))
     if not modules:
-        pytest.skip("the native kernels are not built in this checkout")
+        pytest.skip("the CPU kernels are not built in this checkout")
     needed = subprocess.run(["ldd", str(modules[0])], capture_output=True, text=True, check=False).stdout
     assert "gomp" not in needed and "libtorch" not in needed

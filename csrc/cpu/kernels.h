@@ -1,4 +1,4 @@
-// The native CPU kernels as one table of functions. Every file of this folder that computes is compiled once for each
+// The CPU kernels as one table of functions. Every file of this folder that computes is compiled once for each
 // instruction set, in a namespace of its own (HSTA_ISA); dispatch.cpp chooses a table when the library loads.
 #pragma once
 

@@ -226,7 +226,7 @@ static inline Vec sum_vectors(int64_t count, Term term) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// 2^x for x <= 127, relative error below 2^-22 (tests/ops/test_native.py measures it); 0 below -126.
+// 2^x for x <= 127, relative error below 2^-22 (tests/ops/test_cpu.py measures it); 0 below -126.
 // x = n + f with n an integer and |f| <= 1/2: 2^f by a polynomial of degree 6, 2^n by its exponent bits.
 static inline Vec exp2(Vec x) {
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits; 127 more, and it is the exponent's field.

@@ -14,7 +14,7 @@ from hsta_kernels import backends
 from hsta_kernels.models import hsta, reference
 
 pytestmark = pytest.mark.skipif(
-    backends.unavailable("cpu") is not None, reason="the native kernels are not built; the reference copies freely"
+    backends.unavailable("cpu") is not None, reason="the CPU kernels are not built; the reference copies freely"
 )
 
 BLOCKS, BRANCHES, BATCH = 2, 2, 2

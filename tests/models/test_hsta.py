@@ -77,7 +77,7 @@ def test_compile_without_graph_breaks(attention):
 
 
 @pytest.mark.slow  # minutes of C++ compilation
-def test_compile_to_native_code():
+def test_compile_to_machine_code():
     torch._dynamo.reset()
     config = small_config(depth=((1, 1),), num_frames=4)
     assert_parity(trained_reference(config), fused=partial(torch.compile, fullgraph=True))

@@ -10,7 +10,7 @@ from benchmarks.contenders.model import with_sdpa
 from hsta_kernels import backends
 
 pytestmark = pytest.mark.skipif(
-    backends.unavailable("cpu") is not None, reason="the native kernels are not built; the reference saves everything"
+    backends.unavailable("cpu") is not None, reason="the CPU kernels are not built; the reference saves everything"
 )
 
 

@@ -9,7 +9,7 @@ from hsta_kernels.ops.bias_gelu.reference import random_words
 from tests.tolerances import assert_close_to_reference, nearby
 
 KERNELS = [name for name in ("cpu",) if backends.unavailable(name) is None]
-needs_cpu = pytest.mark.skipif("cpu" not in KERNELS, reason="the native kernels are not built")
+needs_cpu = pytest.mark.skipif("cpu" not in KERNELS, reason="the CPU kernels are not built")
 
 
 def run(x, bias, grad, name, **options) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, dispatch, space_time_attention
 from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm_ops
 
-pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built")
 WIDTH = 16
 VECTOR, MATRIX = torch.ones(WIDTH), torch.eye(WIDTH)
 OPERATORS = {

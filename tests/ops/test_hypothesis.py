@@ -26,7 +26,7 @@ from tests.tolerances import ROUNDOFF, SMALLEST, largest, rms
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
-    pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine"),
+    pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine"),
 ]
 
 # Fixtures poison allocations and seed torch once a test: nothing of theirs depends on the case.

@@ -19,7 +19,7 @@ MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os,
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine"),
+    pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine"),
     pytest.mark.skipif(MEMORY < 20e9, reason="needs a machine with 20 GB of memory"),
 ]
 

@@ -300,7 +300,7 @@ def test_bad_arguments_are_named(change, error, message):
         space_time_attention(**(arguments | change))
 
 
-@pytest.mark.skipif(not KERNELS, reason="the native kernels are not built: nothing to request")
+@pytest.mark.skipif(not KERNELS, reason="the CPU kernels are not built: nothing to request")
 def test_explicit_backend_says_why_it_cannot():
     with backend("cpu"), pytest.raises(BackendError, match="float64"):
         space_time_attention(torch.zeros(1, 16, 3, 2, 8, dtype=torch.float64), (3, 5), "time")

@@ -131,7 +131,7 @@ def test_parity_of_special_values_in_rows(width, dtype, kernel):
     comparison.finish()
 
 
-@pytest.mark.skipif(not KERNELS, reason="the native kernels are not built: there is nothing to compare")
+@pytest.mark.skipif(not KERNELS, reason="the CPU kernels are not built: there is nothing to compare")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", SPECIAL)
 def test_parity_of_special_values_in_a_sample(value, dtype):

@@ -14,7 +14,7 @@ from hsta_kernels import BackendError, backend, backends
 from tests.ops.cases import CASES, run, tensors
 from tests.tolerances import assert_close_to_reference, nearby, rms
 
-pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built")
 
 
 def plain(name, *args):

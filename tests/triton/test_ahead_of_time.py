@@ -37,8 +37,8 @@ from benchmarks.ahead_of_time import (
     norm,
     pooling,
 )
-from hsta_kernels.ops.triton import version
-from hsta_kernels.ops.triton_table import TABLE
+from hsta_kernels.ops.launch.triton import version
+from hsta_kernels.ops.launch.triton_table import TABLE
 
 VERSION, FINGERPRINTS, DOCUMENTED = documented()
 same_compiler = pytest.mark.skipif(

@@ -17,8 +17,8 @@ if backends.triton_interpreted:
 
 from benchmarks import tune
 from benchmarks.ahead_of_time import attention, float32_products, gelu, launches, norm, pooling
-from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.cross_modal_attention import triton as pooling_launch
+from hsta_kernels.ops.launch import triton as launching
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from hsta_kernels.ops import triton as launching
 from hsta_kernels.ops.add_layer_norm import triton as norm
 from hsta_kernels.ops.bias_gelu import triton as gelu
 from hsta_kernels.ops.cross_modal_attention import triton as pooling
+from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as attention
 
 HALF = torch.float16

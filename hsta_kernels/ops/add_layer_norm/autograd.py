@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import triton
-from hsta_kernels.ops.add_layer_norm import cuda, native, reference
+from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
+from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": native,
+    "cpu": cpu,
     "cuda": cuda,
-    "triton": triton.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
+    "triton": launch.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
 }
 
 
@@ -26,7 +26,7 @@ def _refuse_triton(x: torch.Tensor, residual: torch.Tensor) -> str | None:
     if residual.dtype != x.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
     kernel = "add_layer_norm_backward"
-    return triton.refuse("x", x, kernel) or triton.refuse("residual", residual, kernel)
+    return launch.refuse("x", x, kernel) or launch.refuse("residual", residual, kernel)
 
 
 backends.register("add_layer_norm", "triton", _refuse_triton)

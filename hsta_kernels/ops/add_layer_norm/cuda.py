@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import cuda
+from hsta_kernels.ops.launch import cuda as launch
 
 _MAX_WIDTH = 8192
 
 
 def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
-    reason = cuda.refuse("x", x) or cuda.refuse("residual", residual)
+    reason = launch.refuse("x", x) or launch.refuse("residual", residual)
     if reason is None and residual.dtype != x.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
     if reason is None and (x.shape[-1] % 8 or x.shape[-1] > _MAX_WIDTH):
@@ -27,11 +27,11 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
     if x.numel():
-        x, residual, weight, bias = (cuda.aligned(tensor) for tensor in (x, residual, weight, bias))
-        with cuda.current_device(x):
-            cuda.module().add_layer_norm_forward(
-                cuda.DTYPES[x.dtype],
-                cuda.DTYPES[residual.dtype],
+        x, residual, weight, bias = (launch.aligned(tensor) for tensor in (x, residual, weight, bias))
+        with launch.current_device(x):
+            launch.module().add_layer_norm_forward(
+                launch.DTYPES[x.dtype],
+                launch.DTYPES[residual.dtype],
                 tuple(x.shape),
                 eps,
                 x.data_ptr(),
@@ -41,7 +41,7 @@ def forward(
                 bias.data_ptr(),
                 total.data_ptr(),
                 norm.data_ptr(),
-                cuda.stream(x),
+                launch.stream(x),
             )
     return norm, total
 
@@ -52,11 +52,11 @@ def backward(
     if not total.numel():
         return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
     grad_x, grad_weight, grad_bias = (t.new_empty(t.shape) for t in (total, weight, weight))
-    grad_norm, grad_sum, weight = (cuda.aligned(tensor) for tensor in (grad_norm, grad_sum, weight))
-    workspace = weight.new_empty(cuda.module().add_layer_norm_workspace(tuple(total.shape)))
-    with cuda.current_device(total):
-        cuda.module().add_layer_norm_backward(
-            cuda.DTYPES[total.dtype],
+    grad_norm, grad_sum, weight = (launch.aligned(tensor) for tensor in (grad_norm, grad_sum, weight))
+    workspace = weight.new_empty(launch.module().add_layer_norm_workspace(tuple(total.shape)))
+    with launch.current_device(total):
+        launch.module().add_layer_norm_backward(
+            launch.DTYPES[total.dtype],
             tuple(total.shape),
             eps,
             total.data_ptr(),
@@ -68,6 +68,6 @@ def backward(
             grad_weight.data_ptr(),
             grad_bias.data_ptr(),
             workspace.data_ptr(),
-            cuda.stream(total),
+            launch.stream(total),
         )
     return grad_x, grad_weight, grad_bias

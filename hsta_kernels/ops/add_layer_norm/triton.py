@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_backward, add_layer_norm_forward
-from hsta_kernels.ops.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
 
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the weights' gradients is then 1/16 of the traffic in bf16
 

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import triton
-from hsta_kernels.ops.bias_gelu import native, reference
+from hsta_kernels.ops.bias_gelu import cpu, reference
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
+from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": native,
-    "triton": triton.LazyModule("hsta_kernels.ops.bias_gelu.triton"),
+    "cpu": cpu,
+    "triton": launch.LazyModule("hsta_kernels.ops.bias_gelu.triton"),
 }
 
 
 def _refuse_triton(x: torch.Tensor) -> str | None:
-    return triton.refuse("x", x, "bias_gelu_backward")
+    return launch.refuse("x", x, "bias_gelu_backward")
 
 
 backends.register("bias_gelu", "triton", _refuse_triton)

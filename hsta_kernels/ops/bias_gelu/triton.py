@@ -8,7 +8,7 @@ import torch
 
 from hsta_kernels.ops.bias_gelu.reference import threshold
 from hsta_kernels.ops.bias_gelu.triton_rows import bias_gelu_backward, bias_gelu_forward
-from hsta_kernels.ops.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
 
 COLUMNS_PER_PROGRAM = 512  # divides the widths of MLPs, which are no powers of 2
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the bias's gradient is then 1/24 of the traffic in bf16

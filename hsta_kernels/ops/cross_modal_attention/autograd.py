@@ -17,22 +17,22 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels import backends
-from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.cross_modal_attention import cuda, native, reference
+from hsta_kernels.ops.cross_modal_attention import cpu, cuda, reference
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
+from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": native,
+    "cpu": cpu,
     "cuda": cuda,
-    "triton": triton.LazyModule("hsta_kernels.ops.cross_modal_attention.triton"),
+    "triton": launch.LazyModule("hsta_kernels.ops.cross_modal_attention.triton"),
 }
 
 
 def _refuse_triton(tokens: torch.Tensor, *heads: Any) -> str | None:
-    return triton.refuse("tokens", tokens, "pool_columns")
+    return launch.refuse("tokens", tokens, "pool_columns")
 
 
 backends.register("cross_modal_attention", "triton", _refuse_triton)
@@ -89,7 +89,7 @@ def with_projections(
     norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
     of_query = q_weight.contiguous(), q_bias.contiguous(), k_weight.contiguous()
     of_values = v_weight.contiguous(), v_bias.contiguous()
-    return native.with_projections(*rows, *norm, *of_query, *of_values, num_heads, eps)
+    return cpu.with_projections(*rows, *norm, *of_query, *of_values, num_heads, eps)
 
 
 @with_projections.register_fake

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import cuda
+from hsta_kernels.ops.launch import cuda as launch
 
 _MAX_HEADS = 32
 
@@ -15,7 +15,7 @@ def refuse(tokens: torch.Tensor, num_heads: int = 1) -> str | None:
         return f"tokens has rows of {tokens.shape[-1]}; the kernels take multiples of 8"
     if num_heads > _MAX_HEADS:
         return f"there are {num_heads} heads; the kernels take up to {_MAX_HEADS}"
-    return cuda.refuse("tokens", tokens)
+    return launch.refuse("tokens", tokens)
 
 
 backends.register("cross_modal_attention", "cuda", refuse)
@@ -27,11 +27,11 @@ def forward(
     batch, heads = u.shape[:2]
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if z.numel():
-        u, query_token, tokens = cuda.aligned(u), cuda.aligned(query_token), cuda.aligned(tokens)
-        with cuda.current_device(tokens):
+        u, query_token, tokens = launch.aligned(u), launch.aligned(query_token), launch.aligned(tokens)
+        with launch.current_device(tokens):
             workspace = _workspace(u, tokens)
-            cuda.module().cross_modal_attention_forward(
-                *_arguments(u, query_token, tokens, eps, z, stats), workspace.data_ptr(), cuda.stream(tokens)
+            launch.module().cross_modal_attention_forward(
+                *_arguments(u, query_token, tokens, eps, z, stats), workspace.data_ptr(), launch.stream(tokens)
             )
     return z, stats
 
@@ -47,26 +47,26 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if z.numel():
-        grad_z, u, query_token, tokens = (cuda.aligned(tensor) for tensor in (grad_z, u, query_token, tokens))
-        with cuda.current_device(tokens):
+        grad_z, u, query_token, tokens = (launch.aligned(tensor) for tensor in (grad_z, u, query_token, tokens))
+        with launch.current_device(tokens):
             workspace = _workspace(u, tokens)
-            cuda.module().cross_modal_attention_backward(
+            launch.module().cross_modal_attention_backward(
                 *_arguments(u, query_token, tokens, eps, z, stats),
                 grad_z.data_ptr(),
                 *(grad.data_ptr() for grad in grads),
                 workspace.data_ptr(),
-                cuda.stream(tokens),
+                launch.stream(tokens),
             )
     return grads
 
 
 def _workspace(u: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return u.new_empty(cuda.module().cross_modal_attention_workspace(*_kind(u, tokens)))
+    return u.new_empty(launch.module().cross_modal_attention_workspace(*_kind(u, tokens)))
 
 
 def _kind(u: torch.Tensor, tokens: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     batch, heads, width = u.shape
-    return cuda.DTYPES[tokens.dtype], (batch, tokens.shape[1], heads, width)
+    return launch.DTYPES[tokens.dtype], (batch, tokens.shape[1], heads, width)
 
 
 def _arguments(

@@ -13,7 +13,15 @@ from hsta_kernels.ops.cross_modal_attention.triton_columns import (
     row_scores,
 )
 from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_backward, pool_forward, sum_slots
-from hsta_kernels.ops.triton import configuration, configured, current_device, in_units, power_of_2, precision, version
+from hsta_kernels.ops.launch.triton import (
+    configuration,
+    configured,
+    current_device,
+    in_units,
+    power_of_2,
+    precision,
+    version,
+)
 
 
 def forward(

@@ -8,22 +8,22 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.space_time_attention import cuda, native, reference
+from hsta_kernels.ops.launch import triton as launch
+from hsta_kernels.ops.space_time_attention import cpu, cuda, reference
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": native,
+    "cpu": cpu,
     "cuda": cuda,
-    "triton": triton.LazyModule("hsta_kernels.ops.space_time_attention.triton"),
+    "triton": launch.LazyModule("hsta_kernels.ops.space_time_attention.triton"),
 }
 
 
 def _refuse_triton(qkv: torch.Tensor, *grid: Any) -> str | None:
-    return triton.refuse("qkv", qkv, "flash_backward_kv")
+    return launch.refuse("qkv", qkv, "flash_backward_kv")
 
 
 backends.register("space_time_attention", "triton", _refuse_triton)

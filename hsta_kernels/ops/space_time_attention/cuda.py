@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import cuda
+from hsta_kernels.ops.launch import cuda as launch
 
 _MAX_FRAMES, _MAX_PREFIX, _MAX_HEAD_DIM = 64, 16, 128
 
@@ -22,7 +22,7 @@ def refuse(
         )
     if qkv.shape[-1] % 8 or qkv.shape[-1] > _MAX_HEAD_DIM:
         return f"qkv has a head_dim of {qkv.shape[-1]}; the kernels take multiples of 8 up to {_MAX_HEAD_DIM}"
-    return cuda.refuse("qkv", qkv)
+    return launch.refuse("qkv", qkv)
 
 
 backends.register("space_time_attention", "cuda", refuse)
@@ -41,11 +41,11 @@ def forward(
     stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
     if qkv.numel():
         sizes = (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim)
-        qkv = cuda.aligned(qkv)
+        qkv = launch.aligned(qkv)
         workspace = _workspace(qkv, sizes)
-        with cuda.current_device(qkv):
-            cuda.module().space_time_attention_forward(
-                cuda.DTYPES[qkv.dtype],
+        with launch.current_device(qkv):
+            launch.module().space_time_attention_forward(
+                launch.DTYPES[qkv.dtype],
                 sizes,
                 scale,
                 qkv.data_ptr(),
@@ -53,7 +53,7 @@ def forward(
                 out.data_ptr(),
                 stats.data_ptr(),
                 workspace.data_ptr(),
-                cuda.stream(qkv),
+                launch.stream(qkv),
             )
     return out, stats
 
@@ -73,11 +73,11 @@ def backward(
     grad_qkv = qkv.new_empty(qkv.shape)
     if qkv.numel():
         sizes = (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim)
-        qkv, grad_out = cuda.aligned(qkv), cuda.aligned(grad_out)
+        qkv, grad_out = launch.aligned(qkv), launch.aligned(grad_out)
         workspace = _workspace(qkv, sizes)
-        with cuda.current_device(qkv):
-            cuda.module().space_time_attention_backward(
-                cuda.DTYPES[qkv.dtype],
+        with launch.current_device(qkv):
+            launch.module().space_time_attention_backward(
+                launch.DTYPES[qkv.dtype],
                 sizes,
                 scale,
                 qkv.data_ptr(),
@@ -88,11 +88,11 @@ def backward(
                 grad_out.stride()[:3],
                 grad_qkv.data_ptr(),
                 workspace.data_ptr(),
-                cuda.stream(qkv),
+                launch.stream(qkv),
             )
     return grad_qkv
 
 
 def _workspace(qkv: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    floats = cuda.module().space_time_attention_workspace(cuda.DTYPES[qkv.dtype], sizes)
+    floats = launch.module().space_time_attention_workspace(launch.DTYPES[qkv.dtype], sizes)
     return qkv.new_empty(floats, dtype=torch.float32)

@@ -7,11 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
-from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
-from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix, sum_prefix
-from hsta_kernels.ops.space_time_attention.triton_time import time_backward, time_forward
-from hsta_kernels.ops.triton import (
+from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
     current_device,
@@ -20,6 +16,10 @@ from hsta_kernels.ops.triton import (
     power_of_2,
     precision,
 )
+from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
+from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
+from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix, sum_prefix
+from hsta_kernels.ops.space_time_attention.triton_time import time_backward, time_forward
 
 _MERGED_SLOTS = 32  # partial results of a prefix row that are merged at a time
 

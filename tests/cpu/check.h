@@ -1,4 +1,4 @@
-// What the native tests share: tensors that end where their memory ends, and the comparison with a naive loop.
+// What these tests share: tensors that end where their memory ends, and the comparison with a naive loop.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-"""What the operators' calls into the native CPU kernels share."""
+"""What the operators' calls into the CPU kernels share."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def refuse(name: str, tensor: torch.Tensor) -> str | None:
 
 
 def module() -> ModuleType:
-    assert backends.native is not None  # an operator only gets here once its backend was found available
-    return backends.native
+    assert backends.cpu is not None  # an operator only gets here once its backend was found available
+    return backends.cpu

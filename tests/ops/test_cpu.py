@@ -1,4 +1,4 @@
-"""The native code below the operators: its exponential, its instruction sets, its threads."""
+"""The code below the operators on the CPU: its exponential, its instruction sets, its threads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from hsta_kernels import backends, ops
 from hsta_kernels.ops.cross_modal_attention.autograd import NormalizedPooling
 
-pytestmark = pytest.mark.skipif(backends.native is None, reason="the native kernels are not built on this machine")
+pytestmark = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine")
 
 
 def exp2(x: torch.Tensor) -> torch.Tensor:
     y = torch.full_like(x, float("nan"))
-    backends.native.exp2(x.data_ptr(), y.data_ptr(), x.numel())
+    backends.cpu.exp2(x.data_ptr(), y.data_ptr(), x.numel())
     return y
 
 
@@ -33,7 +33,7 @@ def test_exponential_at_its_ends():
     assert exp2(x)[6].isnan()
 
 
-@pytest.mark.parametrize("isa", backends.native.runnable_cpu_isas().split()[1:] if backends.native else [])
+@pytest.mark.parametrize("isa", backends.cpu.runnable_cpu_isas().split()[1:] if backends.cpu else [])
 def test_parity_suite_on_every_instruction_set(isa):
     """The instruction set is chosen once a process, so each of the others gets a process of its own.
 
@@ -43,7 +43,7 @@ def test_parity_suite_on_every_instruction_set(isa):
     """
     here = os.path.dirname(__file__)
     operators = ("space_time_attention", "cross_modal_attention", "add_layer_norm", "bias_gelu")
-    files = [os.path.join(here, f"test_{name}.py") for name in (*operators, "native")]
+    files = [os.path.join(here, f"test_{name}.py") for name in (*operators, "cpu")]
     select = "(test_parity or test_inference or exponential) and not every_instruction_set"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}

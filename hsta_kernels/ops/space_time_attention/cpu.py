@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import native
+from hsta_kernels.ops.launch import cpu as launch
 
 _AXES = {"time": 0, "space": 1, "joint": 2}
 
-backends.register("space_time_attention", "cpu", lambda qkv, *grid: native.refuse("qkv", qkv))
+backends.register("space_time_attention", "cpu", lambda qkv, *grid: launch.refuse("qkv", qkv))
 
 
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
@@ -24,8 +24,8 @@ def forward(
     out = qkv.new_empty((batch, length, heads, head_dim))
     stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
     if qkv.numel():
-        native.module().space_time_attention_forward(
-            native.DTYPES[qkv.dtype],
+        launch.module().space_time_attention_forward(
+            launch.DTYPES[qkv.dtype],
             _AXES[axis],
             (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
             scale,
@@ -51,8 +51,8 @@ def backward(
     batch, _, _, heads, head_dim = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     if qkv.numel():
-        native.module().space_time_attention_backward(
-            native.DTYPES[qkv.dtype],
+        launch.module().space_time_attention_backward(
+            launch.DTYPES[qkv.dtype],
             _AXES[axis],
             (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
             scale,

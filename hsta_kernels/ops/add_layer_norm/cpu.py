@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import native
+from hsta_kernels.ops.launch import cpu as launch
 
 
 def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
-    reason = native.refuse("x", x) or native.refuse("residual", residual)
+    reason = launch.refuse("x", x) or launch.refuse("residual", residual)
     if reason is None and residual.dtype != x.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
     return reason
@@ -23,9 +23,9 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
     if x.numel():
-        native.module().add_layer_norm_forward(
-            native.DTYPES[x.dtype],
-            native.DTYPES[residual.dtype],
+        launch.module().add_layer_norm_forward(
+            launch.DTYPES[x.dtype],
+            launch.DTYPES[residual.dtype],
             tuple(x.shape),
             eps,
             x.data_ptr(),
@@ -44,8 +44,8 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grad_x, grad_weight, grad_bias = total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
     if total.numel():
-        native.module().add_layer_norm_backward(
-            native.DTYPES[total.dtype],
+        launch.module().add_layer_norm_backward(
+            launch.DTYPES[total.dtype],
             tuple(total.shape),
             eps,
             total.data_ptr(),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.triton_table import TABLE
+from hsta_kernels.ops.launch.triton_table import TABLE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

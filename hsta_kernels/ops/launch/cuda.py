@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.native import DTYPES
+from hsta_kernels.ops.launch.cpu import DTYPES
 
 
 def refuse(name: str, tensor: torch.Tensor) -> str | None:

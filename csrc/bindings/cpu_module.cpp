@@ -68,8 +68,8 @@ hsta::BiasGelu bias_gelu(int dtype, std::array<int64_t, 2> sizes, uintptr_t x, i
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
-  m.doc() = "Native kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
   m.def("cpu_isa", [] { return hsta::kernels().isa; });
   m.def("runnable_cpu_isas", &hsta::runnable_isas);
   m.def("exp2", [](uintptr_t x, uintptr_t y, int64_t count) {

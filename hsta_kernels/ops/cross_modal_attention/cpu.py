@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import native
+from hsta_kernels.ops.launch import cpu as launch
 
-backends.register("cross_modal_attention", "cpu", lambda tokens, *heads: native.refuse("tokens", tokens))
+backends.register("cross_modal_attention", "cpu", lambda tokens, *heads: launch.refuse("tokens", tokens))
 
 
 def forward(
@@ -16,7 +16,7 @@ def forward(
     batch, heads = u.shape[:2]
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if z.numel():
-        native.module().cross_modal_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
+        launch.module().cross_modal_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
     return z, stats
 
 
@@ -31,7 +31,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if z.numel():
-        native.module().cross_modal_attention_backward(
+        launch.module().cross_modal_attention_backward(
             *_arguments(u, query_token, tokens, eps, z, stats), grad_z.data_ptr(), *(grad.data_ptr() for grad in grads)
         )
     return grads
@@ -54,10 +54,10 @@ def with_projections(
     batch, width = query_token.shape
     out = query_token.new_empty((batch, width))
     u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
-    sizes = native.DTYPES[tokens.dtype], (batch, num_heads, width)
+    sizes = launch.DTYPES[tokens.dtype], (batch, num_heads, width)
     norm = norm_weight.data_ptr(), norm_bias.data_ptr()
     if out.numel():
-        native.module().cross_modal_absorb_query(
+        launch.module().cross_modal_absorb_query(
             *sizes,
             eps,
             *norm,
@@ -67,7 +67,7 @@ def with_projections(
         )
     z, stats = forward(u, query_token, tokens, eps)
     if out.numel():
-        native.module().cross_modal_project_values(
+        launch.module().cross_modal_project_values(
             *sizes, *norm, *(tensor.data_ptr() for tensor in (z, v_weight, v_bias, out))
         )
     return out, u, z, stats
@@ -78,7 +78,7 @@ def _arguments(
 ) -> tuple:
     batch, heads, width = u.shape
     return (
-        native.DTYPES[tokens.dtype],
+        launch.DTYPES[tokens.dtype],
         (batch, tokens.shape[1], heads, width),
         eps,
         u.data_ptr(),

@@ -1,4 +1,4 @@
-// Runs the native tests on every instruction set that was built and that this processor has. An instruction set is
+// Runs these tests on every instruction set that was built and that this processor has. An instruction set is
 // chosen once a process, so each gets a process of its own, forked before the first OpenMP thread starts.
 #include <sys/wait.h>
 #include <unistd.h>

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops import native
+from hsta_kernels.ops.launch import cpu as launch
 
 
 def refuse(x: torch.Tensor) -> str | None:
-    return native.refuse("x", x)
+    return launch.refuse("x", x)
 
 
 backends.register("bias_gelu", "cpu", refuse)
@@ -18,7 +18,7 @@ backends.register("bias_gelu", "cpu", refuse)
 def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> torch.Tensor:
     out = x.new_empty(x.shape)
     if x.numel():
-        native.module().bias_gelu_forward(*_common(x, bias, dropout_rate, seed), out.data_ptr())
+        launch.module().bias_gelu_forward(*_common(x, bias, dropout_rate, seed), out.data_ptr())
     return out
 
 
@@ -27,7 +27,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad_x, grad_bias = x.new_empty(x.shape), torch.zeros_like(bias)
     if x.numel():
-        native.module().bias_gelu_backward(
+        launch.module().bias_gelu_backward(
             *_common(x, bias, dropout_rate, seed),
             grad_out.data_ptr(),
             grad_out.stride(0),
@@ -40,4 +40,4 @@ def backward(
 def _common(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> tuple:
     bits = 0 if seed is None else int(seed) & 0xFFFFFFFFFFFFFFFF
     rate = 0.0 if seed is None else dropout_rate
-    return native.DTYPES[x.dtype], tuple(x.shape), x.data_ptr(), x.stride(0), bias.data_ptr(), rate, bits
+    return launch.DTYPES[x.dtype], tuple(x.shape), x.data_ptr(), x.stride(0), bias.data_ptr(), rate, bits
