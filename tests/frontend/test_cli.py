@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import hsta.training
+import hsta.training.loop
 import pytest
-from hsta.__main__ import main
-from hsta.data import read_dataset
+from hsta.cli import main
+from hsta.data.registry import read_dataset
 
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
@@ -80,7 +80,7 @@ def test_as_a_program():
 def test_help_does_not_wait_for_torch_and_is_plain_text():
     program = """
 import sys
-from hsta.__main__ import main
+from hsta.cli import main
 for command in ("generate", "train", "evaluate", "predict", "demo"):
     assert main([command, "--help"]) == 0
 assert not {"torch", "lightning_fabric", "matplotlib"} & set(sys.modules)
@@ -119,10 +119,10 @@ def test_ctrl_c_is_exit_code_130(people, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hsta.training, "fit", interrupted)
+    monkeypatch.setattr(hsta.training.loop, "fit", interrupted)
     assert main(["evaluate", "--data", str(people), "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.endswith("\nhsta: stopped: the same command with --resume goes on from here\n")
-    monkeypatch.setattr("hsta.generate.generate_casme3", interrupted)
+    monkeypatch.setattr("hsta.generated.writer.generate_casme3", interrupted)
     assert main(["generate", "--output", str(tmp_path / "faces")]) == 130
     assert capsys.readouterr().err == "\nhsta: stopped\n"
 
@@ -131,7 +131,7 @@ def test_an_error_of_the_program_is_not_hidden(people, tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise AssertionError("a fault of ours")
 
-    monkeypatch.setattr(hsta.training, "fit", broken)
+    monkeypatch.setattr(hsta.training.loop, "fit", broken)
     with pytest.raises(AssertionError, match="a fault of ours"):
         main(["train", "--data", str(people), "--output", str(tmp_path / "run")])
 

@@ -5,9 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from hsta.__main__ import main
-from hsta.generated import generate_clip, subject_portrait
-from hsta.video import write_video
+from hsta.cli import main
+from hsta.data.video import write_video
+from hsta.generated.clips import generate_clip, subject_portrait
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hsta.data import Clip, ClipDataset, make_inputs
+from hsta.data.clips import Clip
+from hsta.data.inputs import ClipDataset, make_inputs
 from hsta.data.sampling import choose_frames
 from hsta.data.transforms import DEVIATION, MEAN, flow_image
 from hsta.errors import UserError

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hsta.generated import generate_clip, subject_portrait
-from hsta.spotting import motion_curve, spot
+from hsta.face.spotting import motion_curve, spot
+from hsta.generated.clips import generate_clip, subject_portrait
 
 
 @pytest.fixture(scope="module")

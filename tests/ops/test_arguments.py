@@ -36,7 +36,7 @@ ARGUMENTS = [(name, argument) for name in OPERATORS for argument in CASES[name][
 def test_tensors_that_are_not_dense(name, argument, kind):
     args = list(tensors(name))
     i = list(CASES[name][1]).index(argument)
-    if kind == "jagged" and args[i].dim() < 2 or kind == "nested" and args[i].dim() < 2:
+    if (kind == "jagged" and args[i].dim() < 2) or (kind == "nested" and args[i].dim() < 2):
         pytest.skip("a nested tensor holds tensors of at least one dimension")
     if kind == "mkldnn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")

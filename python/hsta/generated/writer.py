@@ -13,12 +13,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..errors import UserError
-from .action_units import EMOTION_UNITS, OBJECTIVE_CLASSES
 from .clips import GeneratedClip, generate_clip, subject_portrait
+from .emotions import EMOTIONS, OBJECTIVE_CLASSES
+from .mark import MARKER, NO_EVIDENCE
 
 ANNOTATION = "cas(me)3_part_A_ME_label_JpgIndex_v2.csv"
-MARKER = "generated.json"  # says of a folder that what is in it is generated, and how
-NO_EVIDENCE = "generated data: no evidence about real faces"
 COLUMNS = (
     "Subject",
     "Filename",
@@ -43,7 +42,7 @@ def generate_casme3(
     *,
     image_size: int = 224,
     amplitude: float = 1.0,
-    emotions: Sequence[str] = tuple(EMOTION_UNITS),
+    emotions: Sequence[str] = EMOTIONS,
     progress: bool = True,
 ) -> Path:
     """Write ``subjects`` × ``clips_per_subject`` clips under ``output``; returns the path of the annotation
@@ -65,9 +64,9 @@ def generate_casme3(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    unknown = sorted(set(emotions) - set(EMOTION_UNITS))
+    unknown = sorted(set(emotions) - set(EMOTIONS))
     if unknown or not emotions:
-        raise ValueError(f"emotions must be some of {', '.join(EMOTION_UNITS)}, got {list(emotions)}")
+        raise ValueError(f"emotions must be some of {', '.join(EMOTIONS)}, got {list(emotions)}")
 
     root = Path(output)
     annotation = root / ANNOTATION

@@ -11,10 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .data.dataset import read_image
-from .errors import UserError
+from ..errors import UserError
+from .images import ENDINGS, read_image
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp"}
 LARGEST = 4 * 2**30  # bytes of decoded frames held in memory
 
 
@@ -82,9 +81,9 @@ def _read_video(path: Path) -> tuple[list[np.ndarray], float | None]:
 
 
 def _read_folder(path: Path) -> list[np.ndarray]:
-    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
+    files = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and not file.name.startswith(".")]
     if not files:
-        raise UserError(f"no images ({', '.join(sorted(IMAGES))}) in {path}")
+        raise UserError(f"no images ({', '.join(sorted(ENDINGS))}) in {path}")
     frames = [read_image(file) for file in sorted(files, key=_natural)]
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:

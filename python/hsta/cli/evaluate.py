@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .errors import UserError
-from .files import write_text
-from .generated import NO_EVIDENCE
-from .metrics import Scores, score
+from ..errors import UserError
+from ..files import write_text
+from ..generated.mark import NO_EVIDENCE
+from ..training.recipe import Recipe
 from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt
-from .recipe import Recipe
-from .runs import open_run, remove
+from .run_folder import open_run, remove
 from .train import check_seed, tell
 
 if TYPE_CHECKING:
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
 
     import hsta_kernels
 
-    from .checkpoints import Task
-    from .data import Clip, DatasetIndex
-    from .predictions import Prediction
-    from .protocol import Fold
+    from ..data.clips import Clip, DatasetIndex
+    from ..data.folds import Fold
+    from ..results.metrics import Scores
+    from ..results.tested_clips import Prediction
+    from ..training.checkpoints import Task
 
 FOLDS = "folds"
 RESULTS = ("metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png")
@@ -61,8 +61,9 @@ class Evaluate:
 
     def run(self) -> Scores:
         # These load torch, which --help has no use for.
-        from .checkpoints import Task
-        from .protocol import subject_folds
+        from ..data.folds import subject_folds
+        from ..results.metrics import score
+        from ..training.checkpoints import Task
 
         check_seed(self.seed)
         if (self.folds is not None) != (self.protocol == "leave-subjects-out"):
@@ -107,9 +108,9 @@ class Evaluate:
         fabric: Fabric,
     ) -> list[Prediction]:
         """Predictions of one fold: those that are there from before, or of a model trained now."""
-        from .predictions import Prediction, read_csv, write_csv
-        from .protocol import shuffled_labels
-        from .training import fit, probabilities
+        from ..data.folds import shuffled_labels
+        from ..results.tested_clips import Prediction, read_csv, write_csv
+        from ..training.loop import fit, probabilities
 
         fold = folds[number]
         path = self.output / FOLDS / f"{fold.name}.csv"
@@ -155,8 +156,8 @@ class Evaluate:
         folds: int,
         fabric: Fabric,
     ) -> None:
-        from .plots import plot_confusion_matrix
-        from .predictions import write_csv, write_megc_log
+        from ..results.plots import plot_confusion_matrix
+        from ..results.tested_clips import write_csv, write_megc_log
 
         metrics, table, log, picture = (self.output / name for name in RESULTS)
         write_csv(table, predictions, index.class_names)

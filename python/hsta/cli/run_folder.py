@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .errors import UserError
-from .files import write_text
+from ..errors import UserError
+from ..files import write_text
 
 RUN_FILE = "config.json"
 # Where a run was written, how it was begun and what may differ when it goes on without changing its result.

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from .errors import UserError
-from .files import write_text
-from .generated import NO_EVIDENCE
+from ..errors import UserError
+from ..files import write_text
+from ..generated.mark import NO_EVIDENCE
 from .options import OptionalInt
 
 if TYPE_CHECKING:
     import hsta_kernels
 
-    from .checkpoints import Task
+    from ..training.checkpoints import Task
 
 MEASURED = 224  # side of the face crops in which motion is looked for
 
@@ -70,8 +70,8 @@ class Predict:
 
     def run(self) -> Result:
         # These load torch, which --help has no use for.
-        from .checkpoints import load_checkpoint
-        from .video import read_frames
+        from ..data.video import read_frames
+        from ..training.checkpoints import load_checkpoint
 
         model, task = load_checkpoint(self.checkpoint)
         frames, fps = read_frames(self.path)
@@ -90,7 +90,7 @@ class Predict:
         return result
 
     def _save(self, result: Result, apex: np.ndarray, patch_shares: list[float]) -> Path:
-        from .plots import plot_prediction
+        from ..results.plots import plot_prediction
 
         # A folder's name may hold dots; a file's ending is not part of its name.
         name = self.path.resolve().name if self.path.is_dir() else self.path.stem
@@ -112,7 +112,7 @@ class Predict:
 
 def locate_face(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int, int, int], bool]:
     """The square to crop, and whether there is a face in it: sought in the first, middle and last frame."""
-    from .face import centre_box, find_face
+    from ..face.crop import centre_box, find_face
 
     for i in dict.fromkeys((0, len(frames) // 2, len(frames) - 1)):
         if box := find_face(frames[i]):
@@ -137,9 +137,9 @@ def recognize(
 
     import hsta_kernels
 
-    from .data import make_inputs
-    from .face import crop_face
-    from .spotting import motion_curve
+    from ..data.inputs import make_inputs
+    from ..face.crop import crop_face
+    from ..face.spotting import motion_curve
 
     config = model.config
     crops = crop_face(frames, box, MEASURED)
@@ -176,7 +176,7 @@ def recognize(
 def _events(
     crops: Sequence[np.ndarray], fps: float | None, onset: int | None, apex: int | None, offset: int | None
 ) -> tuple[int, int, int]:
-    from .spotting import motion_curve, spot
+    from ..face.spotting import motion_curve, spot
 
     if onset is None and apex is None and offset is None:
         spotted = spot(crops, fps) if fps else spot(crops)

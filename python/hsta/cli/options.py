@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     import hsta_kernels
 
-    from .data import DatasetIndex
-    from .recipe import Recipe
+    from ..data.clips import DatasetIndex
+    from ..training.recipe import Recipe
 
 
 # Left out unless given; --help shows the type alone.
@@ -36,7 +36,7 @@ class DataOptions:
 
     def read(self) -> DatasetIndex:
         """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
-        from .data import read_dataset
+        from ..data.registry import read_dataset
 
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hsta.data import Clip
+from hsta.data.clips import Clip
+from hsta.data.folds import Fold, check_disjoint, shuffled_labels, subject_folds
 from hsta.errors import UserError
-from hsta.predictions import Prediction, read_csv, write_csv, write_megc_log
-from hsta.protocol import Fold, check_disjoint, shuffled_labels, subject_folds
+from hsta.results.tested_clips import Prediction, read_csv, write_csv, write_megc_log
 from hypothesis import given
 from hypothesis import strategies as st
 

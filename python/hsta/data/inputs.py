@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import UserError
-from ..spotting import motion_curve
+from ..face.spotting import motion_curve
 from .clips import Clip
+from .images import read_image
 from .sampling import choose_frames
 from .transforms import Augmentation, flow_image, normalize, prepare
 
@@ -123,16 +122,3 @@ class _Files(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return read_image(self.paths[index])
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB. Raises `UserError` naming the path."""
-    # Not cv2.imread: it knows no paths but ASCII ones on some systems and only warns of a broken file.
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror}") from error
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise UserError(f"not an image, or a broken one: {path}")
-    return np.ascontiguousarray(picture[..., ::-1])

@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
+from ..training.recipe import Recipe
 from .options import DataOptions, MachineOptions, ModelOptions
-from .recipe import Recipe
-from .runs import open_run
+from .run_folder import open_run
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Train:
 
     def run(self) -> None:
         # These load torch, which --help has no use for.
-        from .checkpoints import CHECKPOINT, STATE_FILE, Task
-        from .training import LOG, fit
+        from ..training.checkpoints import CHECKPOINT, STATE_FILE, Task
+        from ..training.loop import LOG, fit
 
         check_seed(self.seed)
         index = self.data.read()

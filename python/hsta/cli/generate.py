@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import UserError
-from .generated import EMOTIONS, generate_casme3
+from ..errors import UserError
+from ..generated.emotions import EMOTIONS
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Generate:
     """The classes that occur."""
 
     def run(self) -> None:
+        from ..generated.writer import generate_casme3
+
         try:
             annotation = generate_casme3(
                 self.output,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .data.clips import Clip
+from .clips import Clip
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 import hsta_kernels
 
+from ..data.clips import Clip
+from ..data.inputs import ClipDataset
+from ..errors import UserError
 from .checkpoints import CHECKPOINT, STATE_FILE, Task, load_state, save_checkpoint, save_state
-from .data import Clip, ClipDataset
-from .errors import UserError
-from .recipe import BETAS, BalancedSampler, Recipe, parameter_groups
+from .clip_order import BalancedSampler
+from .recipe import BETAS, Recipe, parameter_groups
 
 LOG = "log"
 

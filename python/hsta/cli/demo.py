@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..training.recipe import Recipe
 from .evaluate import Evaluate
 from .options import DataOptions, MachineOptions, ModelOptions
 from .predict import Predict
-from .recipe import Recipe
 from .train import Train, check_seed
 
 EMOTIONS = ("disgust", "surprise", "sad", "happy")
@@ -43,7 +43,7 @@ class Demo:
     """Of the generated people and of the training."""
 
     def run(self) -> None:
-        from .generated import generate_casme3
+        from ..generated.writer import generate_casme3
 
         check_seed(self.seed)
         start = time.perf_counter()
@@ -93,8 +93,8 @@ class Demo:
         """A video of somebody who is in no training clip, and what is to be seen in it."""
         import numpy as np
 
-        from .generated import generate_clip, subject_portrait
-        from .video import write_video
+        from ..data.video import write_video
+        from ..generated.clips import generate_clip, subject_portrait
 
         emotion = EMOTIONS[self.seed % len(EMOTIONS)]
         portrait = subject_portrait(self.seed, SUBJECTS + 1)
@@ -108,7 +108,7 @@ class Demo:
 def _speed() -> str:
     import hsta_kernels
 
-    from .speed import compare, table
+    from ..results.speed import compare, table
 
     config = hsta_kernels.create_model("hsta_tiny_224").config
     return f"hsta_tiny_224, 4 clips of 6 frames\n{table(compare(config, batch_size=4, rounds=5))}"

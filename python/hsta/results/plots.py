@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import replacing
-from .generated import NO_EVIDENCE
+from ..files import replacing
+from ..generated.mark import NO_EVIDENCE
 from .metrics import Scores
 
 if TYPE_CHECKING:
-    from .predict import Result
+    from ..cli.predict import Result
 
 BLUE, ORANGE = "#2c6fa6", "#d1681c"
 EVENTS = ("onset", "apex", "offset")
