@@ -119,7 +119,7 @@ def test_ctrl_c_is_exit_code_130(people, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hsta.training.loop, "fit", interrupted)
+    monkeypatch.setattr("hsta.results.evaluation.fit", interrupted)
     assert main(["evaluate", "--data", str(people), "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.endswith("\nhsta: stopped: the same command with --resume goes on from here\n")
     monkeypatch.setattr("hsta.generated.writer.generate_casme3", interrupted)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..training.recipe import Recipe
 from .evaluate import Evaluate
-from .options import DataOptions, MachineOptions, ModelOptions
+from .options import DataOptions, MachineOptions, ModelOptions, check_seed
 from .predict import Predict
-from .train import Train, check_seed
+from .train import Train
 
 EMOTIONS = ("disgust", "surprise", "sad", "happy")
 SUBJECTS = 12

@@ -119,3 +119,8 @@ class MachineOptions:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"cannot use {self.devices} device(s) of {self.accelerator}: {error}") from error
         return fabric
+
+
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")

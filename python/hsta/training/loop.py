@@ -115,20 +115,6 @@ def fit(
     return model.eval()
 
 
-@torch.no_grad()
-def probabilities(
-    model: hsta_kernels.HSTA, clips: Sequence[Clip], task: Task, *, batch_size: int, fabric: Fabric
-) -> list[tuple[float, ...]]:
-    """Class probabilities of each clip; frames are chosen without chance."""
-    model.eval()
-    rows = []
-    for batch in DataLoader(clip_dataset(clips, model.config, task, training=False), batch_size):
-        with fabric.autocast():
-            logits = model(*(batch[name].to(fabric.device) for name in ("video", "special")))
-        rows += [tuple(row) for row in logits.double().softmax(-1).tolist()]
-    return rows
-
-
 def clip_dataset(
     clips: Sequence[Clip],
     config: hsta_kernels.HSTAConfig,
