@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import write_text
 from .clips import GeneratedClip, generate_clip, subject_portrait
 from .emotions import EMOTIONS, OBJECTIVE_CLASSES
 from .mark import MARKER, NO_EVIDENCE
@@ -71,7 +71,7 @@ def generate_casme3(
     root = Path(output)
     annotation = root / ANNOTATION
     _claim(root, annotation)
-    _write_text(
+    write_text(
         root / MARKER,
         json.dumps(
             {
@@ -101,7 +101,7 @@ def generate_casme3(
                 _write_frames(root / f"spNO.{subject}" / video / "color", clip.frames, first)
                 rows.append(_row(f"spNO.{subject}", video, first, clip))
                 bar.update()
-    _write_text(annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    write_text(annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
     return annotation
 
 
@@ -132,9 +132,3 @@ def _write_frames(folder: Path, frames: list[np.ndarray], first: int) -> None:
         if not done:
             raise OSError(f"OpenCV could not encode a frame of shape {frame.shape} as JPEG")
         (folder / f"{number}.jpg").write_bytes(data.tobytes())
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
