@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..face.spotting import motion_curve
+from ..face.spotting import Motion
 from .clips import Clip
 from .images import read_image
 from .sampling import choose_frames
@@ -28,18 +28,19 @@ def make_inputs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's inputs for one clip: video float32 (3, num_frames, H, W) and special float32 (3, 2, H, W).
 
-    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up. ``special`` is the
-    onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain). Without an
-    ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and augmented
-    as in training; without, the result is the same each time. Raises ValueError for no frames, an apex out of
-    range, an unknown ``special``.
+    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up, each once.
+    ``special`` is the onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain).
+    Without an ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and
+    augmented as in training; without, the result is the same each time. Raises ValueError for no frames, an
+    apex out of range, an unknown ``special``.
     """
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
     if special not in ("frames", "flow"):
         raise ValueError(f"special must be 'frames' or 'flow', got {special!r}")
     if apex is None:
-        apex = int(np.argmax(motion_curve(frames)))
+        frames = list(frames)  # all are looked up now, and some again below
+        apex = int(np.argmax(Motion(frames).since()))
     elif not 0 <= apex < len(frames):
         raise ValueError(f"apex must index the {len(frames)} frames, got {apex}")
     augmentation = Augmentation() if rng is None else Augmentation.draw(rng)

@@ -13,7 +13,7 @@ import hsta_kernels
 from ..data.inputs import make_inputs
 from ..errors import UserError
 from ..face.crop import crop_face
-from ..face.spotting import motion_curve, spot
+from ..face.spotting import Events, Motion, spot
 from ..training.checkpoints import Task
 
 MEASURED = 224  # side of the face crops in which motion is looked for
@@ -61,8 +61,11 @@ def recognize(
     """
     config = model.config
     crops = crop_face(frames, face, MEASURED)
-    onset, apex, offset = _events(crops, fps, *events)
-    clip = crop_face(frames[onset : offset + 1], face, max(MEASURED, config.image_size))
+    motion = Motion(crops)
+    onset, apex, offset = _events(motion, fps, *events)
+    clip = crops[onset : offset + 1]
+    if config.image_size > MEASURED:  # larger crops show it more
+        clip = crop_face(frames[onset : offset + 1], face, config.image_size)
     inputs = make_inputs(
         clip,
         apex - onset,
@@ -85,7 +88,7 @@ def recognize(
         fps=fps,
         face=face,
         face_found=face_found,
-        motion_curve=motion_curve(crops, onset).tolist(),
+        motion_curve=motion.since(onset).tolist(),
         attention={
             branch: weights[0].mean(dim=(0, 1)).tolist()
             for branch, weights in zip(("special", "video"), maps, strict=True)
@@ -95,18 +98,15 @@ def recognize(
     return recognition, clip[apex - onset]
 
 
-def _events(
-    crops: Sequence[np.ndarray], fps: float | None, onset: int | None, apex: int | None, offset: int | None
-) -> tuple[int, int, int]:
+def _events(motion: Motion, fps: float | None, onset: int | None, apex: int | None, offset: int | None) -> Events:
     if onset is None and apex is None and offset is None:
-        spotted = spot(crops, fps) if fps else spot(crops)
-        return spotted.onset, spotted.apex, spotted.offset
+        return spot(motion, fps) if fps else spot(motion)
     if onset is None or offset is None:
         raise UserError("onset and offset must be given together (apex may be left out)")
-    if not 0 <= onset <= offset < len(crops):
-        raise UserError(f"onset and offset must be in order and in 0 to {len(crops) - 1}, got {onset} and {offset}")
+    if not 0 <= onset <= offset < len(motion):
+        raise UserError(f"onset and offset must be in order and in 0 to {len(motion) - 1}, got {onset} and {offset}")
     if apex is None:
-        apex = onset + int(np.argmax(motion_curve(crops[onset : offset + 1])))
+        apex = onset + int(np.argmax(motion.since(onset)[onset : offset + 1]))
     elif not onset <= apex <= offset:
         raise UserError(f"apex must be from onset {onset} to offset {offset}, got {apex}")
-    return onset, apex, offset
+    return Events(onset, apex, offset)
