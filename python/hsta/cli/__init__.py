@@ -1,6 +1,6 @@
 """The command line: ``hsta generate | train | evaluate | predict | demo``.
 
-Nothing here imports a heavy library before a command runs: help and complaints come at once.
+What computes is imported when a command runs and its options are found good, so that help and complaints come at once.
 """
 
 from .program import main

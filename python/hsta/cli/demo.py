@@ -38,14 +38,15 @@ class Demo:
     """
 
     output: Path
-    """Folder for data, runs and pictures."""
+    """Folder that gets data, runs and pictures."""
     seed: int = 0
-    """Of the generated people and of the training."""
+    """Seed of the random numbers that make the people and train the models."""
 
     def run(self) -> None:
+        check_seed(self.seed)
+
         from ..generated.writer import generate_casme3
 
-        check_seed(self.seed)
         start = time.perf_counter()
         people = self.output / "generated"
         data = DataOptions(people, special="flow")

@@ -27,34 +27,35 @@ class Evaluate:
 
     data: DataOptions
     output: Path
-    """Folder for metrics.json, predictions.csv, megc2019.log, confusion_matrix.png."""
+    """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png."""
     protocol: Literal["loso", "leave-subjects-out"] = "loso"
-    """Leave one subject out, or groups of subjects (see --folds; other figures than with loso)."""
+    """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds)."""
     folds: OptionalInt = None
-    """Number of groups for leave-subjects-out."""
+    """Number of groups of subjects, for leave-subjects-out only."""
     shuffle_labels: bool = False
-    """Control: train on labels dealt out anew; the score must be at chance."""
+    """Train on labels that are dealt out anew, as a control: the score must be at chance."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
-    """Of weights, order, augmentation and dropout."""
+    """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
     resume: bool = False
     """Go on with an evaluation that was stopped; folds that are done are not done again."""
     overwrite: bool = False
-    """Begin an evaluation again that the folder holds."""
+    """Delete the evaluation that the folder holds and begin it again."""
 
     def run(self) -> Scores:
+        check_seed(self.seed)
+        if (self.folds is not None) != (self.protocol == "leave-subjects-out"):
+            raise UserError("--folds and --protocol leave-subjects-out go together")
+        index = self.data.read()
+
         from ..data.folds import shuffled_labels, subject_folds
         from ..results.evaluation import evaluate_fold
         from ..results.metrics import score
         from ..results.report import FILES, summary, write_report
         from ..training.checkpoints import Task
 
-        check_seed(self.seed)
-        if (self.folds is not None) != (self.protocol == "leave-subjects-out"):
-            raise UserError("--folds and --protocol leave-subjects-out go together")
-        index = self.data.read()
         try:
             folds = subject_folds(index.clips, self.folds)
         except ValueError as error:

@@ -25,19 +25,19 @@ class Predict:
     """Tell the micro-expression in a video, and show where the model looked."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """Video file, or folder of frames."""
+    """Video file or folder of frames to look at."""
     checkpoint: Path
-    """Folder that `hsta train` wrote."""
+    """Folder that `hsta train` wrote, with the model to use."""
     output: Path = Path("predictions")
-    """Folder for the picture and the same as JSON."""
+    """Folder that gets the answer as a picture and as JSON."""
     json: bool = False
-    """Print JSON and nothing else."""
+    """Print the answer as JSON and nothing else."""
     onset: OptionalInt = None
-    """First frame of the expression, counted from 0; found if not given."""
+    """Number of the first frame of the expression, counted from 0; found if left out."""
     apex: OptionalInt = None
-    """Frame of the strongest expression; found if not given."""
+    """Number of the frame in which the expression is strongest; found if left out."""
     offset: OptionalInt = None
-    """Last frame of the expression; found if not given."""
+    """Number of the last frame of the expression; found if left out."""
 
     def run(self) -> Recognition:
         from ..data.video import read_frames

@@ -28,6 +28,9 @@ RESUMABLE = {"train", "evaluate"}
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A terminal that lacks a letter, of a path or of tyro's help, shows a question mark in its place.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _run(arguments)
     except UserError as error:

@@ -19,23 +19,24 @@ class Train:
 
     data: DataOptions
     output: Path
-    """Folder of the run: checkpoint, log (TensorBoard), arguments."""
+    """Folder of the run, which gets the checkpoint, a log for TensorBoard and these arguments."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
-    """Of weights, order, augmentation and dropout."""
+    """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
     resume: bool = False
     """Go on with a run that was stopped; it ends as if it had not been."""
     overwrite: bool = False
-    """Begin a run again that the folder holds."""
+    """Delete the run that the folder holds and begin it again."""
 
     def run(self) -> None:
+        check_seed(self.seed)
+        index = self.data.read()
+
         from ..training.checkpoints import CHECKPOINT, STATE_FILE, Task
         from ..training.loop import LOG, fit
 
-        check_seed(self.seed)
-        index = self.data.read()
         config = self.model.config(len(index.class_names), self.recipe)
         fabric = self.machine.fabric()
         begin(self, index.notes, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))

@@ -17,26 +17,26 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults: what HSTA's authors train CAS(ME)^3 with (arXiv 2405.03202)."""
+    """The defaults are what HSTA's authors train CAS(ME)^3 with (arXiv 2405.03202)."""
 
     epochs: int = 150
-    """Passes through the training clips. The last one's weights are used, none is picked."""
+    """Number of passes through the training clips; the weights of the last one are used, none is picked."""
     batch_size: int = 32
-    """Clips in a step, on each device."""
+    """Number of clips in a training step, on each device."""
     learning_rate: float = 5e-4
-    """For a batch of 256; scaled in proportion to the batch."""
+    """Highest learning rate, for a batch of 256 clips; it is scaled in proportion to the batch."""
     warmup_epochs: int = 5
-    """Epochs in which the rate rises from 0; it then falls along a cosine to 0."""
+    """Number of epochs in which the learning rate rises from 0; it then falls along a cosine to 0."""
     weight_decay: float = 0.05
-    """Of AdamW; biases, norms and CLS tokens are spared."""
+    """Weight decay of AdamW; biases, norms and CLS tokens are spared."""
     layer_decay: float = 0.9
-    """Factor on the rate from one HSTA block to the one before it."""
+    """Factor on the learning rate from one HSTA block to the one before it."""
     drop_rate: float = 0.2
-    """Dropout within the layers."""
+    """Probability that dropout within the layers sets a value to 0."""
     drop_path_rate: float = 0.2
-    """Probability that the last layer is skipped; rises from 0 with depth."""
+    """Probability that a training step skips the last layer; that of the layers before it rises to this from 0."""
     head_drop_rate: float = 0.2
-    """Dropout before the classifier."""
+    """Probability that dropout before the classifier sets a value to 0."""
 
     def __post_init__(self) -> None:
         for name, good, expected in (
