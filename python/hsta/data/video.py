@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import replacing
 from .images import ENDINGS, read_image
+from .natural_order import natural_key
 
 LARGEST = 4 * 2**30  # bytes of decoded frames held in memory
 
@@ -77,13 +77,8 @@ def _read_folder(path: Path) -> list[np.ndarray]:
     files = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and not file.name.startswith(".")]
     if not files:
         raise UserError(f"no images ({', '.join(sorted(ENDINGS))}) in {path}")
-    frames = [read_image(file) for file in sorted(files, key=_natural)]
+    frames = [read_image(file) for file in sorted(files, key=lambda file: natural_key(file.stem.lower()))]
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise UserError(f"the images in {path} differ in size: {sorted(shapes)}")
     return frames
-
-
-def _natural(path: Path) -> list:
-    """``img9`` before ``img10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem.lower())]
