@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -101,7 +102,9 @@ def generate_casme3(
                 _write_frames(root / f"spNO.{subject}" / video / "color", clip.frames, first)
                 rows.append(_row(f"spNO.{subject}", video, first, clip))
                 bar.update()
-    write_text(annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_text(annotation, table.getvalue())
     return annotation
 
 
