@@ -1,8 +1,8 @@
 """A generated data set and a training so small that they take no time."""
 
 import pytest
-from hsta.__main__ import main
-from hsta.generated import generate_casme3
+from hsta.cli import main
+from hsta.generated.writer import generate_casme3
 
 
 @pytest.fixture(scope="session")

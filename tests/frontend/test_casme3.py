@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from hsta.data import read_dataset
 from hsta.data.casme3 import CLASS_NAMES
+from hsta.data.registry import read_dataset
 from hsta.errors import UserError
 
 HEADER = (

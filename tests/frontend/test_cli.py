@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import hsta.training
+import hsta.training.loop
 import pytest
-from hsta.__main__ import main
-from hsta.data import read_dataset
+from hsta.cli import main
+from hsta.data.registry import read_dataset
 
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
@@ -77,17 +77,34 @@ def test_as_a_program():
     assert child.stderr.startswith("hsta: Unrecognized options: trane")
 
 
-def test_help_does_not_wait_for_torch_and_is_plain_text():
+SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
+AT_ONCE = {
+    "--help": 0,
+    **{f"{command} --help": 0 for command in ("generate", "train", "evaluate", "predict", "demo")},
+    "train": 2,
+    "train --data nowhere --output run --seed -1": 2,
+    "train --data nowhere --output run --workers -1": 2,
+    "train --data nowhere --output run": 2,
+    "train --data . --dataset nothing --output run": 2,
+    "evaluate --data nowhere --output run --folds 2": 2,
+    "demo --output run --seed -1": 2,
+}
+
+
+def test_help_and_complaints_wait_for_no_library_and_fit_a_plain_terminal():
     program = """
 import sys
-from hsta.__main__ import main
-for command in ("generate", "train", "evaluate", "predict", "demo"):
-    assert main([command, "--help"]) == 0
-assert not {"torch", "lightning_fabric", "matplotlib"} & set(sys.modules)
+from hsta.cli import main
+slow, code, line = sys.argv[1:]
+assert main(line.split()) == int(code)
+loaded = set(slow.split()) & set(sys.modules)
+assert not loaded, loaded
 """
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=plain)
-    assert child.returncode == 0, child.stderr
+    for line, code in AT_ONCE.items():
+        call = [sys.executable, "-c", program, SLOW, str(code), line]
+        child = subprocess.run(call, capture_output=True, text=True, env=plain)
+        assert child.returncode == 0, (line, child.stderr)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +136,10 @@ def test_ctrl_c_is_exit_code_130(people, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hsta.training, "fit", interrupted)
+    monkeypatch.setattr("hsta.results.evaluation.fit", interrupted)
     assert main(["evaluate", "--data", str(people), "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.endswith("\nhsta: stopped: the same command with --resume goes on from here\n")
-    monkeypatch.setattr("hsta.generate.generate_casme3", interrupted)
+    monkeypatch.setattr("hsta.generated.writer.generate_casme3", interrupted)
     assert main(["generate", "--output", str(tmp_path / "faces")]) == 130
     assert capsys.readouterr().err == "\nhsta: stopped\n"
 
@@ -131,7 +148,7 @@ def test_an_error_of_the_program_is_not_hidden(people, tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise AssertionError("a fault of ours")
 
-    monkeypatch.setattr(hsta.training, "fit", broken)
+    monkeypatch.setattr(hsta.training.loop, "fit", broken)
     with pytest.raises(AssertionError, match="a fault of ours"):
         main(["train", "--data", str(people), "--output", str(tmp_path / "run")])
 

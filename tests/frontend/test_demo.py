@@ -3,21 +3,21 @@
 from dataclasses import replace
 
 import cv2
-import hsta.demo
-import hsta.speed
+import hsta.cli.demo
+import hsta.results.speed
 import pytest
-from hsta.__main__ import main
-from hsta.speed import Comparison, compare, table
+from hsta.cli import main
+from hsta.results.speed import Comparison, compare, table
 
 import hsta_kernels
 
 
 def test_the_demo_says_what_it_did_and_where_the_pictures_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hsta.demo, "SUBJECTS", 2)
-    monkeypatch.setattr(hsta.demo, "CLIPS_PER_SUBJECT", 4)
-    monkeypatch.setattr(hsta.demo, "MODEL", replace(hsta.demo.MODEL, image_size=32, num_frames=2))
-    monkeypatch.setattr(hsta.demo, "RECIPE", replace(hsta.demo.RECIPE, epochs=1, warmup_epochs=0))
-    monkeypatch.setattr(hsta.speed, "compare", lambda *sizes, **options: [Comparison("inference", 0.03, 0.02)])
+    monkeypatch.setattr(hsta.cli.demo, "SUBJECTS", 2)
+    monkeypatch.setattr(hsta.cli.demo, "CLIPS_PER_SUBJECT", 4)
+    monkeypatch.setattr(hsta.cli.demo, "MODEL", replace(hsta.cli.demo.MODEL, image_size=32, num_frames=2))
+    monkeypatch.setattr(hsta.cli.demo, "RECIPE", replace(hsta.cli.demo.RECIPE, epochs=1, warmup_epochs=0))
+    monkeypatch.setattr(hsta.results.speed, "compare", lambda *sizes, **options: [Comparison("inference", 0.03, 0.02)])
     assert main(["demo", "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in lines if line.startswith("[")] == [f"[{n}/6]" for n in range(1, 7)]

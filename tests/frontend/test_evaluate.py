@@ -6,11 +6,11 @@ from collections import defaultdict
 from types import SimpleNamespace
 
 import cv2
-import hsta.training
+import hsta.results.evaluation
 import numpy as np
 import pytest
-from hsta.__main__ import main
-from hsta.data import read_dataset
+from hsta.cli import main
+from hsta.data.registry import read_dataset
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 FILES = {"metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png"}
@@ -31,7 +31,7 @@ def evaluated(short, tmp_path_factory):
 @pytest.fixture
 def folds(monkeypatch):
     """What each fold learned from and was tested on; ``stop`` is the fold whose test is interrupted."""
-    fit, probabilities = hsta.training.fit, hsta.training.probabilities
+    fit, probabilities = hsta.results.evaluation.fit, hsta.results.evaluation.probabilities
     seen = SimpleNamespace(learned=[], tested=[], stop=None)
 
     def spying_fit(config, task, clips, *rest, **options):
@@ -44,8 +44,8 @@ def folds(monkeypatch):
         seen.tested.append(clips)
         return probabilities(model, clips, *rest, **options)
 
-    monkeypatch.setattr(hsta.training, "fit", spying_fit)
-    monkeypatch.setattr(hsta.training, "probabilities", spying_probabilities)
+    monkeypatch.setattr(hsta.results.evaluation, "fit", spying_fit)
+    monkeypatch.setattr(hsta.results.evaluation, "probabilities", spying_probabilities)
     return seen
 
 

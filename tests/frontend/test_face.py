@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import skimage.data
-from hsta.face import centre_box, crop_face, find_face
-from hsta.generated import generate_clip, subject_portrait
+from hsta.face.crop import centre_box, crop_face, find_face
+from hsta.generated.clips import generate_clip, subject_portrait
 
 
 def test_the_astronaut_is_found():

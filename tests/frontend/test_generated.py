@@ -8,12 +8,16 @@ import hsta.generated.writer as writer
 import numpy as np
 import pandas as pd
 import pytest
-from hsta.data import ClipDataset, read_dataset
+from hsta.cli.generate import Generate
+from hsta.data.inputs import ClipDataset
+from hsta.data.registry import read_dataset
 from hsta.errors import UserError
-from hsta.generate import Generate
-from hsta.generated import EMOTIONS, MARKER, generate_casme3, generate_clip, subject_portrait
-from hsta.generated.action_units import ACTION_UNITS, EMOTION_UNITS, displacement
+from hsta.generated.action_units import ACTION_UNITS, displacement
+from hsta.generated.clips import generate_clip, subject_portrait
+from hsta.generated.emotions import EMOTION_UNITS, EMOTIONS
 from hsta.generated.landmarks import NAMES
+from hsta.generated.mark import MARKER
+from hsta.generated.writer import generate_casme3
 
 TABLE = "cas(me)3_part_A_ME_label_JpgIndex_v2.csv"
 

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hsta.metrics import Scores, score
+from hsta.results.metrics import Scores, score
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score

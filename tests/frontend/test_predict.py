@@ -3,11 +3,13 @@
 import json
 
 import cv2
+import hsta.face.crop
+import hsta.face.flow
 import numpy as np
 import pytest
-from hsta.__main__ import main
-from hsta.generated import generate_clip, subject_portrait
-from hsta.video import write_video
+from hsta.cli import main
+from hsta.data.video import write_video
+from hsta.generated.clips import generate_clip, subject_portrait
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,26 @@ def test_given_events_are_taken(folder, predict):
     assert result["motion_curve"][3] == 0
     result, _ = predict(folder, "--onset", "3", "--offset", "9")
     assert result["apex"] == 3 + int(np.argmax(result["motion_curve"][3:10]))
+
+
+@pytest.mark.parametrize("options", ["", "--onset 3 --offset 9", "--onset 3 --apex 5 --offset 9"])
+def test_no_frame_is_cropped_twice_and_no_pair_has_its_flow_computed_twice(folder, predict, film, monkeypatch, options):
+    crop_face, dense_flow = hsta.face.crop.crop_face, hsta.face.flow.dense_flow
+    cropped, pairs = [], []
+
+    def spying_crop(frames, box, size):
+        cropped.extend(frame.tobytes() for frame in frames)
+        return crop_face(frames, box, size)
+
+    def spying_flow(before, after):
+        pairs.append((before.tobytes(), after.tobytes()))
+        return dense_flow(before, after)
+
+    monkeypatch.setattr("hsta.results.recognition.crop_face", spying_crop)
+    monkeypatch.setattr("hsta.face.spotting.dense_flow", spying_flow)
+    predict(folder, *options.split())
+    assert cropped == [frame.tobytes() for frame in film]
+    assert len(pairs) == len(set(pairs)) >= len(film) - 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hsta.recipe import BalancedSampler, Recipe, parameter_groups
+from hsta.training.clip_order import BalancedSampler
+from hsta.training.recipe import Recipe, parameter_groups
 from hypothesis import given
 from hypothesis import strategies as st
 

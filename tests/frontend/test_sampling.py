@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hsta.data import Clip, ClipDataset, make_inputs
+from hsta.data.clips import Clip
+from hsta.data.inputs import ClipDataset, make_inputs
 from hsta.data.sampling import choose_frames
 from hsta.data.transforms import DEVIATION, MEAN, flow_image
 from hsta.errors import UserError
@@ -85,6 +86,21 @@ def test_without_an_apex_the_largest_motion_is_taken():
     taken = make_inputs(frames, None, image_size=48, num_frames=6)[1]
     torch.testing.assert_close(taken, make_inputs(frames, 5, image_size=48, num_frames=6)[1])
     assert not torch.equal(taken, make_inputs(frames, 4, image_size=48, num_frames=6)[1])
+
+
+@pytest.mark.parametrize("apex", [None, 5])
+def test_no_frame_is_looked_up_twice(apex):
+    class Looked(list):
+        def __getitem__(self, index):
+            looked.append(index)
+            return super().__getitem__(index)
+
+        def __iter__(self):
+            return (self[index] for index in range(len(self)))
+
+    looked = []
+    make_inputs(Looked(texture(seed=seed) for seed in range(9)), apex, image_size=32, num_frames=6)
+    assert len(looked) == len(set(looked))
 
 
 def test_flow_image_measures_motion_and_strain():

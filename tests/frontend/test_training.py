@@ -9,7 +9,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hsta.__main__ import main
+from hsta.cli import main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hsta_kernels
@@ -20,7 +20,7 @@ STOP = 5  # in the second of the three steps of the second epoch
 KILLED = """
 import os, signal, sys
 import hsta_kernels
-from hsta.__main__ import main
+from hsta.cli import main
 
 forward, steps = hsta_kernels.HSTA.forward, 0
 

@@ -2,11 +2,11 @@
 
 import av
 import cv2
-import hsta.video as video
+import hsta.data.video as video
 import numpy as np
 import pytest
+from hsta.data.video import read_frames, write_video
 from hsta.errors import UserError
-from hsta.video import read_frames, write_video
 
 
 def scene(count=6, height=64, width=96):

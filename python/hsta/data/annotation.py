@@ -6,10 +6,12 @@ import csv
 import math
 import unicodedata
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def clean(value: object) -> str:
@@ -34,6 +36,8 @@ def read_table(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     In a workbook the first sheet that has the ``required`` columns is taken. Raises `UserError` when the file
     cannot be read or lacks one of them.
     """
+    import pandas as pd
+
     try:
         if path.suffix.lower() == ".csv":
             sheets = [_read_csv(path)]
@@ -52,6 +56,8 @@ def read_table(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
-from ..generated import MARKER, NO_EVIDENCE
+from ..generated.mark import MARKER, NO_EVIDENCE
 from .annotation import frame_number, read_table
 from .clips import Clip, DatasetIndex
+from .images import ENDINGS
 
 CLASS_NAMES = ("others", "disgust", "surprise", "fear", "anger", "sad", "happy")
 # The macro-expression table and the other sets of the field spell the same emotions so.
@@ -21,7 +22,6 @@ SPELLINGS = {
 }
 OBJECTIVE_NAMES = ("I", "II", "III", "IV", "V", "VI", "VII")
 LONGEST = 50  # frames after the onset; spans of thousands occur, and HSTA's authors cut them here
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 
 def read(root: Path) -> DatasetIndex:
@@ -99,7 +99,7 @@ class _Folders:
             self.read[folder] = {
                 int(path.stem): path
                 for path in sorted(folder.iterdir())
-                if path.suffix.lower() in IMAGES and path.stem.isascii() and path.stem.isdigit()
+                if path.suffix.lower() in ENDINGS and path.stem.isascii() and path.stem.isdigit()
             }
         return self.read[folder]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..flow import dense_flow
+from ..face.flow import dense_flow
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)

@@ -1,9 +1,4 @@
-"""Action units (FACS) as displacement fields, and the combinations that the emotions are read from.
-
-The combinations are the prototypes of the emotional facial action coding system as far as the units below
-reach (Ekman, Friesen and Hager, 2002); the objective classes are those of Davison, Merghani and Yap (2018),
-by units alone.
-"""
+"""Action units (FACS) as displacement fields."""
 
 from __future__ import annotations
 
@@ -24,26 +19,6 @@ ACTION_UNITS: dict[int, list[tuple[str, float, float, float]]] = {
     14: [("lip_corner", -1.0, 0.0, 11)],
     15: [("lip_corner", 0.2, 1.0, 13)],
     25: [("lip_lower", 0.0, 1.0, 11), ("lip_upper", 0.0, -0.3, 9)],
-}
-
-EMOTION_UNITS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "others": ((14,),),
-    "disgust": ((9,), (4, 9)),
-    "surprise": ((1, 2), (1, 2, 25)),
-    "fear": ((1, 2, 4, 5), (1, 2, 4, 5, 25)),
-    "anger": ((4,), (4, 5)),
-    "sad": ((1, 15), (1, 4, 15)),
-    "happy": ((12,), (6, 12)),
-}
-
-OBJECTIVE_CLASSES = {
-    "happy": "I",
-    "surprise": "II",
-    "anger": "III",
-    "disgust": "IV",
-    "sad": "V",
-    "fear": "VI",
-    "others": "VII",
 }
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .action_units import EMOTION_UNITS, displacement, units_text
+from .action_units import displacement, units_text
+from .emotions import EMOTION_UNITS
 from .faces import SIDE, Portrait, parametric_portrait
 from .landmarks import FRAME, Landmarks
 from .photograph import photographed_portrait

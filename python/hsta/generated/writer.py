@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from ..errors import UserError
-from .action_units import EMOTION_UNITS, OBJECTIVE_CLASSES
+from ..files import write_text
 from .clips import GeneratedClip, generate_clip, subject_portrait
+from .emotions import EMOTIONS, OBJECTIVE_CLASSES
+from .mark import MARKER, NO_EVIDENCE
 
 ANNOTATION = "cas(me)3_part_A_ME_label_JpgIndex_v2.csv"
-MARKER = "generated.json"  # says of a folder that what is in it is generated, and how
-NO_EVIDENCE = "generated data: no evidence about real faces"
 COLUMNS = (
     "Subject",
     "Filename",
@@ -43,7 +43,7 @@ def generate_casme3(
     *,
     image_size: int = 224,
     amplitude: float = 1.0,
-    emotions: Sequence[str] = tuple(EMOTION_UNITS),
+    emotions: Sequence[str] = EMOTIONS,
     progress: bool = True,
 ) -> Path:
     """Write ``subjects`` × ``clips_per_subject`` clips under ``output``; returns the path of the annotation
@@ -65,14 +65,14 @@ def generate_casme3(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    unknown = sorted(set(emotions) - set(EMOTION_UNITS))
+    unknown = sorted(set(emotions) - set(EMOTIONS))
     if unknown or not emotions:
-        raise ValueError(f"emotions must be some of {', '.join(EMOTION_UNITS)}, got {list(emotions)}")
+        raise ValueError(f"emotions must be some of {', '.join(EMOTIONS)}, got {list(emotions)}")
 
     root = Path(output)
     annotation = root / ANNOTATION
     _claim(root, annotation)
-    _write_text(
+    write_text(
         root / MARKER,
         json.dumps(
             {
@@ -102,7 +102,9 @@ def generate_casme3(
                 _write_frames(root / f"spNO.{subject}" / video / "color", clip.frames, first)
                 rows.append(_row(f"spNO.{subject}", video, first, clip))
                 bar.update()
-    _write_text(annotation, pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_text(annotation, table.getvalue())
     return annotation
 
 
@@ -133,9 +135,3 @@ def _write_frames(folder: Path, frames: list[np.ndarray], first: int) -> None:
         if not done:
             raise OSError(f"OpenCV could not encode a frame of shape {frame.shape} as JPEG")
         (folder / f"{number}.jpg").write_bytes(data.tobytes())
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,16 +1,13 @@
-"""The training recipe of HSTA's authors, and what follows from it: rates, decay, the order of the clips."""
+"""The training recipe of HSTA's authors, and what follows from it: learning rates and decay."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,26 +17,26 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults: what HSTA's authors train CAS(ME)^3 with (arXiv 2405.03202)."""
+    """The defaults are what HSTA's authors train CAS(ME)^3 with (arXiv 2405.03202)."""
 
     epochs: int = 150
-    """Passes through the training clips. The last one's weights are used, none is picked."""
+    """Number of passes through the training clips; the weights of the last one are used, none is picked."""
     batch_size: int = 32
-    """Clips in a step, on each device."""
+    """Number of clips in a training step, on each device."""
     learning_rate: float = 5e-4
-    """For a batch of 256; scaled in proportion to the batch."""
+    """Highest learning rate, for a batch of 256 clips; it is scaled in proportion to the batch."""
     warmup_epochs: int = 5
-    """Epochs in which the rate rises from 0; it then falls along a cosine to 0."""
+    """Number of epochs in which the learning rate rises from 0; it then falls along a cosine to 0."""
     weight_decay: float = 0.05
-    """Of AdamW; biases, norms and CLS tokens are spared."""
+    """Weight decay of AdamW; biases, norms and CLS tokens are spared."""
     layer_decay: float = 0.9
-    """Factor on the rate from one HSTA block to the one before it."""
+    """Factor on the learning rate from one HSTA block to the one before it."""
     drop_rate: float = 0.2
-    """Dropout within the layers."""
+    """Probability that dropout within the layers sets a value to 0."""
     drop_path_rate: float = 0.2
-    """Probability that the last layer is skipped; rises from 0 with depth."""
+    """Probability that a training step skips the last layer; that of the layers before it rises to this from 0."""
     head_drop_rate: float = 0.2
-    """Dropout before the classifier."""
+    """Probability that dropout before the classifier sets a value to 0."""
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -85,37 +82,3 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-class BalancedSampler:
-    """Clips of an epoch in random order, as many of each class: of rare classes clips come again.
-
-    The order is a function of seed and ``epoch``, which the training sets; each of several devices (``ranks``)
-    gets every so many-th clip of it. Within a class no clip comes a further time before all others have.
-    """
-
-    # No set_epoch: Lightning would call it with the number of passes since the process began.
-    epoch = 0
-
-    def __init__(self, labels: Sequence[int], seed: int, rank: int = 0, ranks: int = 1):
-        labels = np.asarray(labels)
-        self.classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        self.length = len(labels)
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
-
-    def __len__(self) -> int:
-        return self.length // self.ranks
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        share = -(-self.length // len(self.classes))
-        drawn = []
-        for members in self.classes:
-            rounds = [rng.permutation(members) for _ in range(-(-share // len(members)))]
-            drawn.append(np.concatenate(rounds)[:share])
-        # One of each class in turn, so that cutting to length costs no class more than one clip.
-        turns = np.stack(drawn, axis=1)
-        order = rng.permuted(turns, axis=1).ravel()[: self.length]
-        return iter(rng.permutation(order)[self.rank :: self.ranks][: len(self)].tolist())

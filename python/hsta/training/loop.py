@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 import hsta_kernels
 
+from ..data.clips import Clip
+from ..data.inputs import ClipDataset
+from ..errors import UserError
 from .checkpoints import CHECKPOINT, STATE_FILE, Task, load_state, save_checkpoint, save_state
-from .data import Clip, ClipDataset
-from .errors import UserError
-from .recipe import BETAS, BalancedSampler, Recipe, parameter_groups
+from .clip_order import BalancedSampler
+from .recipe import BETAS, Recipe, parameter_groups
 
 LOG = "log"
 
@@ -111,20 +113,6 @@ def fit(
     if log:
         log.close()
     return model.eval()
-
-
-@torch.no_grad()
-def probabilities(
-    model: hsta_kernels.HSTA, clips: Sequence[Clip], task: Task, *, batch_size: int, fabric: Fabric
-) -> list[tuple[float, ...]]:
-    """Class probabilities of each clip; frames are chosen without chance."""
-    model.eval()
-    rows = []
-    for batch in DataLoader(clip_dataset(clips, model.config, task, training=False), batch_size):
-        with fabric.autocast():
-            logits = model(*(batch[name].to(fabric.device) for name in ("video", "special")))
-        rows += [tuple(row) for row in logits.double().softmax(-1).tolist()]
-    return rows
 
 
 def clip_dataset(

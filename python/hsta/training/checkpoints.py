@@ -17,8 +17,8 @@ import torch
 import hsta_kernels
 from hsta_kernels import tensor_files
 
-from .errors import UserError
-from .files import replacing, write_text
+from ..errors import UserError
+from ..files import replacing, write_text
 
 STATE_FILE = "training_state.safetensors"
 CHECKPOINT = "checkpoint"

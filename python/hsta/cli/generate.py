@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import UserError
-from .generated import EMOTIONS, generate_casme3
+from ..errors import UserError
+from ..generated.emotions import EMOTIONS
 
 
 @dataclass
@@ -15,23 +15,25 @@ class Generate:
     """Write a data set of generated faces, in the layout of a licensed one."""
 
     output: Path
-    """Folder to write to; made if missing."""
+    """Folder to write to; it is made if it is missing."""
     format: Literal["casme3"] = "casme3"
-    """Whose layout and file names: casme3 is CAS(ME)^3 part A."""
+    """Data set whose layout and file names are used: casme3 is CAS(ME)^3 part A."""
     subjects: int = 10
     """Number of people; the first is a photograph, the others are drawn."""
     clips_per_subject: int = 8
-    """Micro-expressions filmed of each."""
+    """Number of micro-expressions filmed of each of them."""
     seed: int = 0
-    """The same seed gives the same bytes."""
+    """Seed of the random numbers that make people and clips; the same seed gives the same bytes."""
     image_size: int = 224
     """Side of the frames in pixels."""
     amplitude: float = 1.0
-    """Multiplies the movement of 0.5 to 3 pixels; 0 is the control, in which nothing can be learned."""
+    """Factor on the movement of 0.5 to 3 pixels; 0 makes a control, from which nothing can be learned."""
     emotions: tuple[str, ...] = EMOTIONS
-    """The classes that occur."""
+    """Emotions that occur in the clips."""
 
     def run(self) -> None:
+        from ..generated.writer import generate_casme3
+
         try:
             annotation = generate_casme3(
                 self.output,

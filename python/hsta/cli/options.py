@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     import hsta_kernels
 
-    from .data import DatasetIndex
-    from .recipe import Recipe
+    from ..data.clips import DatasetIndex
+    from ..training.recipe import Recipe
 
 
 # Left out unless given; --help shows the type alone.
@@ -26,20 +26,21 @@ OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 @dataclass(frozen=True)
 class DataOptions:
     data: Path
-    """Folder of the data set, as it is distributed."""
+    """Folder that holds the data set as its owners give it out."""
     dataset: str = "casme3"
-    """Whose layout it has."""
+    """Name of the data set, which tells how its files are laid out: casme3 is CAS(ME)^3 part A."""
     special: Literal["frames", "flow"] = "frames"
-    """Special frames: onset and apex, or optical-flow images of onset to apex and apex to offset."""
+    """What the special frames are: onset and apex, or the optical flow from onset to apex and from apex to offset."""
     workers: int = 0
-    """Processes that load clips; 0: the training does it itself."""
+    """Number of processes that load clips; with 0 the training process does it itself."""
 
     def read(self) -> DatasetIndex:
         """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
-        from .data import read_dataset
-
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
+
+        from ..data.registry import read_dataset
+
         index = read_dataset(self.dataset, self.data)
         present = sorted({clip.label for clip in index.clips})
         if len(present) < 2:
@@ -55,15 +56,15 @@ class DataOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     model: str = "hsta_tiny_224"
-    """Size: hsta_tiny_224, hsta_small_224, hsta_base_224, or one of these with _k3 before _224."""
+    """Name of the model: hsta_tiny_224, hsta_small_224, hsta_base_224, or one of these with _k3 before _224."""
     image_size: OptionalInt = None
-    """Side of the frames in pixels, if not the model's."""
+    """Side in pixels of the frames that the model sees; the named model's own if left out."""
     num_frames: OptionalInt = None
-    """Frames of the video, if not the model's."""
+    """Number of video frames that the model sees; the named model's own if left out."""
     attention: Literal["divided", "joint"] = "divided"
-    """Over time and then over space, or over both at once."""
+    """How the model attends to a video: divided is over time and then over space, joint is over both at once."""
     depth: Annotated[tuple[tuple[int, int], ...] | None, tyro.conf.arg(metavar="INT INT ...")] = None
-    """Layers of the special and of the video branch in each block, if not the model's: 1 2 1 2 is two blocks."""
+    """Layers of the special and of the video branch in each block, such as 1 2 1 2 for two; else the model's own."""
 
     def config(self, num_classes: int, recipe: Recipe) -> hsta_kernels.HSTAConfig:
         import hsta_kernels
@@ -89,16 +90,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Passed to Lightning Fabric."""
+    """Where and how to compute; passed to Lightning Fabric."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """What to compute on."""
+    """Kind of device to compute on; auto takes a GPU where there is one."""
     devices: str = "1"
-    """How many of it, or which ("0,1"), or auto for all."""
+    """How many devices to use, or which ("0,1"), or auto for all."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Of the computation; weights are float32 in any case."""
+    """Number format of the computation; weights are float32 in any case."""
     strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices share the work."""
+    """How several devices share the work: ddp gives each of them batches of its own, auto leaves it to Lightning."""
 
     def fabric(self) -> Fabric:
         """Launched. Raises `UserError` when the machine has no such devices."""
@@ -119,3 +120,8 @@ class MachineOptions:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"cannot use {self.devices} device(s) of {self.accelerator}: {error}") from error
         return fabric
+
+
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,10 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .data.dataset import read_image
-from .errors import UserError
+from ..errors import UserError
+from ..files import replacing
+from .images import ENDINGS, read_image
+from .natural_order import natural_key
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp"}
 LARGEST = 4 * 2**30  # bytes of decoded frames held in memory
 
 
@@ -40,24 +39,17 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> N
     """Write RGB uint8 frames as H.264, nearly lossless: the motions are small. An odd side gains a pixel."""
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     height, width = frames[0].shape[:2]
     padding = ((0, height % 2), (0, width % 2), (0, 0))
-    try:
-        with av.open(str(temporary), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height = width + width % 2, height + height % 2
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12", "preset": "medium"}
-            for frame in frames:
-                picture = av.VideoFrame.from_ndarray(np.pad(frame, padding, mode="edge"), format="rgb24")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, av.open(str(temporary), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height = width + width % 2, height + height % 2
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "12", "preset": "medium"}
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.pad(frame, padding, mode="edge"), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
 
 
 def _read_video(path: Path) -> tuple[list[np.ndarray], float | None]:
@@ -82,16 +74,11 @@ def _read_video(path: Path) -> tuple[list[np.ndarray], float | None]:
 
 
 def _read_folder(path: Path) -> list[np.ndarray]:
-    files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES and not file.name.startswith(".")]
+    files = [file for file in path.iterdir() if file.suffix.lower() in ENDINGS and not file.name.startswith(".")]
     if not files:
-        raise UserError(f"no images ({', '.join(sorted(IMAGES))}) in {path}")
-    frames = [read_image(file) for file in sorted(files, key=_natural)]
+        raise UserError(f"no images ({', '.join(sorted(ENDINGS))}) in {path}")
+    frames = [read_image(file) for file in sorted(files, key=lambda file: natural_key(file.stem.lower()))]
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         raise UserError(f"the images in {path} differ in size: {sorted(shapes)}")
     return frames
-
-
-def _natural(path: Path) -> list:
-    """``img9`` before ``img10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem.lower())]

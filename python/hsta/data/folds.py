@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .data.clips import Clip
+from .clips import Clip
+from .natural_order import natural_key
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def subject_folds(clips: Sequence[Clip], folds: int | None = None) -> list[Fold]
     Raises ValueError when there are fewer than two subjects, or fewer than ``folds``.
     """
     sizes = Counter((clip.dataset, clip.subject) for clip in clips)
-    subjects = sorted(sizes, key=lambda subject: (subject[0], _natural(subject[1])))
+    subjects = sorted(sizes, key=lambda subject: (subject[0], natural_key(subject[1])))
     if len(subjects) < 2:
         raise ValueError(f"at least two subjects are needed to leave some out, got {len(subjects)}")
     if folds is None:
@@ -67,8 +67,3 @@ def _fold(name: str, group: list[tuple[str, str]], clips: Sequence[Clip]) -> Fol
     )
     check_disjoint(fold, clips)
     return fold
-
-
-def _natural(name: str) -> list:
-    """``sub9`` before ``sub10``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

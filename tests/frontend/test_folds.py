@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hsta.data import Clip
+from hsta.data.clips import Clip
+from hsta.data.folds import Fold, check_disjoint, shuffled_labels, subject_folds
+from hsta.data.natural_order import natural_key
 from hsta.errors import UserError
-from hsta.predictions import Prediction, read_csv, write_csv, write_megc_log
-from hsta.protocol import Fold, check_disjoint, shuffled_labels, subject_folds
+from hsta.results.tested_clips import Prediction, read_csv, write_csv, write_megc_log
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,11 @@ def test_every_clip_is_tested_once_by_a_model_that_never_saw_its_subject(names, 
         assert sorted(fold.train + fold.test) == list(range(len(clips)))
         assert {names[i] for i in fold.test} == set(fold.subjects)
         assert not {names[i] for i in fold.train} & set(fold.subjects)
+
+
+def test_names_are_ordered_by_their_numbers_and_a_raised_digit_is_a_letter():
+    names = ["9", "10", "sub1", "sub1²", "sub2", "sub10", "sub10a"]
+    assert sorted(reversed(names), key=natural_key) == names
 
 
 def test_loso_has_a_fold_a_subject_in_natural_order():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,57 +18,71 @@ _y, _x = np.mgrid[:SIDE, :SIDE] / SIDE
 EYES = (np.abs(np.abs(_x - 0.5) - 0.152) < 0.085) & (np.abs(_y - 0.41) < 0.055)
 
 
-@dataclass(frozen=True)
-class Spotted:
-    """``onset`` ≤ ``apex`` ≤ ``offset`` index the frames; ``curve`` is `motion_curve` from the onset."""
+class Events(NamedTuple):
+    """``onset`` ≤ ``apex`` ≤ ``offset`` index the frames."""
 
     onset: int
     apex: int
     offset: int
-    curve: np.ndarray
 
 
-def motion_curve(frames: Sequence[np.ndarray], onset: int = 0) -> np.ndarray:
-    """How far the face has moved since frame ``onset``: float32 (N,), in pixels of a 224 frame, 0 at the
-    onset.
+class Motion:
+    """How far a face moves between its frames, which are RGB uint8 crops. No pair of frames is measured twice.
 
-    ``frames`` are RGB uint8 crops of a face. The measure is the mean of the strongest tenth of optical flow,
-    the head's own motion (a similarity fitted to the flow) and the eyes left out.
+    The measure is the mean of the strongest tenth of optical flow, in pixels of a 224 frame, the head's own
+    motion (a similarity fitted to the flow) and the eyes left out.
     """
-    if not 0 <= onset < max(len(frames), 1):
-        raise ValueError(f"onset must index the {len(frames)} frames, got {onset}")
-    grey = [_grey(frame) for frame in frames]
-    return np.array([_motion(grey[onset], picture) for picture in grey], np.float32)
+
+    def __init__(self, frames: Sequence[np.ndarray]):
+        self._grey = [_grey(frame) for frame in frames]
+        self._measured: dict[tuple[int, int], float] = {}
+
+    def __len__(self) -> int:
+        return len(self._grey)
+
+    def between(self, before: int, after: int) -> float:
+        """From one frame to another, by their numbers."""
+        if before == after:
+            return 0.0
+        pair = before, after
+        if pair not in self._measured:
+            self._measured[pair] = _motion(self._grey[before], self._grey[after])
+        return self._measured[pair]
+
+    def since(self, onset: int = 0) -> np.ndarray:
+        """From frame ``onset`` to each: float32 (N,), 0 at the onset. Raises ValueError for no such frame."""
+        if not 0 <= onset < max(len(self), 1):
+            raise ValueError(f"onset must index the {len(self)} frames, got {onset}")
+        return np.array([self.between(onset, t) for t in range(len(self))], np.float32)
 
 
-def spot(frames: Sequence[np.ndarray], fps: float = 30.0) -> Spotted:
-    """The likeliest micro-expression in face crops at ``fps`` frames a second.
+def spot(motion: Motion, fps: float = 30.0) -> Events:
+    """The likeliest micro-expression in the motion of a face at ``fps`` frames a second.
 
     The apex stands out from the frames a quarter of a second before and after alike (the feature difference
     of Moilanen et al., 2014, on flow): slow head drift cancels. Onset and offset are where, within half a
     second, the face last and first looks the least like the apex. Raises ValueError for no frames.
     """
-    count = len(frames)
+    count = len(motion)
     if not count:
-        raise ValueError("frames must hold at least one frame, got none")
-    grey = [_grey(frame) for frame in frames]
+        raise ValueError("motion must be of at least one frame, got none")
     reach = max(1, min(round(0.25 * fps), (count - 1) // 2))
     contrast = [
-        min(_motion(grey[t - reach], grey[t]), _motion(grey[t + reach], grey[t])) if reach <= t < count - reach else 0.0
+        min(motion.between(t - reach, t), motion.between(t + reach, t)) if reach <= t < count - reach else 0.0
         for t in range(count)
     ]
     apex = int(np.argmax(contrast)) if count > 2 else count - 1
     span = max(1, round(0.5 * fps))
-    onset = _edge(grey, apex, range(apex - 1, max(apex - span // 2, 0) - 1, -1))
-    offset = _edge(grey, apex, range(apex + 1, min(apex + span, count - 1) + 1))
-    return Spotted(onset, apex, offset, np.array([_motion(grey[onset], g) for g in grey], np.float32))
+    onset = _edge(motion, apex, range(apex - 1, max(apex - span // 2, 0) - 1, -1))
+    offset = _edge(motion, apex, range(apex + 1, min(apex + span, count - 1) + 1))
+    return Events(onset, apex, offset)
 
 
-def _edge(grey: list[np.ndarray], apex: int, others: range) -> int:
+def _edge(motion: Motion, apex: int, others: range) -> int:
     """The first of ``others``, going away from the apex, that is nearly as unlike it as any."""
     if not len(others):
         return apex
-    unlike = np.array([_motion(grey[apex], grey[t]) for t in others])
+    unlike = np.array([motion.between(apex, t) for t in others])
     return others[int(np.argmax(unlike >= 0.9 * unlike.max()))]
 
 
@@ -78,8 +92,6 @@ def _grey(frame: np.ndarray) -> np.ndarray:
 
 def _motion(before: np.ndarray, after: np.ndarray) -> float:
     """Mean of the strongest tenth of the local motion, pixels of a 224 frame."""
-    if before is after:
-        return 0.0
     flow = cv2.blur(dense_flow(before, after), (5, 5))[FACE]
     length = np.linalg.norm(flow - _rigid(flow), axis=-1)[~EYES[FACE]]
     tenth = length.size // 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,12 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .files import replacing
-from .generated import NO_EVIDENCE
+from ..files import replacing
+from ..generated.mark import NO_EVIDENCE
 from .metrics import Scores
-
-if TYPE_CHECKING:
-    from .predict import Result
+from .recognition import Recognition
 
 BLUE, ORANGE = "#2c6fa6", "#d1681c"
 EVENTS = ("onset", "apex", "offset")
@@ -43,7 +40,7 @@ def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
     _save(figure, path)
 
 
-def plot_prediction(path: Path, result: Result, apex: np.ndarray, patch_shares: Sequence[float]) -> None:
+def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_shares: Sequence[float]) -> None:
     """The apex frame, CLS attention of both branches over it, the probabilities and the motion curve.
 
     ``apex`` is the crop of the face, uint8 (H, W, 3); ``patch_shares`` are the sides of a patch of the special
@@ -101,7 +98,7 @@ def _bars(axes: Axes, probabilities: dict[str, float], label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _motion(axes: Axes, result: Result) -> None:
+def _motion(axes: Axes, result: Recognition) -> None:
     curve = result.motion_curve
     axes.plot(range(len(curve)), curve, color=BLUE, marker=".")
     axes.axvspan(result.onset, result.offset, color=BLUE, alpha=0.08)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data.clips import Clip
-from .errors import UserError
-from .files import write_text
+from ..data.clips import Clip
+from ..errors import UserError
+from ..files import write_text
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import UserError
-from ..spotting import motion_curve
+from ..face.spotting import Motion
 from .clips import Clip
+from .images import read_image
 from .sampling import choose_frames
 from .transforms import Augmentation, flow_image, normalize, prepare
 
@@ -29,18 +28,19 @@ def make_inputs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's inputs for one clip: video float32 (3, num_frames, H, W) and special float32 (3, 2, H, W).
 
-    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up. ``special`` is the
-    onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain). Without an
-    ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and augmented
-    as in training; without, the result is the same each time. Raises ValueError for no frames, an apex out of
-    range, an unknown ``special``.
+    ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up, each once.
+    ``special`` is the onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain).
+    Without an ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and
+    augmented as in training; without, the result is the same each time. Raises ValueError for no frames, an
+    apex out of range, an unknown ``special``.
     """
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
     if special not in ("frames", "flow"):
         raise ValueError(f"special must be 'frames' or 'flow', got {special!r}")
     if apex is None:
-        apex = int(np.argmax(motion_curve(frames)))
+        frames = list(frames)  # all are looked up now, and some again below
+        apex = int(np.argmax(Motion(frames).since()))
     elif not 0 <= apex < len(frames):
         raise ValueError(f"apex must index the {len(frames)} frames, got {apex}")
     augmentation = Augmentation() if rng is None else Augmentation.draw(rng)
@@ -123,16 +123,3 @@ class _Files(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return read_image(self.paths[index])
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB. Raises `UserError` naming the path."""
-    # Not cv2.imread: it knows no paths but ASCII ones on some systems and only warns of a broken file.
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror}") from error
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise UserError(f"not an image, or a broken one: {path}")
-    return np.ascontiguousarray(picture[..., ::-1])

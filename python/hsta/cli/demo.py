@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..training.recipe import Recipe
 from .evaluate import Evaluate
-from .options import DataOptions, MachineOptions, ModelOptions
+from .options import DataOptions, MachineOptions, ModelOptions, check_seed
 from .predict import Predict
-from .recipe import Recipe
-from .train import Train, check_seed
+from .train import Train
 
 EMOTIONS = ("disgust", "surprise", "sad", "happy")
 SUBJECTS = 12
@@ -38,14 +38,15 @@ class Demo:
     """
 
     output: Path
-    """Folder for data, runs and pictures."""
+    """Folder that gets data, runs and pictures."""
     seed: int = 0
-    """Of the generated people and of the training."""
+    """Seed of the random numbers that make the people and train the models."""
 
     def run(self) -> None:
-        from .generated import generate_casme3
-
         check_seed(self.seed)
+
+        from ..generated.writer import generate_casme3
+
         start = time.perf_counter()
         people = self.output / "generated"
         data = DataOptions(people, special="flow")
@@ -93,8 +94,8 @@ class Demo:
         """A video of somebody who is in no training clip, and what is to be seen in it."""
         import numpy as np
 
-        from .generated import generate_clip, subject_portrait
-        from .video import write_video
+        from ..data.video import write_video
+        from ..generated.clips import generate_clip, subject_portrait
 
         emotion = EMOTIONS[self.seed % len(EMOTIONS)]
         portrait = subject_portrait(self.seed, SUBJECTS + 1)
@@ -108,7 +109,7 @@ class Demo:
 def _speed() -> str:
     import hsta_kernels
 
-    from .speed import compare, table
+    from ..results.speed import compare, table
 
     config = hsta_kernels.create_model("hsta_tiny_224").config
     return f"hsta_tiny_224, 4 clips of 6 frames\n{table(compare(config, batch_size=4, rounds=5))}"

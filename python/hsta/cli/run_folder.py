@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from .errors import UserError
-from .files import write_text
+from ..errors import UserError
+from ..files import remove, write_text
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 RUN_FILE = "config.json"
 # Where a run was written, how it was begun and what may differ when it goes on without changing its result.
 FREE = {"output", "resume", "overwrite", "workers"}
 
 
-def open_run(command: object, *, output: Path, resume: bool, overwrite: bool, owned: Sequence[str]) -> None:
-    """Make ``output`` the folder of this run; its ``config.json`` holds all arguments of ``command``.
+class Command(Protocol):
+    """A data class of a command that has a run."""
+
+    output: Path
+    resume: bool
+    overwrite: bool
+
+
+def begin(command: Command, notes: Sequence[str], fabric: Fabric, owned: Sequence[str]) -> None:
+    """Tell the ``notes`` and make the command's ``output`` the folder of its run.
 
     ``owned`` are the names in it that belong to a run. Raises `UserError` when there is a run already and
     neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
     arguments, and when the folder holds something else.
     """
-    if resume and overwrite:
+    if fabric.is_global_zero:  # of the processes that share the work, one
+        _tell(notes)
+        _open(command, owned)
+    fabric.barrier()
+
+
+def _tell(notes: Sequence[str], most: int = 10) -> None:
+    """Print what was wrong in a data set's files, not more of it than a screen takes."""
+    for note in notes[:most]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(notes) > most:
+        print(f"note: and {len(notes) - most} more", file=sys.stderr)
+
+
+def _open(command: Command, owned: Sequence[str]) -> None:
+    """The folder's ``config.json`` holds all arguments of ``command``."""
+    output = command.output
+    if command.resume and command.overwrite:
         raise UserError("resume and overwrite exclude each other")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; the run needs a folder")
@@ -37,26 +65,18 @@ def open_run(command: object, *, output: Path, resume: bool, overwrite: bool, ow
             raise UserError(f"{path} is not JSON: {error}") from error
         if not isinstance(before, dict) or "command" not in before:
             raise UserError(f"{path} is not of a run; choose another folder")
-        if resume:
+        if command.resume:
             _check_same(before, arguments, output)
             return
-        if not overwrite:
+        if not command.overwrite:
             raise UserError(f"{output} holds a run: --resume goes on with it, --overwrite begins it again")
         for name in owned:
             remove(output / name)
     elif output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not empty and holds no run; choose another folder")
-    elif resume:
+    elif command.resume:
         print(f"hsta: no run in {output} yet, it is begun", file=sys.stderr)
     write_text(path, json.dumps(arguments, indent=2) + "\n")
-
-
-def remove(path: Path) -> None:
-    """A file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _check_same(before: dict, now: dict, output: Path) -> None:

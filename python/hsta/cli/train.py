@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import UserError
-from .options import DataOptions, MachineOptions, ModelOptions
-from .recipe import Recipe
-from .runs import open_run
+from ..training.recipe import Recipe
+from .options import DataOptions, MachineOptions, ModelOptions, check_seed
+from .run_folder import begin
 
 
 @dataclass
@@ -21,36 +19,27 @@ class Train:
 
     data: DataOptions
     output: Path
-    """Folder of the run: checkpoint, log (TensorBoard), arguments."""
+    """Folder of the run, which gets the checkpoint, a log for TensorBoard and these arguments."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
-    """Of weights, order, augmentation and dropout."""
+    """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
     resume: bool = False
     """Go on with a run that was stopped; it ends as if it had not been."""
     overwrite: bool = False
-    """Begin a run again that the folder holds."""
+    """Delete the run that the folder holds and begin it again."""
 
     def run(self) -> None:
-        # These load torch, which --help has no use for.
-        from .checkpoints import CHECKPOINT, STATE_FILE, Task
-        from .training import LOG, fit
-
         check_seed(self.seed)
         index = self.data.read()
+
+        from ..training.checkpoints import CHECKPOINT, STATE_FILE, Task
+        from ..training.loop import LOG, fit
+
         config = self.model.config(len(index.class_names), self.recipe)
         fabric = self.machine.fabric()
-        if fabric.is_global_zero:
-            tell(index.notes)
-            open_run(
-                self,
-                output=self.output,
-                resume=self.resume,
-                overwrite=self.overwrite,
-                owned=(CHECKPOINT, LOG, STATE_FILE),
-            )
-        fabric.barrier()
+        begin(self, index.notes, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(
             config,
             Task(index.name, index.class_names, self.data.special, index.generated),
@@ -63,16 +52,3 @@ class Train:
         )
         if fabric.is_global_zero:
             print(f"trained on {len(index.clips)} clips: {self.output / CHECKPOINT}")
-
-
-def check_seed(seed: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed must be 0 or more, got {seed}")
-
-
-def tell(notes: list[str], most: int = 10) -> None:
-    """Print what was wrong in a data set's files, not more of it than a screen takes."""
-    for note in notes[:most]:
-        print(f"note: {note}", file=sys.stderr)
-    if len(notes) > most:
-        print(f"note: and {len(notes) - most} more", file=sys.stderr)

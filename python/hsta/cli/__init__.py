@@ -1,0 +1,8 @@
+"""The command line: ``hsta generate | train | evaluate | predict | demo``.
+
+What computes is imported when a command runs and its options are found good, so that help and complaints come at once.
+"""
+
+from .program import main
+
+__all__ = ["main"]

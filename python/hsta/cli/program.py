@@ -1,0 +1,100 @@
+"""Runs a command, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+
+from ..errors import UserError
+
+# What the extra installs, as it is imported.
+FRONTEND = {
+    "av",
+    "cv2",
+    "lightning_fabric",
+    "matplotlib",
+    "openpyxl",
+    "pandas",
+    "skimage",
+    "tensorboard",
+    "tqdm",
+    "tyro",
+}
+RESUMABLE = {"train", "evaluate"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A terminal that lacks a letter, of a path or of tyro's help, shows a question mark in its place.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return _run(arguments)
+    except UserError as error:
+        _complain(str(error))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in FRONTEND:
+            raise
+        _complain(f"{error.name} is not installed: pip install hsta-kernels[frontend]")
+    except KeyboardInterrupt:
+        resumable = arguments and arguments[0] in RESUMABLE
+        hint = ": the same command with --resume goes on from here" if resumable else ""
+        print(f"\nhsta: stopped{hint}", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    import tyro
+
+    from .demo import Demo
+    from .evaluate import Evaluate
+    from .generate import Generate
+    from .predict import Predict
+    from .train import Train
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.extras.subcommand_cli_from_dict(
+                {
+                    "generate": Generate,
+                    "train": Train,
+                    "evaluate": Evaluate,
+                    "predict": Predict,
+                    "demo": Demo,
+                },
+                prog="hsta",
+                description="Micro-expression recognition with hierarchical space-time attention.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            return 0
+        raise UserError(_one_line(complaint.getvalue())) from None
+    command.run()
+    return 0
+
+
+def _one_line(box: str) -> str:
+    """What tyro says in a box of a title and several sections about wrong arguments, without help text."""
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines():
+        line = line.removeprefix("│").removeprefix(" ").rstrip("│ ")
+        if line.strip().startswith(("╭", "╰", "───", "---")):
+            sections.append([])
+        elif not line.startswith(8 * " ") and line.strip() not in sections[-1]:
+            sections[-1].append(line.strip())
+    said = [" ".join(section).rstrip(".: ") for section in sections[1:] if any(section)]
+    return "; ".join(section for section in said if not section.startswith("Argument helptext"))
+
+
+def _complain(message: str) -> None:
+    print("hsta:", *message.split(), file=sys.stderr)
