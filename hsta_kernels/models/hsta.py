@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsta_kernels import ops
+from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
 
 from . import reference
 from .plain import drop_rate, is_plain, is_plain_linear, is_plain_norm
-from .recompute import add_norm_linear, bias_gelu_linear
 
 
 class PatchEmbed(reference.PatchEmbed):
@@ -108,10 +108,12 @@ class Layer(reference.Layer):
             residual = hidden_states if residual is None else residual + hidden_states
             out = sublayer(norm(residual), *arguments)
         elif projection := self._fused_projection(sublayer):
-            projected, residual = add_norm_linear(residual, hidden_states, norm, *projection)
+            projected, residual = add_layer_norm_linear(
+                hidden_states, residual, norm.weight, norm.bias, *projection, norm.eps
+            )
             out = sublayer.after_input_projection(projected, *arguments)
         else:
-            y, residual = ops.add_layer_norm(residual, hidden_states, norm.weight, norm.bias, norm.eps)
+            y, residual = ops.add_layer_norm(hidden_states, residual, norm.weight, norm.bias, norm.eps)
             out = sublayer(y, *arguments)
         return self.drop_path(out), residual
 

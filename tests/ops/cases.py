@@ -1,32 +1,19 @@
-"""One example call of every operator, and of the model's two that recompute, as functions of tensors alone."""
+"""One example call of every operator, and of the two fused linear layers, as functions of tensors alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
-from hsta_kernels.models.recompute import add_norm_linear, bias_gelu_linear
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
+from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
 
 WIDTH, HEADS = 32, 2
 VECTOR, MATRIX = (WIDTH,), (WIDTH, WIDTH)
 QKV = (3, 13, 3, HEADS, WIDTH // HEADS)  # 1 + 3 * 4 tokens
 ROWS = (8, 9, WIDTH)
 SEED = torch.tensor([77])
-
-
-class Norm(NamedTuple):
-    """What is read of a torch.nn.LayerNorm."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    eps: float = 1e-6
-
-
-def _add_norm_linear(x, residual, norm_weight, norm_bias, weight, bias):
-    return add_norm_linear(x, residual, Norm(norm_weight, norm_bias), weight, bias)
 
 
 # name -> function of tensors, and their shapes by name
@@ -49,8 +36,8 @@ CASES: dict[str, tuple[Callable, dict[str, tuple[int, ...]]]] = {
     ),
     "bias_gelu": (bias_gelu, {"x": ROWS, "bias": VECTOR}),
     "bias_gelu_dropout": (lambda x, bias: bias_gelu(x, bias, 0.5, SEED.to(x.device)), {"x": ROWS, "bias": VECTOR}),
-    "add_norm_linear": (
-        _add_norm_linear,
+    "add_layer_norm_linear": (
+        add_layer_norm_linear,
         {"x": ROWS, "residual": ROWS, "norm_weight": VECTOR, "norm_bias": VECTOR}
         | {"weight": (5, WIDTH), "bias": (5,)},
     ),

@@ -51,17 +51,19 @@ def test_compile_without_graph_breaks():
         assert torch.equal(a, b)
 
 
-def test_autocast_adds_in_the_wider_dtype():
-    x, residual, weight, bias = (
-        torch.randn(3, 8),
-        torch.randn(3, 8).bfloat16(),
-        torch.randn(8),
-        torch.randn(8),
-    )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("stream", ("residual", "x"))
+def test_autocast_adds_in_the_wider_dtype(stream, kernel):
+    """Usually the residual stream is the wider one; kernels run either way."""
+    wide, narrow, weight, bias = torch.randn(3, 8), torch.randn(3, 8).bfloat16(), torch.randn(8), torch.randn(8)
+    x, residual = (narrow, wide) if stream == "residual" else (wide, narrow)
+    leaves = [x.requires_grad_(), residual.requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16), backend(kernel):
         norm, total = add_layer_norm(x, residual, weight, bias)
     assert norm.dtype == total.dtype == torch.float32
-    assert torch.equal(total, x + residual.float())
+    assert torch.equal(total, wide + narrow.float())
+    grads = torch.autograd.grad(norm.square().sum(), leaves)
+    assert [grad.dtype for grad in grads] == [x.dtype, residual.dtype]
 
 
 @pytest.mark.parametrize(

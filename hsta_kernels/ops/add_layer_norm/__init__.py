@@ -14,8 +14,8 @@ def add_layer_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LayerNorm (arXiv 1607.06450) of ``x + residual`` over the last dimension, and the sum itself.
 
-    In a pre-norm transformer this is the end of one sub-layer and the beginning of the next: the sum goes on as the
-    residual stream, its LayerNorm into the next projection.
+    In a pre-norm transformer this is the end of one sub-layer and the beginning of the next: `x` is what the sub-layer
+    computed, `residual` the stream it is added to. The sum goes on as the stream, its norm into the next projection.
 
     Args:
         x, residual: same shape (..., C); float32, bfloat16, float16 or float64, both of one dtype. Under autocast they
@@ -41,10 +41,10 @@ def add_layer_norm(
     for name, parameter in (("weight", weight), ("bias", bias)):
         check_tensor(name, parameter, "(C,)", like)
         check_shape(name, parameter, (x.shape[-1],), "(C,)")
-    backend = backends.choose("add_layer_norm", x, residual, tensors=(x, residual, weight, bias))
+    wide, narrow = autograd.by_width(x, residual)
+    backend = backends.choose("add_layer_norm", wide, narrow, tensors=(x, residual, weight, bias))
     if backend == "reference":
         return reference.add_layer_norm(x, residual, weight, bias, eps)
-    width = x.shape[-1]
-    rows = x.reshape(-1, width), residual.reshape(-1, width)
+    rows = wide.reshape(-1, x.shape[-1]), narrow.reshape(-1, x.shape[-1])
     norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), eps, backend)
     return norm.view(x.shape), total.view(x.shape)

@@ -22,6 +22,11 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
 }
 
 
+def by_width(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two addends as kernels take them, float32 before half types: under autocast that is the residual stream."""
+    return (residual, x) if residual.dtype == torch.float32 else (x, residual)
+
+
 def _refuse_triton(x: torch.Tensor, residual: torch.Tensor) -> str | None:
     if residual.dtype != x.dtype and x.dtype != torch.float32:
         return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"

@@ -1,4 +1,4 @@
-"""Two steps of a layer at a time, whose result in between is recomputed in the backward pass instead of saved.
+"""A linear layer fused with what comes before it, whose result in between is recomputed in the backward pass.
 
 A pre-norm transformer keeps, for the weight gradient of each linear layer, that layer's input. Two of these inputs are
 one cheap pass over something else that is kept anyway: a LayerNorm of the residual stream, and the GELU of the MLP's
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hsta_kernels import backends, ops
 from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm
@@ -22,30 +22,57 @@ from hsta_kernels.ops.checks import autocast_enabled
 from hsta_kernels.ops.dispatch import call, gradient
 
 
-def add_norm_linear(
-    x: Tensor, residual: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None
+def add_layer_norm_linear(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """(linear(norm(x + residual)), x + residual), shapes (..., N) and (..., C)."""
-    tensors = (x, residual, norm.weight, norm.bias, weight, bias)
-    backend = backends.choose("add_layer_norm", x, residual, tensors=tensors)
+    """``add_layer_norm`` and the linear layer behind it, with gradients of all tensors.
+
+    Args:
+        x, residual: (..., C), as those of ``add_layer_norm``.
+        norm_weight, norm_bias: (C,), the LayerNorm's.
+        weight, bias: (N, C) and (N,) or None, the linear layer's.
+        eps: the LayerNorm's.
+
+    Returns:
+        (linear(layer_norm(x + residual)), x + residual), shapes (..., N) and (..., C).
+    """
+    tensors = (x, residual, norm_weight, norm_bias, weight, bias)
+    wide, narrow = add_layer_norm.by_width(x, residual)
+    backend = backends.choose("add_layer_norm", wide, narrow, tensors=tensors)
     if backend == "reference":
-        y, total = ops.add_layer_norm(x, residual, norm.weight, norm.bias, norm.eps)
+        y, total = ops.add_layer_norm(x, residual, norm_weight, norm_bias, eps)
         return F.linear(y, weight, bias), total
     shape = x.shape
-    out, total = _AddNormLinear.apply(
-        x.reshape(-1, shape[-1]),
-        residual.reshape(-1, shape[-1]),
-        norm.weight.float(),
-        norm.bias.float(),
+    out, total = _AddLayerNormLinear.apply(
+        wide.reshape(-1, shape[-1]),
+        narrow.reshape(-1, shape[-1]),
+        norm_weight.float(),
+        norm_bias.float(),
         *_autocast(x, weight, bias),
-        norm.eps,
+        eps,
         backend,
     )
     return out.view(*shape[:-1], weight.shape[0]), total.view(shape)
 
 
 def bias_gelu_linear(x: Tensor, bias_before: Tensor, weight: Tensor, bias: Tensor, dropout_rate: float = 0.0) -> Tensor:
-    """linear(dropout(gelu(x + bias_before))), (..., C) -> (..., N)."""
+    """``bias_gelu`` and the linear layer behind it, with gradients of all tensors.
+
+    Args:
+        x: (..., C), the product of the MLP's first projection.
+        bias_before: (C,), that projection's bias.
+        weight, bias: (N, C) and (N,), the linear layer's.
+        dropout_rate: between the two, in [0, 1).
+
+    Returns:
+        (..., N): linear(dropout(gelu(x + bias_before))).
+    """
     backend = backends.choose("bias_gelu", x, tensors=(x, bias_before, weight, bias))
     if backend == "reference":
         return F.linear(ops.bias_gelu(x, bias_before, dropout_rate), weight, bias)
@@ -68,7 +95,7 @@ def _linear_backward(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor
     return grad @ weight, grad.T @ rows
 
 
-class _AddNormLinear(torch.autograd.Function):
+class _AddLayerNormLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
