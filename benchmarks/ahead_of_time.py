@@ -231,7 +231,7 @@ def description(case: str, dtype: str, arch: int, launch: Launch) -> str:
 def fingerprint(operator: str) -> str:
     """Of the code of an operator's kernels, in which comments and docstrings do not count."""
     code = ""
-    for path in sorted((Path(launching.__file__).parent / operator).glob("triton_*.py")):
+    for path in sorted((Path(launching.__file__).parents[1] / operator).glob("triton_*.py")):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:
