@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -27,8 +27,6 @@ PREFERENCE = ("cuda", "triton", "cpu")
 OPT_IN = ("cuda",)  # not chosen automatically before measurements on a GPU say for what it is faster than the next
 NAMES = ("auto", *PREFERENCE, "reference")
 
-# operator -> backend -> function of the operator's arguments that returns why the backend cannot run them, or None
-_refusals: dict[str, dict[str, Callable[..., str | None]]] = {}
 _logger = logging.getLogger("hsta_kernels")
 
 
@@ -73,18 +71,13 @@ triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton kernels
 _requested = _check_name(os.environ.get("HSTA_BACKEND", "auto"), "the environment variable HSTA_BACKEND")
 
 
-def register(operator: str, backend_name: str, refuse: Callable[..., str | None]) -> None:
-    """Declares that `backend_name` implements `operator` for the arguments that `refuse` returns None for."""
-    _refusals.setdefault(operator, {})[backend_name] = refuse
-
-
 def unavailable(name: str) -> str | None:
     """Why backend `name` cannot run anything on this machine, or None when it can."""
     if name in ("auto", "reference"):
         return None
     if name == "cpu":
         return _cpu_error
-    if not any(name in table for table in _refusals.values()):
+    if not any(name in operator.implementations for operator in OPERATORS.values()):
         return f"this version of hsta_kernels has no {name} kernels"
     if name == "triton" and not _triton_installed:
         return "Triton is not installed; it comes with PyTorch's builds for NVIDIA and AMD GPUs"
@@ -133,43 +126,66 @@ def backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def refusal(operator: str, name: str, *arguments: Any) -> str | None:
-    """Why backend `name` would not run `operator` on `arguments`, or None when it would.
-
-    Whether PyTorch sees a GPU takes longer to find out than what a tensor's device is, and is asked last.
-    """
-    if name not in _refusals.get(operator, {}):
-        return f"{operator} has no {name} kernel"
-    return _refusals[operator][name](*arguments) or unavailable(name)
-
-
-def choose(operator: str, *arguments: Any, tensors: Sequence[torch.Tensor | None] = ()) -> str:
-    """The backend that runs `operator` on `arguments`: a name of `PREFERENCE`, or ``"reference"``.
+class Operator:
+    """An operator's implementations, and the choice among them. Making one enters it into `OPERATORS`.
 
     Args:
-        operator: its name.
-        arguments: the tensors that decide, then what else does.
-        tensors: all tensors of the call. Where somebody looks at what is done to one of them, no kernel runs.
-
-    Raises:
-        BackendError: a backend was requested by name and refuses these arguments.
+        name: as in ``hsta_kernels.ops``.
+        implementations: for each backend a module that has ``refuse(*arguments)``, which says why it cannot run a call,
+            or returns None, and the operator's passes. `arguments` are those that decide, tensors first.
+        example: makes such arguments from a function that makes a tensor of a shape.
     """
-    if _requested == "reference":
+
+    def __init__(
+        self,
+        name: str,
+        implementations: Mapping[str, Any],
+        example: Callable[[Callable[..., torch.Tensor]], tuple[Any, ...]],
+    ) -> None:
+        self.name, self.implementations, self.example = name, implementations, example
+        OPERATORS[name] = self
+
+    def refusal(self, name: str, *arguments: Any) -> str | None:
+        """Why backend `name` would not run the operator on `arguments`, or None when it would.
+
+        Whether PyTorch sees a GPU takes longer to find out than what a tensor's device is, and is asked last.
+        """
+        if name not in self.implementations:
+            return f"{self.name} has no {name} kernel"
+        return self.implementations[name].refuse(*arguments) or unavailable(name)
+
+    def choose(self, *arguments: Any, tensors: Sequence[torch.Tensor | None] = (), requested: str | None = None) -> str:
+        """The backend that runs the operator on `arguments`: a name of `PREFERENCE`, or ``"reference"``.
+
+        Args:
+            arguments: those that decide.
+            tensors: all tensors of the call. Where somebody looks at what is done to one of them, no kernel runs.
+            requested: the call's own choice of a backend, before that of the process.
+
+        Raises:
+            ValueError: `requested` is no backend's name.
+            BackendError: a backend was requested by name and refuses these arguments.
+        """
+        wanted = _requested if requested is None else _check_name(requested, "backend")
+        if wanted == "reference":
+            return "reference"
+        looked_at = onlooker(tensors)
+        if wanted != "auto":
+            reason = unavailable(wanted) or looked_at or self.refusal(wanted, *arguments)
+            if reason is not None:
+                raise BackendError(f"backend {wanted!r} cannot run {self.name}: {reason}")
+            return wanted
+        if looked_at is not None:
+            if not torch.compiler.is_compiling():
+                _logger.debug("%s: no kernel: %s", self.name, looked_at)
+            return "reference"
+        for name in PREFERENCE:
+            reason = "it is taken only where asked for" if name in OPT_IN else self.refusal(name, *arguments)
+            if reason is None:
+                return name
+            if not torch.compiler.is_compiling():
+                _logger.debug("%s: not %s: %s", self.name, name, reason)
         return "reference"
-    looked_at = onlooker(tensors)
-    if _requested != "auto":
-        reason = unavailable(_requested) or looked_at or refusal(operator, _requested, *arguments)
-        if reason is not None:
-            raise BackendError(f"backend {_requested!r} cannot run {operator}: {reason}")
-        return _requested
-    if looked_at is not None:
-        if not torch.compiler.is_compiling():
-            _logger.debug("%s: no kernel: %s", operator, looked_at)
-        return "reference"
-    for name in PREFERENCE:
-        reason = "it is taken only where asked for" if name in OPT_IN else refusal(operator, name, *arguments)
-        if reason is None:
-            return name
-        if not torch.compiler.is_compiling():
-            _logger.debug("%s: not %s: %s", operator, name, reason)
-    return "reference"
+
+
+OPERATORS: dict[str, Operator] = {}

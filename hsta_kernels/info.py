@@ -10,13 +10,6 @@ import torch
 import hsta_kernels
 from hsta_kernels import backends
 
-_PROBES = {
-    "space_time_attention": (1, 9, 3, 2, 32),
-    "cross_modal_attention": (1, 9, 64),
-    "add_layer_norm": (1, 9, 64),
-    "bias_gelu": (1, 9, 64),
-}
-
 
 def _processor() -> str:
     try:
@@ -49,14 +42,14 @@ def _gpus() -> list[str]:
 
 def _choices(device: str) -> list[str]:
     lines = []
-    for operator, shape in _PROBES.items():
+    for operator in backends.OPERATORS.values():
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            probe = torch.empty(shape, dtype=dtype, device=device)
+            arguments = operator.example(lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device))
             try:
-                choice = backends.choose(operator, *([probe] * (2 if operator == "add_layer_norm" else 1)))
+                choice = operator.choose(*arguments)
             except backends.BackendError as error:
                 choice = f"refused: {error}"
-            lines.append(f"  {operator:22} {device:5} {str(dtype).removeprefix('torch.'):9} {choice}")
+            lines.append(f"  {operator.name:22} {device:5} {str(dtype).removeprefix('torch.'):9} {choice}")
     return lines
 
 

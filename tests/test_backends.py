@@ -15,6 +15,9 @@ from hsta_kernels.ops import space_time_attention
 needs_cpu = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine")
 
 
+ATTENTION = backends.OPERATORS["space_time_attention"]
+
+
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -31,13 +34,13 @@ def test_reference_is_always_available():
 
 @needs_cpu
 def test_auto_prefers_kernels_and_falls_back_by_dtype():
-    assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8)) == "cpu"
-    assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64)) == "reference"
+    assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8)) == "cpu"
+    assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64)) == "reference"
 
 
 def test_context_manager_restores_even_after_an_error():
     with pytest.raises(KeyError), hsta_kernels.backend("reference"):
-        assert backends.choose("space_time_attention", torch.zeros(1, 7, 3, 1, 8)) == "reference"
+        assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8)) == "reference"
         raise KeyError
     assert backends._requested == "auto"
 
@@ -62,10 +65,10 @@ def test_automatic_choice_takes_no_backend_that_must_be_asked_for(monkeypatch):
     qkv = torch.zeros(1, 7, 3, 1, 8)
     monkeypatch.setattr(backends, "cuda", object())
     monkeypatch.setattr(backends, "cuda_emulated", True)  # then it takes tensors on the CPU
-    assert backends.refusal("space_time_attention", "cuda", qkv) is None
-    assert backends.choose("space_time_attention", qkv) != "cuda"
+    assert ATTENTION.refusal("cuda", qkv) is None
+    assert ATTENTION.choose(qkv) != "cuda"
     with hsta_kernels.backend("cuda"):
-        assert backends.choose("space_time_attention", qkv) == "cuda"
+        assert ATTENTION.choose(qkv) == "cuda"
 
 
 def test_automatic_choice_says_why_when_logging_is_on(caplog):
@@ -76,7 +79,8 @@ def test_automatic_choice_says_why_when_logging_is_on(caplog):
 
 def test_environment_variable():
     code = (
-        "import torch, hsta_kernels.backends as b;print(b.choose('space_time_attention', torch.zeros(1, 7, 3, 1, 8)))"
+        "import torch, hsta_kernels.backends as b;"
+        "print(b.OPERATORS['space_time_attention'].choose(torch.zeros(1, 7, 3, 1, 8)))"
     )
     assert python(code, HSTA_BACKEND="reference").stdout == "reference\n"
     bad = python(code, HSTA_BACKEND="fast")
@@ -140,3 +144,22 @@ def test_instruction_set_can_be_forced():
         assert done.stdout.strip() == isa
     done = python("import hsta_kernels.backends as b; print(b.unavailable('cpu'))", HSTA_CPU_ISA="z80")
     assert "HSTA_CPU_ISA=z80 is not one of the instruction sets built" in done.stdout
+
+
+@needs_cpu
+def test_a_call_names_its_backend():
+    qkv = torch.randn(1, 7, 3, 1, 8)
+    same = space_time_attention(qkv, (2, 3), "time", backend="reference")
+    with hsta_kernels.backend("reference"):
+        assert torch.equal(space_time_attention(qkv, (2, 3), "time"), same)
+        ours = space_time_attention(qkv, (2, 3), "time", backend="cpu")
+    assert torch.equal(ours, space_time_attention(qkv, (2, 3), "time")) and not torch.equal(ours, same)
+    with pytest.raises(BackendError, match="backend 'cpu' cannot run space_time_attention: qkv is torch.float64"):
+        space_time_attention(qkv.double(), (2, 3), "time", backend="cpu")
+    with pytest.raises(ValueError, match="backend must be one of auto, cuda, triton, cpu, reference; got 'gpu'"):
+        space_time_attention(qkv, (2, 3), "time", backend="gpu")
+
+
+def test_importing_does_not_import_triton():
+    done = python("import hsta_kernels, sys; assert 'triton' not in sys.modules; import hsta_kernels.info")
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsta_kernels import backends, ops
+from hsta_kernels import ops
 from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm
 from hsta_kernels.ops.add_layer_norm.reference import layer_norm
 from hsta_kernels.ops.bias_gelu import autograd as bias_gelu
@@ -44,7 +44,7 @@ def add_layer_norm_linear(
     """
     tensors = (x, residual, norm_weight, norm_bias, weight, bias)
     wide, narrow = add_layer_norm.by_width(x, residual)
-    backend = backends.choose("add_layer_norm", wide, narrow, tensors=tensors)
+    backend = add_layer_norm.OPERATOR.choose(wide, narrow, tensors=tensors)
     if backend == "reference":
         y, total = ops.add_layer_norm(x, residual, norm_weight, norm_bias, eps)
         return F.linear(y, weight, bias), total
@@ -73,7 +73,7 @@ def bias_gelu_linear(x: Tensor, bias_before: Tensor, weight: Tensor, bias: Tenso
     Returns:
         (..., N): linear(dropout(gelu(x + bias_before))).
     """
-    backend = backends.choose("bias_gelu", x, tensors=(x, bias_before, weight, bias))
+    backend = bias_gelu.OPERATOR.choose(x, tensors=(x, bias_before, weight, bias))
     if backend == "reference":
         return F.linear(ops.bias_gelu(x, bias_before, dropout_rate), weight, bias)
     seed = torch.randint(2**62, (1,), device=x.device) if dropout_rate else None

@@ -122,7 +122,9 @@ def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
 def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkeypatch):
     monkeypatch.setattr(backends, "triton_interpreted", True)
     monkeypatch.setattr(pooling_launch, "version", lambda: (3, 4))
-    assert backends.refusal("cross_modal_attention", "triton", torch.zeros(1, 5, width, dtype=dtype), 12) is None
+    assert (
+        backends.OPERATORS["cross_modal_attention"].refusal("triton", torch.zeros(1, 5, width, dtype=dtype), 12) is None
+    )
     names = {launch.name for launch in launches(lambda: pooling(588, width)(dtype), 90)}
     assert ("pool_forward" in names, "pool_columns" in names) == (whole, not whole)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.add_layer_norm import autograd, reference
 from hsta_kernels.ops.checks import autocast_enabled, check_number, check_shape, check_tensor, check_width
 
 
 def add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-6
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float = 1e-6,
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LayerNorm (arXiv 1607.06450) of ``x + residual`` over the last dimension, and the sum itself.
 
@@ -22,6 +26,8 @@ def add_layer_norm(
             may differ; the sum then has the wider of the two.
         weight, bias: the LayerNorm's affine parameters, shape (C,).
         eps: added to the variance.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
+            ``set_backend`` chose.
 
     Returns:
         (layer_norm(x + residual), x + residual), both of shape (..., C).
@@ -42,9 +48,9 @@ def add_layer_norm(
         check_tensor(name, parameter, "(C,)", like)
         check_shape(name, parameter, (x.shape[-1],), "(C,)")
     wide, narrow = autograd.by_width(x, residual)
-    backend = backends.choose("add_layer_norm", wide, narrow, tensors=(x, residual, weight, bias))
-    if backend == "reference":
+    chosen = autograd.OPERATOR.choose(wide, narrow, tensors=(x, residual, weight, bias), requested=backend)
+    if chosen == "reference":
         return reference.add_layer_norm(x, residual, weight, bias, eps)
     rows = wide.reshape(-1, x.shape[-1]), narrow.reshape(-1, x.shape[-1])
-    norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), eps, backend)
+    norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), eps, chosen)
     return norm.view(x.shape), total.view(x.shape)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference
+from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference, triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
 # and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": cpu,
-    "cuda": cuda,
-    "triton": launch.LazyModule("hsta_kernels.ops.add_layer_norm.triton"),
-}
+OPERATOR = backends.Operator(
+    "add_layer_norm",
+    {"cpu": cpu, "cuda": cuda, "triton": triton},
+    lambda tensor: (tensor(9, 64), tensor(9, 64)),
+)
 
 
 def by_width(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,22 +25,12 @@ def by_width(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, tor
     return (residual, x) if residual.dtype == torch.float32 else (x, residual)
 
 
-def _refuse_triton(x: torch.Tensor, residual: torch.Tensor) -> str | None:
-    if residual.dtype != x.dtype and x.dtype != torch.float32:
-        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
-    kernel = "add_layer_norm_backward"
-    return launch.refuse("x", x, kernel) or launch.refuse("residual", residual, kernel)
-
-
-backends.register("add_layer_norm", "triton", _refuse_triton)
-
-
 @custom_op("add_layer_norm_forward")
 def forward(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(x), rows_contiguous(residual)
-    return _IMPLEMENTATIONS[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
+    return OPERATOR.implementations[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
 
 
 @forward.register_fake
@@ -60,7 +48,7 @@ def backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(grad_norm), rows_contiguous(grad_sum), total
-    return _IMPLEMENTATIONS[backend].backward(*rows, weight.contiguous(), eps)
+    return OPERATOR.implementations[backend].backward(*rows, weight.contiguous(), eps)
 
 
 @backward.register_fake

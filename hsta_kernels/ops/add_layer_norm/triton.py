@@ -6,15 +6,24 @@ from typing import Any
 
 import torch
 
-from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_backward, add_layer_norm_forward
 from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the weights' gradients is then 1/16 of the traffic in bf16
+
+
+def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
+    if residual.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
+    kernel = "add_layer_norm_backward"
+    return refuse_tensor("x", x, kernel) or refuse_tensor("residual", residual, kernel)
 
 
 def forward(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_forward
+
     total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
     if x.numel():
         rows, width = x.shape
@@ -30,6 +39,8 @@ def forward(
 def backward(
     grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_backward
+
     if not total.numel():
         return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
     rows, width = total.shape

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.bias_gelu import autograd, reference
 from hsta_kernels.ops.checks import autocast_enabled, check_dense, check_number, check_shape, check_tensor, check_width
 
 
 def bias_gelu(
-    x: torch.Tensor, bias: torch.Tensor, dropout_rate: float = 0.0, seed: torch.Tensor | None = None
+    x: torch.Tensor,
+    bias: torch.Tensor,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """``dropout(gelu(x + bias))`` in one pass, GELU with the error function (arXiv 1606.08415), as ViT's MLP has it.
 
@@ -24,6 +27,8 @@ def bias_gelu(
         dropout_rate: probability of an element to become zero, in [0, 1); the others are divided by 1 - dropout_rate.
         seed: of the mask, one int64 on the device of `x`. Without one, PyTorch's generator draws it when
             `dropout_rate` is not 0.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
+            ``set_backend`` chose.
 
     Returns:
         (..., C), dtype of `x`.
@@ -42,11 +47,11 @@ def bias_gelu(
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be at least 0 and less than 1; got {dropout_rate}")
     seed = _seed(dropout_rate, seed, x.device)
-    backend = backends.choose("bias_gelu", x, tensors=(x, bias, seed))
-    if backend == "reference":
+    chosen = autograd.OPERATOR.choose(x, tensors=(x, bias, seed), requested=backend)
+    if chosen == "reference":
         return reference.bias_gelu(x, bias.to(x.dtype), dropout_rate, seed)
     rows = x.reshape(-1, x.shape[-1])
-    return autograd.BiasGelu.apply(rows, bias.float(), dropout_rate, seed, backend).view(x.shape)
+    return autograd.BiasGelu.apply(rows, bias.float(), dropout_rate, seed, chosen).view(x.shape)
 
 
 def _seed(dropout_rate: float, seed: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

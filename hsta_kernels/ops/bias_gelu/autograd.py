@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.bias_gelu import cpu, reference
+from hsta_kernels.ops.bias_gelu import cpu, reference, triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
 # and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": cpu,
-    "triton": launch.LazyModule("hsta_kernels.ops.bias_gelu.triton"),
-}
-
-
-def _refuse_triton(x: torch.Tensor) -> str | None:
-    return launch.refuse("x", x, "bias_gelu_backward")
-
-
-backends.register("bias_gelu", "triton", _refuse_triton)
+OPERATOR = backends.Operator("bias_gelu", {"cpu": cpu, "triton": triton}, lambda tensor: (tensor(9, 64),))
 
 
 @custom_op("bias_gelu_forward")
 def forward(
     x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None, backend: str
 ) -> torch.Tensor:
-    return _IMPLEMENTATIONS[backend].forward(rows_contiguous(x), bias.contiguous(), dropout_rate, seed)
+    return OPERATOR.implementations[backend].forward(rows_contiguous(x), bias.contiguous(), dropout_rate, seed)
 
 
 @forward.register_fake
@@ -50,7 +38,7 @@ def backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(grad_out), rows_contiguous(x)
-    return _IMPLEMENTATIONS[backend].backward(*rows, bias.contiguous(), dropout_rate, seed)
+    return OPERATOR.implementations[backend].backward(*rows, bias.contiguous(), dropout_rate, seed)
 
 
 @backward.register_fake

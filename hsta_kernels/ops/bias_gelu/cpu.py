@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.launch import cpu as launch
 
 
 def refuse(x: torch.Tensor) -> str | None:
     return launch.refuse("x", x)
-
-
-backends.register("bias_gelu", "cpu", refuse)
 
 
 def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> torch.Tensor:

@@ -7,14 +7,20 @@ from typing import Any
 import torch
 
 from hsta_kernels.ops.bias_gelu.reference import threshold
-from hsta_kernels.ops.bias_gelu.triton_rows import bias_gelu_backward, bias_gelu_forward
 from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 COLUMNS_PER_PROGRAM = 512  # divides the widths of MLPs, which are no powers of 2
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the bias's gradient is then 1/24 of the traffic in bf16
 
 
+def refuse(x: torch.Tensor) -> str | None:
+    return refuse_tensor("x", x, "bias_gelu_backward")
+
+
 def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> torch.Tensor:
+    from hsta_kernels.ops.bias_gelu.triton_rows import bias_gelu_forward
+
     out = x.new_empty(x.shape)
     if x.numel():
         rows, width = x.shape
@@ -31,6 +37,8 @@ def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torc
 def backward(
     grad_out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.bias_gelu.triton_rows import bias_gelu_backward
+
     if not x.numel():
         return x.new_empty(x.shape), torch.zeros_like(bias)
     rows, width = x.shape

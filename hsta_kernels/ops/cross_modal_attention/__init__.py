@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hsta_kernels import backends
 from hsta_kernels.ops.checks import (
     autocast_enabled,
     check_integer,
@@ -32,6 +31,7 @@ def cross_modal_attention(
     v_bias: torch.Tensor,
     num_heads: int,
     eps: float = 1e-6,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """The core of HSTA's CSTA (arXiv 2405.03202), without its output projection.
 
@@ -51,6 +51,8 @@ def cross_modal_attention(
         eps: LayerNorm's epsilon.
 
         All tensors share one dtype (float32, bfloat16, float16, float64) and device; under autocast dtypes may differ.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
+            ``set_backend`` chose.
 
     Returns:
         (B, C), heads concatenated, ready for the output projection.
@@ -82,11 +84,11 @@ def cross_modal_attention(
         raise ValueError(f"num_heads must divide C = {width}; got {num_heads}")
 
     tensors = (query_token, tokens, *vectors.values(), *matrices.values())
-    backend = backends.choose("cross_modal_attention", tokens, num_heads, tensors=tensors)
-    if backend == "reference":
+    chosen = autograd.OPERATOR.choose(tokens, num_heads, tensors=tensors, requested=backend)
+    if chosen == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
-    if backend == "cpu" and like is not None:
+    if chosen == "cpu" and like is not None:
         arguments = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return autograd.WithProjections.apply(k_bias, *arguments, num_heads, eps)
@@ -100,7 +102,7 @@ def cross_modal_attention(
     # From here on in float32: u multiplies normalized tokens, so it carries LayerNorm's weight and the softmax scale.
     u = u.float() * (norm_weight.float() * head_dim**-0.5)
     rows = query_token.to(tokens.dtype), rows_contiguous(tokens)
-    z = autograd.NormalizedPooling.apply(u, *rows, k_bias, eps, backend)
+    z = autograd.NormalizedPooling.apply(u, *rows, k_bias, eps, chosen)
     z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
     pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
     return pooled.flatten(1) + v_bias.to(pooled.dtype)

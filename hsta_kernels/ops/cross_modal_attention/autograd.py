@@ -10,7 +10,6 @@ on the CPU kernels too, before the pass and after it.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,31 +17,23 @@ import torch.nn.functional as F
 
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
-from hsta_kernels.ops.cross_modal_attention import cpu, cuda, reference
+from hsta_kernels.ops.cross_modal_attention import cpu, cuda, reference, triton
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.launch import triton as launch
 
 # Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
 # backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
-_IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": cpu,
-    "cuda": cuda,
-    "triton": launch.LazyModule("hsta_kernels.ops.cross_modal_attention.triton"),
-}
-
-
-def _refuse_triton(tokens: torch.Tensor, *heads: Any) -> str | None:
-    return launch.refuse("tokens", tokens, "pool_columns")
-
-
-backends.register("cross_modal_attention", "triton", _refuse_triton)
+OPERATOR = backends.Operator(
+    "cross_modal_attention",
+    {"cpu": cpu, "cuda": cuda, "triton": triton},
+    lambda tensor: (tensor(1, 9, 64), 2),
+)
 
 
 @custom_op("cross_modal_attention_forward")
 def _forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _IMPLEMENTATIONS[backend].forward(u.contiguous(), rows_contiguous(query_token), tokens, eps)
+    return OPERATOR.implementations[backend].forward(u.contiguous(), rows_contiguous(query_token), tokens, eps)
 
 
 @_forward.register_fake
@@ -62,7 +53,7 @@ def _backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     tensors = (grad_z.contiguous(), u.contiguous(), rows_contiguous(query_token), tokens, z, stats)
-    return _IMPLEMENTATIONS[backend].backward(*tensors, eps)
+    return OPERATOR.implementations[backend].backward(*tensors, eps)
 
 
 @_backward.register_fake

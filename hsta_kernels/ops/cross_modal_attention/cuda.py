@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.launch import cuda as launch
 
 _MAX_HEADS = 32
@@ -16,9 +15,6 @@ def refuse(tokens: torch.Tensor, num_heads: int = 1) -> str | None:
     if num_heads > _MAX_HEADS:
         return f"there are {num_heads} heads; the kernels take up to {_MAX_HEADS}"
     return launch.refuse("tokens", tokens)
-
-
-backends.register("cross_modal_attention", "cuda", refuse)
 
 
 def forward(

@@ -6,13 +6,6 @@ from typing import Any
 
 import torch
 
-from hsta_kernels.ops.cross_modal_attention.triton_columns import (
-    pool_columns,
-    pool_columns_backward,
-    row_gradients,
-    row_scores,
-)
-from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_backward, pool_forward, sum_slots
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
@@ -22,11 +15,19 @@ from hsta_kernels.ops.launch.triton import (
     precision,
     version,
 )
+from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
+
+
+def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
+    return refuse_tensor("tokens", tokens, "pool_columns")
 
 
 def forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.cross_modal_attention.triton_columns import pool_columns, row_scores
+    from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_forward
+
     batch, heads, width = u.shape
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if not z.numel():
@@ -67,6 +68,9 @@ def backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.cross_modal_attention.triton_columns import pool_columns_backward, row_gradients
+    from hsta_kernels.ops.cross_modal_attention.triton_pooling import pool_backward, sum_slots
+
     batch, heads, width = u.shape
     grad_u = u.new_empty(u.shape)
     grad_query, grad_tokens = query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)

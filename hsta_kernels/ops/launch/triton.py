@@ -8,7 +8,6 @@ import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,13 +16,6 @@ from hsta_kernels import backends
 from hsta_kernels.ops.launch.triton_table import TABLE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class LazyModule(ModuleType):
-    """A module that is imported when something of it is first used: importing Triton takes a second."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
 
 
 def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_tensor
 from hsta_kernels.ops.space_time_attention import autograd, reference
 
@@ -17,6 +16,7 @@ def space_time_attention(
     axis: str,
     num_prefix_tokens: int = 1,
     scale: float | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -40,6 +40,8 @@ def space_time_attention(
         axis: ``"time"``, ``"space"`` or ``"joint"``.
         num_prefix_tokens: P, number of prefix tokens, 0 or more.
         scale: factor on the scores before softmax; ``1 / sqrt(D)`` when None.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
+            ``set_backend`` chose.
 
     Returns:
         Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`.
@@ -73,10 +75,10 @@ def space_time_attention(
 
     scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
     arguments = (qkv, num_frames, num_patches, axis, num_prefix_tokens, scale)
-    backend = backends.choose("space_time_attention", qkv, *arguments[1:-1], tensors=(qkv,))
-    if backend == "reference":
+    chosen = autograd.OPERATOR.choose(qkv, *arguments[1:-1], tensors=(qkv,), requested=backend)
+    if chosen == "reference":
         return reference.space_time_attention(*arguments)
-    return autograd.SpaceTimeAttention.apply(*arguments, backend)
+    return autograd.SpaceTimeAttention.apply(*arguments, chosen)
 
 
 def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,23 +9,15 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.launch import triton as launch
-from hsta_kernels.ops.space_time_attention import cpu, cuda, reference
+from hsta_kernels.ops.space_time_attention import cpu, cuda, reference, triton
 
 # Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
 # and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "cpu": cpu,
-    "cuda": cuda,
-    "triton": launch.LazyModule("hsta_kernels.ops.space_time_attention.triton"),
-}
-
-
-def _refuse_triton(qkv: torch.Tensor, *grid: Any) -> str | None:
-    return launch.refuse("qkv", qkv, "flash_backward_kv")
-
-
-backends.register("space_time_attention", "triton", _refuse_triton)
+OPERATOR = backends.Operator(
+    "space_time_attention",
+    {"cpu": cpu, "cuda": cuda, "triton": triton},
+    lambda tensor: (tensor(1, 9, 3, 2, 32), 2, 4, "time", 1),
+)
 
 
 @custom_op("space_time_attention_forward")
@@ -40,14 +31,14 @@ def _forward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
-    return _IMPLEMENTATIONS[backend].forward(rows_contiguous(qkv), *grid)
+    return OPERATOR.implementations[backend].forward(rows_contiguous(qkv), *grid)
 
 
 @_forward.register_fake
 def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
-    stats_shape = _IMPLEMENTATIONS[backend].stats_shape(qkv, axis, num_prefix_tokens)
+    stats_shape = OPERATOR.implementations[backend].stats_shape(qkv, axis, num_prefix_tokens)
     return out, qkv.new_empty(stats_shape, dtype=torch.float32)
 
 
@@ -66,7 +57,7 @@ def _backward(
 ) -> torch.Tensor:
     grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
     tensors = (rows_contiguous(grad_out), rows_contiguous(qkv), out, stats)
-    return _IMPLEMENTATIONS[backend].backward(*tensors, *grid)
+    return OPERATOR.implementations[backend].backward(*tensors, *grid)
 
 
 @_backward.register_fake

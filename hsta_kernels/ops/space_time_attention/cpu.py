@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.launch import cpu as launch
 
 _AXES = {"time": 0, "space": 1, "joint": 2}
 
-backends.register("space_time_attention", "cpu", lambda qkv, *grid: launch.refuse("qkv", qkv))
+
+def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
+    return launch.refuse("qkv", qkv)
 
 
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from hsta_kernels import backends
 from hsta_kernels.ops.launch import cuda as launch
 
 _MAX_FRAMES, _MAX_PREFIX, _MAX_HEAD_DIM = 64, 16, 128
@@ -23,9 +22,6 @@ def refuse(
     if qkv.shape[-1] % 8 or qkv.shape[-1] > _MAX_HEAD_DIM:
         return f"qkv has a head_dim of {qkv.shape[-1]}; the kernels take multiples of 8 up to {_MAX_HEAD_DIM}"
     return launch.refuse("qkv", qkv)
-
-
-backends.register("space_time_attention", "cuda", refuse)
 
 
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:

@@ -16,10 +16,7 @@ from hsta_kernels.ops.launch.triton import (
     power_of_2,
     precision,
 )
-from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
-from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
-from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix, sum_prefix
-from hsta_kernels.ops.space_time_attention.triton_time import time_backward, time_forward
+from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 _MERGED_SLOTS = 32  # partial results of a prefix row that are merged at a time
 
@@ -54,6 +51,10 @@ class Groups(NamedTuple):
         return self.members // block + (-(-left // self.tail(block)) if left else 0)
 
 
+def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
+    return refuse_tensor("qkv", qkv, "flash_backward_kv")
+
+
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
     """(B, H, L, 2): tiles of keys come one after the other, so no query's row is at hand at once."""
     return qkv.shape[0], qkv.shape[3], qkv.shape[1], 2
@@ -62,6 +63,10 @@ def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[i
 def forward(
     qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
+    from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix
+    from hsta_kernels.ops.space_time_attention.triton_time import time_forward
+
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
     stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
@@ -117,6 +122,10 @@ def backward(
     num_prefix_tokens: int,
     scale: float,
 ) -> torch.Tensor:
+    from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
+    from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
+    from hsta_kernels.ops.space_time_attention.triton_time import time_backward
+
     batch, length, _, heads, head_dim = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     if not qkv.numel():
