@@ -11,14 +11,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _dropout(seed, threshold, scale, row, first, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
-    """The factors, 0 or `scale`, of the rows `row` from column `first` on: a block of Philox serves four columns."""
+def _kept(seed, threshold, row, first, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
+    """Which elements of the rows `row` are kept, from column `first` on: a block of Philox serves four columns."""
     zero = tl.zeros((BLOCK, BLOCK_C // 4), tl.int32)
     block = zero + (first // 4 + tl.arange(0, BLOCK_C // 4))[None, :]
     low, high = zero + row.to(tl.int32)[:, None], zero + (row >> 32).to(tl.int32)[:, None]
     a, b, c, d = tl.philox(tl.load(seed), block, zero, low, high)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK, BLOCK_C))
-    return tl.where(words >= threshold, scale, 0.0)
+    return words >= threshold
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def bias_gelu_forward(
     y += tl.load(bias + column, mask=column < C, other=0.0)[None, :]
     y *= _normal_cdf(y)
     if seed is not None:
-        y *= _dropout(seed, threshold, scale, row, first, BLOCK_C, BLOCK)
+        y = tl.where(_kept(seed, threshold, row, first, BLOCK_C, BLOCK), y * scale, 0.0)
     tl.store(out + row[:, None] * C + column[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -67,7 +67,7 @@ def bias_gelu_backward(
         density = 0.3989422804014327 * tl.exp2(y * y * -0.7213475204444817)  # 1 / sqrt(2 pi), log2(e) / 2
         dx = dy.to(tl.float32) * (_normal_cdf(y) + y * density)
         if seed is not None:
-            dx *= _dropout(seed, threshold, scale, row, first, BLOCK_C, BLOCK)
+            dx *= tl.where(_kept(seed, threshold, row, first, BLOCK_C, BLOCK), scale, 0.0)
         db += tl.sum(dx, 0)
         tl.store(grad_x + row[:, None] * C + column[None, :], dx.to(grad_x.dtype.element_ty), mask=mask)
     tl.store(grad_bias_parts + run * C + column, db, mask=column < C)

@@ -32,6 +32,11 @@ def space_time_attention(
     over time, and over space it gives each frame a copy of CLS and averages the copies. With no prefix tokens this is
     plain factorized attention as ViViT (arXiv 2103.15691) and video diffusion models use it.
 
+    NaN and infinity get into the results that depend on them, and into no others. Of the GPU kernels: in Triton, NaN
+    may stand for infinity, in results of a prefix token, in those of samples whose prefix has an infinity, and in
+    gradients over time; in CUDA, what is not finite in `qkv` or in the gradient makes NaN of results of neighbouring
+    places too.
+
     Args:
         qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them
             after a view; float32, bfloat16, float16 or float64. Any strides with a contiguous last dimension are read

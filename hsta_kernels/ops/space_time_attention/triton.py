@@ -171,7 +171,7 @@ def _columns(head_dim: int) -> dict[str, int]:
 
 
 def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dict[str, Any] | None:
-    """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
+    """How to tile attention over time: PACK sequences and the prefix in ROWS rows, or one sequence in ALONE_ROWS.
 
     None when a sequence is too long for one tile, or lies along another axis.
     """
@@ -179,7 +179,8 @@ def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dic
     if axis != "time" or not configured(kernel, qkv, qkv.shape[-1], sequence):
         return None
     config = configuration(kernel, qkv, qkv.shape[-1], sequence)
-    return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
+    places = (config["ROWS"] - groups.prefix) // groups.members
+    return config | {"T": groups.members, "PACK": places, "ALONE_ROWS": max(16, power_of_2(sequence))}
 
 
 def _flash_tiles(kernel: str, qkv: torch.Tensor, groups: Groups) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import divide, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import above, divide, load_tile, scores, store_tile
 
 
 @triton.jit
@@ -45,8 +45,8 @@ def _attend(
     if TAIL:
         s = tl.where(_visible(query[:, None], key[None, :], group, G, P), s, -float("inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
-    p = tl.exp2(s - new_m[:, None])
-    correction = tl.exp2(m - new_m)
+    p = above(s, new_m[:, None])
+    correction = above(m, new_m)
     l = l * correction + tl.sum(p, 1)
     values = values * correction[:, None]
     return tl.dot(p.to(v.dtype), v, values, input_precision=PRECISION), new_m, l

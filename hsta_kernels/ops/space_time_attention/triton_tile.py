@@ -48,6 +48,12 @@ def scores(a, b, scale, scale_low, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def above(x, m):
+    """2^(x - m) of scores and their maximum: 0, not NaN, where both are -inf."""
+    return tl.exp2(x - tl.where(m == -float("inf"), 0.0, m))
+
+
+@triton.jit
 def divide(x, l, dtype: tl.constexpr):
     """x / l with one l for a row or column; a reciprocal rounded to float32 is good enough for 16-bit results."""
     return x / l if dtype == tl.float32 else x * tl.div_rn(1.0, l)
