@@ -154,7 +154,7 @@ def test_a_call_names_its_backend():
         assert torch.equal(space_time_attention(qkv, (2, 3), "time"), same)
         ours = space_time_attention(qkv, (2, 3), "time", backend="cpu")
     assert torch.equal(ours, space_time_attention(qkv, (2, 3), "time")) and not torch.equal(ours, same)
-    with pytest.raises(BackendError, match="backend 'cpu' cannot run space_time_attention: qkv is torch.float64"):
+    with pytest.raises(BackendError, match="cannot run space_time_attention: qkv is torch\\.float64"):
         space_time_attention(qkv.double(), (2, 3), "time", backend="cpu")
     with pytest.raises(ValueError, match="backend must be one of auto, cuda, triton, cpu, reference; got 'gpu'"):
         space_time_attention(qkv, (2, 3), "time", backend="gpu")
