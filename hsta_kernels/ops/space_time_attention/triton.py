@@ -85,7 +85,7 @@ def forward(
         if tile:
             time_forward[(batch * slots * heads,)](
                 qkv, out, stats, values, partial_stats, *strides, num_patches, heads, *factor,
-                **common, **tile,
+                **common, **tile, ALONE_ROWS=max(16, power_of_2(groups.members + groups.prefix)),
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", qkv, groups)
@@ -171,7 +171,7 @@ def _columns(head_dim: int) -> dict[str, int]:
 
 
 def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dict[str, Any] | None:
-    """How to tile attention over time: PACK sequences and the prefix in ROWS rows, or one sequence in ALONE_ROWS.
+    """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
 
     None when a sequence is too long for one tile, or lies along another axis.
     """
@@ -179,8 +179,7 @@ def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dic
     if axis != "time" or not configured(kernel, qkv, qkv.shape[-1], sequence):
         return None
     config = configuration(kernel, qkv, qkv.shape[-1], sequence)
-    places = (config["ROWS"] - groups.prefix) // groups.members
-    return config | {"T": groups.members, "PACK": places, "ALONE_ROWS": max(16, power_of_2(sequence))}
+    return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
 
 
 def _flash_tiles(kernel: str, qkv: torch.Tensor, groups: Groups) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import above, divide, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import LOWEST, divide, load_tile, scores, store_tile
 
 
 @triton.jit
@@ -45,8 +45,8 @@ def _attend(
     if TAIL:
         s = tl.where(_visible(query[:, None], key[None, :], group, G, P), s, -float("inf"))
     new_m = tl.maximum(m, tl.max(s, 1))
-    p = above(s, new_m[:, None])
-    correction = above(m, new_m)
+    p = tl.exp2(s - new_m[:, None])
+    correction = tl.exp2(m - new_m)
     l = l * correction + tl.sum(p, 1)
     values = values * correction[:, None]
     return tl.dot(p.to(v.dtype), v, values, input_precision=PRECISION), new_m, l
@@ -63,7 +63,7 @@ def _forward_tile(
     token = _token(query, group, G, group_step, member_step, P)
     q = load_tile(qkv_base, token, query < G + P, token_stride, D, BLOCK_D, TAIL)
     values = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    m = tl.full((ROWS,), -float("inf"), tl.float32)
+    m = tl.full((ROWS,), LOWEST, tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
     k_base, v_base = qkv_base + part_stride, qkv_base + 2 * part_stride
     full = G // BLOCK_N * BLOCK_N

@@ -27,10 +27,10 @@ def _add_to_dq(
     v = load_tile(v_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     s = scores(q, k, scale, scale_low, PRECISION)
     p = divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype)
+    if TAIL:
+        p = tl.where(_visible(query[:, None], key[None, :], group, G, P), p, 0.0)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     ds = p * (dp - delta[:, None])
-    if TAIL:
-        ds = tl.where(_visible(query[:, None], key[None, :], group, G, P), ds, 0.0)
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
@@ -127,12 +127,11 @@ def _add_to_dk_dv(
     delta = tl.load(row_delta + token, mask=valid, other=0.0)
     s = scores(k, q, scale, scale_low, PRECISION)  # (keys, queries)
     p = divide(tl.exp2(s - m[None, :]), l[None, :], q.dtype)
+    if TAIL:
+        p = tl.where(_visible(query[None, :], key[:, None], group, G, P) & valid[None, :], p, 0.0)
+    dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
     dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
     ds = p * (dp - delta[None, :])
-    if TAIL:
-        visible = _visible(query[None, :], key[:, None], group, G, P) & valid[None, :]
-        p, ds = tl.where(visible, p, 0.0), tl.where(visible, ds, 0.0)
-    dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# No maximum of scores is below it: of scores of -inf, the weights 2^(s - m) are then 0, and not NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
 
 @triton.jit
 def load_tile(base, tokens, valid, token_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
@@ -45,12 +48,6 @@ def scores(a, b, scale, scale_low, PRECISION: tl.constexpr):
     """a · bᵀ times the factor scale + scale_low: an error of the factor would change all scores of a row alike."""
     s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
     return s * scale + s * scale_low if a.dtype == tl.float32 else s * scale
-
-
-@triton.jit
-def above(x, m):
-    """2^(x - m) of scores and their maximum: 0, not NaN, where both are -inf."""
-    return tl.exp2(x - tl.where(m == -float("inf"), 0.0, m))
 
 
 @triton.jit

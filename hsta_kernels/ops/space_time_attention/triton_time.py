@@ -5,9 +5,9 @@ scores of all of them with all of them, of which each query keeps those of its o
 thrown away costs matrix-unit time that this memory-bound work has to spare; whole rows of the softmax are on chip, so
 the forward and the backward pass read each tensor once and write each result once.
 
-What is thrown away has weight zero, and zero times NaN or infinity is NaN. So where a result is not finite, the program
-computes its places again, each in a small tile of its own, which takes no more registers. The prefix tokens, which see
-all places, keep what they have: NaN is right where there is NaN anywhere, and may stand for infinity.
+What is thrown away has weight zero, and zero times NaN or infinity is NaN. So where a result is not finite, the
+forward pass computes its places again, each in a small tile of its own, which takes few registers. The prefix tokens,
+which see all places, keep what they have: NaN is right where there is NaN anywhere, and may stand for infinity.
 
 Softmax works in base 2: a score is scale·log2(e)·q·k, an exponent of 2. The backward pass computes it by the same
 operations as the forward pass, to the same bits, so that a probability of one is recovered as exactly one.
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.space_time_attention.triton_tile import (
-    above,
+    LOWEST,
     diagonal,
     divide,
     load_tile,
@@ -71,8 +71,8 @@ def _forward_tile(
 
     s = scores(q, k, scale, scale_low, PRECISION)
     s = tl.where(_visible(place, slot), s, -float("inf"))
-    m = tl.max(s, 1)
-    p = above(s, m[:, None])
+    m = tl.maximum(tl.max(s, 1), LOWEST)
+    p = tl.exp2(s - m[:, None])
     l = tl.sum(p, 1)
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
@@ -118,19 +118,25 @@ def time_forward(
 
 
 @triton.jit
-def _backward_tile(
-    grad_out, qkv, out, stats, grad_qkv, partial_grads, tile,
-    sample, slot, head, slots, grad_token_stride, token_stride, part_stride, N, H, scale, scale_low, grad_scale,
-    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr,
-    PRECISION: tl.constexpr, ALONE: tl.constexpr,
+def time_backward(
+    grad_out, qkv, out, stats, grad_qkv, partial_grads,
+    grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
+    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
+    N, H, scale, scale_low, grad_scale,
+    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile, as `_forward_tile`. ALONE: padding contributes nothing, whatever it is multiplied by."""
-    place, token = _rows(tile, N, T, P, PACK, ROWS)
+    slots = tl.cdiv(N, PACK)
+    program = tl.program_id(0)
+    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
+    place, token = _rows(slot, N, T, P, PACK, ROWS)
     valid = place != PADDING
-    q = load_tile(qkv, token, valid, token_stride, D, BLOCK_D, True)
-    k = load_tile(qkv + part_stride, token, valid, token_stride, D, BLOCK_D, True)
-    v = load_tile(qkv + 2 * part_stride, token, valid, token_stride, D, BLOCK_D, True)
-    do = load_tile(grad_out, token, valid, grad_token_stride, D, BLOCK_D, True)
+    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
+    q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
+    do = load_tile(grad_base, token, valid, grad_token_stride * GRAD_UNIT, D, BLOCK_D, True)
     L = P + N * T
     row_stats = stats + ((sample * H + head) * L + token) * 2
     m = tl.load(row_stats, mask=valid, other=0.0)
@@ -138,9 +144,8 @@ def _backward_tile(
 
     s = scores(q, k, scale, scale_low, PRECISION)
     p = tl.where(_visible(place, slot), divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype), 0.0)
+    dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-    if ALONE:
-        dp = tl.where(_visible(place, slot), dp, 0.0)
     # A patch has its whole row here. A prefix query's row is spread over the slots: δ = Σ p·dp = dO·O, by the same
     # kind of product as dp, so that with a one-hot p they cancel exactly.
     delta = tl.sum(p * dp, 1)
@@ -148,11 +153,7 @@ def _backward_tile(
         o = load_tile(out + (sample * L * H + head) * D, token, place == PREFIX, H * D, D, BLOCK_D, True)
         of_prefix = diagonal(tl.dot(do, tl.trans(o), input_precision=PRECISION), ROWS)
         delta = tl.where(place == PREFIX, of_prefix, delta)
-    ds = p * (dp - delta[:, None])
-    if ALONE:
-        ds = tl.where(_visible(place, slot), ds, 0.0)
-    ds = ds.to(q.dtype)
-    dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
+    ds = (p * (dp - delta[:, None])).to(q.dtype)
     dq = tl.dot(ds, k, input_precision=PRECISION) * grad_scale
     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * grad_scale
 
@@ -160,40 +161,9 @@ def _backward_tile(
     store_tile(dq, grad_base, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
     store_tile(dk, grad_base + H * D, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
     store_tile(dv, grad_base + 2 * H * D, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
-    if P > 0 and not ALONE:
+    if P > 0:
         part = H * P * slots
         row = sample * 3 * part + (head * P + token) * slots + slot
         store_tile(dq, partial_grads, row, place == PREFIX, D, D, BLOCK_D, True)
         store_tile(dk, partial_grads, row + part, place == PREFIX, D, D, BLOCK_D, True)
         store_tile(dv, partial_grads, row + 2 * part, place == PREFIX, D, D, BLOCK_D, True)
-    return tl.sum(tl.sum(dq, 1) + tl.sum(dv, 1), 0)  # in dq are k and v, in dv are dO and q
-
-
-@triton.jit
-def time_backward(
-    grad_out, qkv, out, stats, grad_qkv, partial_grads,
-    grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
-    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    N, H, scale, scale_low, grad_scale,
-    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PACK: tl.constexpr, ROWS: tl.constexpr, ALONE_ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    slots = tl.cdiv(N, PACK)
-    program = tl.program_id(0)
-    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
-    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
-    grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
-    check = _backward_tile(
-        grad_base, base, out, stats, grad_qkv, partial_grads, slot,
-        sample, slot, head, slots, grad_token_stride * GRAD_UNIT, token_stride * UNIT, part_stride * UNIT,
-        N, H, scale, scale_low, grad_scale, T, P, D, BLOCK_D, PACK, ROWS, PRECISION, False,
-    )  # fmt: skip
-    if PACK > 1:  # noqa: SIM102 (Triton 3.2 has no `and` of a constant and a tensor)
-        if check - check != 0:  # NaN, as of infinity and of NaN
-            for turn in range(PACK):
-                _backward_tile(
-                    grad_base, base, out, stats, grad_qkv, partial_grads, slot * PACK + turn,
-                    sample, slot, head, slots, grad_token_stride * GRAD_UNIT, token_stride * UNIT, part_stride * UNIT,
-                    N, H, scale, scale_low, grad_scale, T, P, D, BLOCK_D, 1, ALONE_ROWS, PRECISION, True,
-                )  # fmt: skip
