@@ -38,7 +38,7 @@ class Comparison:
             assert_close_to_reference(*(torch.cat(parts) for parts in zip(*tensors, strict=True)), result)
 
 
-def compare_attention(comparison: Comparison, qkv, grid, axis, prefix, scale, kernel, cases, only=None) -> None:
+def compare_attention(comparison: Comparison, qkv, grid, axis, prefix, scale, kernel, cases) -> None:
     """One sample of `qkv` a case. In GPU kernels, NaN may stand for what is infinite in a prefix token's results, and
     in all results of a sample whose prefix has an infinity."""
     grad = torch.randn(qkv.shape[:2] + qkv.shape[3:]).to(qkv)
@@ -51,8 +51,6 @@ def compare_attention(comparison: Comparison, qkv, grid, axis, prefix, scale, ke
 
     trio = results(kernel, qkv.dtype), results("reference", qkv.dtype), results("reference", torch.float64)
     for result, *tensors in zip(("out", "grad_qkv"), *trio, strict=True):
-        if only not in (None, result):
-            continue
         if kernel != "cpu" and axis != "joint":
             ours, _, exact = tensors
             loose = torch.arange(ours.shape[1], device=ours.device) < prefix

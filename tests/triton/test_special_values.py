@@ -1,6 +1,7 @@
 """NaN and infinity stay where they are: cases of tests/ops/test_special_values.py that the interpreter has time for.
 
 Every kernel's indexing and masks are the same in all dtypes, so float32 is enough under the interpreter.
+Over time NaN and infinity get into neighbouring places: README.md says so.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
     *([] if backends.triton_interpreted else [pytest.mark.gpu]),
 ]
-ONLY = {"time": "out"}  # in gradients over time, NaN and infinity get into neighbouring places
 
 
-@pytest.mark.parametrize("axis", ("time", "space", "joint"))
+@pytest.mark.parametrize("axis", ("space", "joint"))
 def test_of_one_token(axis, device):
     """In q, k or v of the prefix or of a patch; in some shapes several tiles, several places in a tile, tails."""
     comparison = of.Comparison()
@@ -32,11 +32,11 @@ def test_of_one_token(axis, device):
         for sample, case in enumerate(cases[1:], 1):
             value, part, token = case
             qkv[sample, token, part, 0, 8] = value
-        of.compare_attention(comparison, qkv, grid, axis, prefix, None, "triton", cases, ONLY.get(axis))
+        of.compare_attention(comparison, qkv, grid, axis, prefix, None, "triton", cases)
     comparison.finish()
 
 
-@pytest.mark.parametrize("axis", ("time", "space", "joint"))
+@pytest.mark.parametrize("axis", ("space", "joint"))
 def test_of_scores(axis, device):
     """Of all, of every other, of a frame: groups of -inf, which the prefix sees beside others."""
     comparison = of.Comparison()
@@ -47,7 +47,7 @@ def test_of_scores(axis, device):
         qkv = torch.rand(len(cases), length, 3, 1, 8, device=device) + 0.5
         for sample, (sign, infinite) in enumerate(cases):
             qkv[sample, infinite, 1] = sign * float("inf")
-        of.compare_attention(comparison, qkv, grid, axis, prefix, scale, "triton", cases, ONLY.get(axis))
+        of.compare_attention(comparison, qkv, grid, axis, prefix, scale, "triton", cases)
     comparison.finish()
 
 

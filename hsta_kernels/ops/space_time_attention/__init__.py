@@ -33,8 +33,7 @@ def space_time_attention(
     plain factorized attention as ViViT (arXiv 2103.15691) and video diffusion models use it.
 
     NaN and infinity get into the results that depend on them, and into no others; but on a GPU, over time, they make
-    NaN of gradients of neighbouring places too, and in CUDA of their outputs. In Triton, NaN may stand for infinity in
-    results of a prefix token, in those of samples whose prefix has an infinity, and in gradients.
+    NaN of results of neighbouring places too. In Triton, NaN may stand for infinity where there are prefix tokens.
 
     Args:
         qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them

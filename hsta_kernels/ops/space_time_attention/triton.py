@@ -85,7 +85,7 @@ def forward(
         if tile:
             time_forward[(batch * slots * heads,)](
                 qkv, out, stats, values, partial_stats, *strides, num_patches, heads, *factor,
-                **common, **tile, ALONE_ROWS=max(16, power_of_2(groups.members + groups.prefix)),
+                **common, **tile,
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", qkv, groups)

@@ -5,10 +5,6 @@ scores of all of them with all of them, of which each query keeps those of its o
 thrown away costs matrix-unit time that this memory-bound work has to spare; whole rows of the softmax are on chip, so
 the forward and the backward pass read each tensor once and write each result once.
 
-What is thrown away has weight zero, and zero times NaN or infinity is NaN. So where a result is not finite, the
-forward pass computes its places again, each in a small tile of its own, which takes few registers. The prefix tokens,
-which see all places, keep what they have: NaN is right where there is NaN anywhere, and may stand for infinity.
-
 Softmax works in base 2: a score is scale·log2(e)·q·k, an exponent of 2. The backward pass computes it by the same
 operations as the forward pass, to the same bits, so that a probability of one is recovered as exactly one.
 """
@@ -19,14 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import (
-    LOWEST,
-    diagonal,
-    divide,
-    load_tile,
-    scores,
-    store_tile,
-)
+from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, divide, load_tile, scores, store_tile
 
 PREFIX = tl.constexpr(-1)  # the place of a prefix token
 PADDING = tl.constexpr(-2)  # the place of a row that is not there
@@ -55,23 +44,26 @@ def _visible(place, slot):
 
 
 @triton.jit
-def _forward_tile(
-    qkv, out, stats, partial_values, partial_stats, tile,
-    sample, slot, head, slots, token_stride, part_stride, N, H, scale, scale_low,
-    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr,
-    PRECISION: tl.constexpr, ALONE: tl.constexpr,
+def time_forward(
+    qkv, out, stats, partial_values, partial_stats,
+    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
+    N, H, scale, scale_low,
+    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a tile. Returns a number that is finite only if all results are. ALONE: of one place, whose rows
-    alone are written."""
-    place, token = _rows(tile, N, T, P, PACK, ROWS)
+    slots = tl.cdiv(N, PACK)
+    program = tl.program_id(0)  # (sample, slot, head): heads lie side by side in memory
+    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
+    place, token = _rows(slot, N, T, P, PACK, ROWS)
     valid = place != PADDING
-    q = load_tile(qkv, token, valid, token_stride, D, BLOCK_D, True)
-    k = load_tile(qkv + part_stride, token, valid, token_stride, D, BLOCK_D, True)
-    v = load_tile(qkv + 2 * part_stride, token, valid, token_stride, D, BLOCK_D, True)
+    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
+    q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
 
     s = scores(q, k, scale, scale_low, PRECISION)
     s = tl.where(_visible(place, slot), s, -float("inf"))
-    m = tl.maximum(tl.max(s, 1), LOWEST)
+    m = tl.max(s, 1)
     p = tl.exp2(s - m[:, None])
     l = tl.sum(p, 1)
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
@@ -82,39 +74,11 @@ def _forward_tile(
     row_stats = stats + ((sample * H + head) * L + token) * 2
     tl.store(row_stats, m, mask=place >= 0)
     tl.store(row_stats + 1, l, mask=place >= 0)
-    if P > 0 and not ALONE:
+    if P > 0:
         row = ((sample * H + head) * P + token) * slots + slot
         store_tile(values, partial_values, row, place == PREFIX, D, D, BLOCK_D, True)
         tl.store(partial_stats + row * 2, m, mask=place == PREFIX)
         tl.store(partial_stats + row * 2 + 1, l, mask=place == PREFIX)
-    return tl.sum(tl.sum(values, 1), 0)
-
-
-@triton.jit
-def time_forward(
-    qkv, out, stats, partial_values, partial_stats,
-    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    N, H, scale, scale_low,
-    T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PACK: tl.constexpr, ROWS: tl.constexpr, ALONE_ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    slots = tl.cdiv(N, PACK)
-    program = tl.program_id(0)  # (sample, slot, head): heads lie side by side in memory
-    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
-    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
-    check = _forward_tile(
-        base, out, stats, partial_values, partial_stats, slot,
-        sample, slot, head, slots, token_stride * UNIT, part_stride * UNIT, N, H, scale, scale_low,
-        T, P, D, BLOCK_D, PACK, ROWS, PRECISION, False,
-    )  # fmt: skip
-    if PACK > 1:  # noqa: SIM102 (Triton 3.2 has no `and` of a constant and a tensor)
-        if check - check != 0:  # NaN, as of infinity and of NaN
-            for turn in range(PACK):
-                _forward_tile(
-                    base, out, stats, partial_values, partial_stats, slot * PACK + turn,
-                    sample, slot, head, slots, token_stride * UNIT, part_stride * UNIT, N, H, scale, scale_low,
-                    T, P, D, BLOCK_D, 1, ALONE_ROWS, PRECISION, True,
-                )  # fmt: skip
 
 
 @triton.jit
