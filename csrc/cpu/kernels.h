@@ -110,19 +110,26 @@ struct BiasGelu {
   float* grad_bias;
 };
 
+// The one list of the kernels: a function's name and the struct that it takes. The members of KernelTable are made of
+// it, and in table.cpp, for every instruction set, the functions' declarations and the table's entries.
+#define HSTA_KERNELS(KERNEL)                                  \
+  KERNEL(add_layer_norm_forward, AddLayerNorm)                \
+  KERNEL(add_layer_norm_backward, AddLayerNorm)               \
+  KERNEL(bias_gelu_forward, BiasGelu)                         \
+  KERNEL(bias_gelu_backward, BiasGelu)                        \
+  KERNEL(cross_modal_attention_forward, CrossModalAttention)  \
+  KERNEL(cross_modal_attention_backward, CrossModalAttention) \
+  KERNEL(cross_modal_absorb_query, CrossModalProjections)     \
+  KERNEL(cross_modal_project_values, CrossModalProjections)   \
+  KERNEL(space_time_attention_forward, SpaceTimeAttention)    \
+  KERNEL(space_time_attention_backward, SpaceTimeAttention)
+
 struct KernelTable {
   const char* isa;
-  void (*space_time_attention_forward)(const SpaceTimeAttention&);
-  void (*space_time_attention_backward)(const SpaceTimeAttention&);
-  void (*cross_modal_attention_forward)(const CrossModalAttention&);
-  void (*cross_modal_attention_backward)(const CrossModalAttention&);
-  void (*cross_modal_absorb_query)(const CrossModalProjections&);
-  void (*cross_modal_project_values)(const CrossModalProjections&);
-  void (*add_layer_norm_forward)(const AddLayerNorm&);
-  void (*add_layer_norm_backward)(const AddLayerNorm&);
-  void (*bias_gelu_forward)(const BiasGelu&);
-  void (*bias_gelu_backward)(const BiasGelu&);
   void (*exp2)(const float* x, float* y, int64_t count);  // for the test of its error bound
+#define HSTA_MEMBER(name, Operator) void (*name)(const Operator&);
+  HSTA_KERNELS(HSTA_MEMBER)
+#undef HSTA_MEMBER
 };
 
 // The table in use. Chosen on first call: the best the processor reports, or what HSTA_CPU_ISA names.
