@@ -41,14 +41,26 @@ def test_compiling_can_be_left_out(tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, base: Path = ROOT) -> set[str]:
+    """Names of modules that a file imports, and of what it takes from them; relative ones resolved from `base`."""
     names = set()
+    package = path.relative_to(base).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*parents, *([node.module] if node.module else [])))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def test_relative_imports_are_seen(tmp_path):
+    folder = tmp_path / "hsta_kernels" / "models"
+    folder.mkdir(parents=True)
+    (folder / "hsta.py").write_text("from . import plain\nfrom .config import HSTAConfig\nfrom ..ops import checks\n")
+    found = imports(folder / "hsta.py", tmp_path)
+    assert {"hsta_kernels.models.plain", "hsta_kernels.models.config", "hsta_kernels.ops.checks"} <= found
 
 
 def test_imports_point_one_way():
@@ -66,7 +78,7 @@ def test_imports_point_one_way():
         assert not forbidden, f"{part} imports {forbidden}"
     public = {"hsta_kernels", *(f"hsta_kernels.{name}" for name in __import__("hsta_kernels").__all__)}
     for path in (ROOT / "python" / "hsta").rglob("*.py"):
-        found = {name for name in imports(path) if name.split(".")[0] == "hsta_kernels"}
+        found = {name for name in imports(path, ROOT / "python") if name.split(".")[0] == "hsta_kernels"}
         assert found <= public, f"{path.relative_to(ROOT)} imports {found - public}"
 
 
