@@ -160,7 +160,7 @@ def name(request) -> str:
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.__name__)
 def test_transform(name, transform, dtype):
     def results(dtype, convert=lambda tensor: tensor):
-        """Of eight draws in one: of fewer elements the largest error is luck, that of one draw three times another's."""
+        """Of eight draws in one: the largest error of fewer elements is luck, that of one draw thrice another's."""
         draws = [transform(name, *map(convert, tensors(name, dtype, seed))) for seed in range(8)]
         return [torch.stack(result) for result in zip(*draws, strict=True)]
 
