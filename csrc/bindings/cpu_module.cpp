@@ -56,7 +56,7 @@ hsta::CrossModalProjections cross_modal_projections(int dtype, std::array<int64_
 }
 
 hsta::BiasGelu bias_gelu(int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias,
-                         float dropout_rate, uint64_t seed) {
+                         double dropout_rate, uint64_t seed) {
   hsta::BiasGelu op{};
   op.dtype = hsta::DType(dtype);
   op.rows = sizes[0], op.width = sizes[1];
@@ -195,7 +195,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "bias_gelu_forward",
-      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, float dropout_rate,
+      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, double dropout_rate,
          uint64_t seed, uintptr_t out) {
         auto op = bias_gelu(dtype, sizes, x, x_stride, bias, dropout_rate, seed);
         op.out = pointer(out);
@@ -206,7 +206,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "bias_gelu_backward",
-      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, float dropout_rate,
+      [](int dtype, std::array<int64_t, 2> sizes, uintptr_t x, int64_t x_stride, uintptr_t bias, double dropout_rate,
          uint64_t seed, uintptr_t grad_out, int64_t grad_out_stride, uintptr_t grad_x, uintptr_t grad_bias) {
         auto op = bias_gelu(dtype, sizes, x, x_stride, bias, dropout_rate, seed);
         op.grad_out = pointer(grad_out), op.grad_out_stride_row = grad_out_stride;

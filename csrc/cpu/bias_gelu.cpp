@@ -60,8 +60,8 @@ inline void multiply(BitsVec a, uint32_t b, BitsVec* high, BitsVec* low) {
 // and the seed as key.
 class Dropout {
  public:
-  Dropout(float rate, uint64_t seed)
-      : seed_(seed), threshold_(uint32_t(double(rate) * 4294967296.0)), scale_(1.0f / (1.0f - rate)) {}
+  Dropout(double rate, uint64_t seed)
+      : seed_(seed), threshold_(uint32_t(rate * 4294967296.0)), scale_(float(1 / (1 - rate))) {}
 
   // Dropped elements are zeros, whatever they were.
   static Vec apply(Vec elements, Vec factors) { return factors > 0 ? elements * factors : Vec{}; }

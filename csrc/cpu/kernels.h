@@ -99,7 +99,7 @@ struct BiasGelu {
   const void* x;
   int64_t x_stride_row;
   const float* bias;
-  float dropout_rate;
+  double dropout_rate;  // in float32 its threshold would be another than the reference's
   uint64_t seed;
   // Written by the forward pass.
   void* out;

@@ -46,6 +46,18 @@ def test_parity_with_dropout(shape, dtype, kernel):
         assert_close_to_reference(a, b, c, name, d)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_mask_where_float32_would_round_the_rate(kernel):
+    """A random word of this seed lies between 2**32 times 0.9 and 2**32 times what float32 makes of 0.9."""
+    options = {"dropout_rate": 0.9, "seed": torch.tensor([742630])}
+    x, bias = torch.ones(84, 69), torch.zeros(69)
+    words = random_words(84, 69, options["seed"])
+    rates = [int(rate * 2**32) for rate in (0.9, float(torch.tensor(0.9)))]
+    assert ((words >= min(rates)) & (words < max(rates))).any()
+    ours, theirs = (bias_gelu(x, bias, backend=name, **options) for name in (kernel, "reference"))
+    assert torch.equal(ours == 0, theirs == 0)
+
+
 @needs_cpu
 def test_error_of_the_tail():
     """gelu(x) = max(x, 0) - |x| Phi(-|x|): the second term's error, before the difference is rounded."""
