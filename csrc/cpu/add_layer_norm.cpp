@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "memory.h"
 #include "writer.h"
 
 namespace hsta {

@@ -12,6 +12,7 @@
 
 #include "../common/score_scale.h"
 #include "kernels.h"
+#include "memory.h"
 #include "panels.h"
 #include "writer.h"
 

@@ -1,6 +1,7 @@
 // out = dropout(gelu(x + bias)) in one pass over memory, forward and backward. The backward pass recomputes everything
 // from x, the dropout mask included: its random numbers are a function of the seed and of the element's place.
 #include "kernels.h"
+#include "memory.h"
 #include "writer.h"
 
 namespace hsta {

@@ -14,6 +14,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "long_rows.h"
+#include "memory.h"
 #include "writer.h"
 
 namespace hsta {

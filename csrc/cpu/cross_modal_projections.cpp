@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "long_rows.h"
+#include "memory.h"
 
 namespace hsta {
 namespace HSTA_ISA {

@@ -139,14 +139,4 @@ const KernelTable& kernels();
 // Names of all instruction sets that were built and that this processor can run, best first, separated by spaces.
 const char* runnable_isas();
 
-// Called before a large output is written for the first time. The C library returns blocks of more than 32 MB to the
-// system when they are freed, so such an output is always new memory; in huge pages it takes 512 times fewer page
-// faults.
-void expect_writes(void* data, int64_t bytes);
-
-// Aligned working memory of the calling thread, kept between calls; its contents are undefined.
-// `slot` tells apart buffers that are in use at the same time.
-enum class Scratch : int { kThread = 0, kShared = 1 };
-float* scratch(Scratch slot, int64_t floats);
-
 }  // namespace hsta

@@ -8,6 +8,7 @@
 // exactly one, however large the scores.
 #include "attention_groups.h"
 #include "large_groups.h"
+#include "memory.h"
 #include "small_groups.h"
 
 namespace hsta {

@@ -115,6 +115,7 @@ void in_new_thread(const Function& function) {
 }
 
 void test_elements();
+void test_memory();
 void test_space_time_attention();
 void test_cross_modal_attention();
 void test_add_layer_norm();

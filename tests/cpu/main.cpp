@@ -9,6 +9,7 @@
 
 int main() {
   std::istringstream names(hsta::runnable_isas());
+  hsta::test_memory();
   int failed = 0;
   for (std::string isa; names >> isa;) {
     std::printf("%s\n", isa.c_str());
