@@ -76,7 +76,7 @@ void check(const Shape& s, int64_t gap) {
   query.randomize(random, 0.5), token.randomize(random, 0.5);
   for (float& x : u.memory) x *= 1 / std::sqrt(float(s.width));
 
-  CrossModalAttention op{};
+  AbsorbedAttention op{};
   op.dtype = dtype_of<T>();
   op.batch = s.batch, op.tokens = s.tokens, op.heads = s.heads, op.width = s.width, op.eps = float(kEps);
   op.u = u.memory.data();
@@ -85,8 +85,8 @@ void check(const Shape& s, int64_t gap) {
   op.z = z.memory.data(), op.stats = stats.memory.data();
   op.grad_z = grad_z.memory.data(), op.grad_u = grad_u.memory.data();
   op.grad_query = grad_query.memory.data(), op.grad_token = grad_token.memory.data();
-  in_new_thread([&] { kernels().cross_modal_attention_forward(op); });
-  in_new_thread([&] { kernels().cross_modal_attention_backward(op); });
+  in_new_thread([&] { kernels().absorbed_attention_forward(op); });
+  in_new_thread([&] { kernels().absorbed_attention_backward(op); });
 
   const Exact exact = naive(s, u.values(), query.values(), token.values(), grad_z.values());
   const std::string what = "cross_modal_attention, dtype " + std::to_string(int(op.dtype)) +
