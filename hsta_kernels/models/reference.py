@@ -278,7 +278,8 @@ class HSTA(Checkpoints):
             special: (B, 3, 2, image_size, image_size): the onset and apex frames, or two optical-flow images.
 
         Raises:
-            ValueError, TypeError: shapes or types other than these; the message names the input.
+            ValueError, TypeError: shapes or types other than these; the message names the input. With num_frames=2 both
+                inputs have one shape: nobody notices an exchange then, unless they are passed by name.
         """
         self.check_inputs(video, special)
         special, video = self.embed(SPECIAL, special), self.embed(VIDEO, video)
