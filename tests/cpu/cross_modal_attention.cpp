@@ -1,4 +1,4 @@
-// The streaming pass of crossmodal attention against a loop over heads and rows.
+// Absorbed attention, and the projections of crossmodal attention, against a loop over heads and rows.
 #include "check.h"
 
 namespace hsta {
@@ -89,7 +89,7 @@ void check(const Shape& s, int64_t gap) {
   in_new_thread([&] { kernels().absorbed_attention_backward(op); });
 
   const Exact exact = naive(s, u.values(), query.values(), token.values(), grad_z.values());
-  const std::string what = "cross_modal_attention, dtype " + std::to_string(int(op.dtype)) +
+  const std::string what = "absorbed_attention, dtype " + std::to_string(int(op.dtype)) +
                            ", N=" + std::to_string(s.tokens) + " H=" + std::to_string(s.heads) +
                            " C=" + std::to_string(s.width) + ", gap " + std::to_string(gap);
   expect_close(what + ": z", z, exact.z, op.dtype);
