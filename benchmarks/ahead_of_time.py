@@ -148,8 +148,8 @@ def attention(axis: str, frames: int, patches: int, prefix: int, head_dim: int, 
     return run
 
 
-def pooling(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
-    """Forward and backward pass of cross_modal_attention's streaming pass, over a slice of a longer sequence."""
+def absorbed_attention(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
+    """Forward and backward pass of absorbed attention, over a slice of a longer sequence."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
         rows = torch.randn(batch, 1 + tokens, width, dtype=dtype, device=device)[:, 1:]
@@ -190,7 +190,7 @@ CASES: dict[str, Callable] = {
     **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
     "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
-    **{f"pooling C={c}": pooling(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
+    **{f"absorbed C={c}": absorbed_attention(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),

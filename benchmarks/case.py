@@ -100,7 +100,8 @@ def close_to_ours(name: str, theirs: object, ours: object) -> None:
 
     Parity is tested elsewhere, against float64; here a contender may be off by what bfloat16 costs where large terms
     cancel (the softmax's backward pass: 15 % of the query weights' gradient in direct crossmodal attention). A result
-    that we know to be zero (the gradient of CSTA's key bias) is rounding noise with contenders: not compared.
+    that we know to be zero (the gradient of crossmodal attention's key bias) is rounding noise with contenders: not
+    compared.
     """
     for a, b in zip(_tensors(theirs), _tensors(ours), strict=True):
         tolerance = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 1e-2}[b.dtype]

@@ -25,13 +25,13 @@ import triton
 from benchmarks.ahead_of_time import (
     ARCHITECTURES,
     SHARED_MEMORY,
+    absorbed_attention,
     attention,
     compile_launch,
     float32_products,
     gelu,
     launches,
     norm,
-    pooling,
 )
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import TABLE
@@ -75,7 +75,7 @@ BACKWARD = {
         (16, 16, 4, 1),
     ),
 }
-POOLING = {
+ABSORBED = {
     2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
     + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 1)),
     4: options(ROWS, (1, 8, 4), (1, 8, 3), (1, 8, 2), (1, 16, 4), (1, 4, 4)),
@@ -110,10 +110,10 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
     for width in (256, 512, 768, 1024):
-        for kernel in ("pool_forward", "pool_backward"):
-            yield kernel, width, ANY, POOLING, pooling(588, width)
-    for kernel in ("row_scores", "pool_columns", "row_gradients", "pool_columns_backward"):
-        yield kernel, ANY, ANY, COLUMNS, pooling(588, 1536)
+        for kernel in ("absorbed_forward", "absorbed_backward"):
+            yield kernel, width, ANY, ABSORBED, absorbed_attention(588, width)
+    for kernel in ("row_scores", "absorbed_columns", "row_gradients", "absorbed_columns_backward"):
+        yield kernel, ANY, ANY, COLUMNS, absorbed_attention(588, 1536)
     for width, real in ((512, 384), (1024, 768), (4096, 3072)):
         for kernel in ("add_layer_norm_forward", "add_layer_norm_backward"):
             yield kernel, width, ANY, NORM, norm(37696, real)
@@ -190,7 +190,7 @@ def choose(
         if not measure and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if kernel in ("time_forward", "time_backward", "pool_forward", "pool_backward") and least > 0:
+    if kernel in ("time_forward", "time_backward", "absorbed_forward", "absorbed_backward") and least > 0:
         return None
     good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
     if not measure or not good:
@@ -233,8 +233,10 @@ def main() -> None:
             if found:
                 after.setdefault(kernel, {})[found[0]] = found[1]
     # Crossmodal attention takes whole rows where its backward pass can.
-    backward = {key[:3] for key in after["pool_backward"]}
-    after["pool_forward"] = {key: config for key, config in after["pool_forward"].items() if key[:3] in backward}
+    backward = {key[:3] for key in after["absorbed_backward"]}
+    after["absorbed_forward"] = {
+        key: config for key, config in after["absorbed_forward"].items() if key[:3] in backward
+    }
     write(after)
     for kernel in sorted(after):
         for key in sorted({*before.get(kernel, {}), *after[kernel]}):

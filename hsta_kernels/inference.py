@@ -19,7 +19,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 # Modules of ours and of PyTorch's that do no more than call their children; hooks on them stay.
 _CONTAINERS = (
-    HSTA, hsta.Block, hsta.Stack, hsta.Layer, hsta.Fusion, hsta.Attention, hsta.MLP, hsta.PatchEmbed,
+    HSTA, hsta.Block, hsta.Stack, hsta.Layer, hsta.CrossModalAttention, hsta.Attention, hsta.MLP, hsta.PatchEmbed,
     nn.ModuleList, nn.Sequential,
 )  # fmt: skip
 

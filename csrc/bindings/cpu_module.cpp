@@ -32,10 +32,10 @@ hsta::SpaceTimeAttention space_time_attention(int dtype, int axis, std::array<in
   return op;
 }
 
-hsta::CrossModalAttention cross_modal_attention(int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u,
-                                                uintptr_t query, int64_t query_stride, uintptr_t token,
-                                                std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats) {
-  hsta::CrossModalAttention op{};
+hsta::AbsorbedAttention absorbed_attention(int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u,
+                                           uintptr_t query, int64_t query_stride, uintptr_t token,
+                                           std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats) {
+  hsta::AbsorbedAttention op{};
   op.dtype = hsta::DType(dtype);
   op.batch = sizes[0], op.tokens = sizes[1], op.heads = sizes[2], op.width = sizes[3];
   op.eps = eps;
@@ -103,27 +103,27 @@ PYBIND11_MODULE(_cpu, m) {
       py::call_guard<py::gil_scoped_release>());
 
   m.def(
-      "cross_modal_attention_forward",
+      "absorbed_attention_forward",
       [](int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u, uintptr_t query, int64_t query_stride,
          uintptr_t token, std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats) {
-        hsta::kernels().cross_modal_attention_forward(
-            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats));
+        hsta::kernels().absorbed_attention_forward(
+            absorbed_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats));
       },
       py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("u"), py::arg("query"), py::arg("query_stride"),
       py::arg("token"), py::arg("token_strides"), py::arg("z"), py::arg("stats"),
       py::call_guard<py::gil_scoped_release>());
 
   m.def(
-      "cross_modal_attention_backward",
+      "absorbed_attention_backward",
       [](int dtype, std::array<int64_t, 4> sizes, float eps, uintptr_t u, uintptr_t query, int64_t query_stride,
          uintptr_t token, std::array<int64_t, 2> token_strides, uintptr_t z, uintptr_t stats, uintptr_t grad_z,
          uintptr_t grad_u, uintptr_t grad_query, uintptr_t grad_token) {
-        auto op = cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats);
+        auto op = absorbed_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats);
         op.grad_z = pointer<const float>(grad_z);
         op.grad_u = pointer<float>(grad_u);
         op.grad_query = pointer(grad_query);
         op.grad_token = pointer(grad_token);
-        hsta::kernels().cross_modal_attention_backward(op);
+        hsta::kernels().absorbed_attention_backward(op);
       },
       py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("u"), py::arg("query"), py::arg("query_stride"),
       py::arg("token"), py::arg("token_strides"), py::arg("z"), py::arg("stats"), py::arg("grad_z"), py::arg("grad_u"),

@@ -14,8 +14,8 @@ namespace py = pybind11;
 namespace {
 
 using namespace hsta;
+using cuda::AbsorbedAttention;
 using cuda::AddLayerNorm;
-using cuda::CrossModalAttention;
 using cuda::SpaceTimeAttention;
 
 using Address = uintptr_t;
@@ -42,7 +42,7 @@ void describe(std::ostream& to, const SpaceTimeAttention& op) {
      << op.patches << " tokens, " << op.heads << " heads of " << op.head_dim << ' ' << name(op.dtype);
 }
 
-void describe(std::ostream& to, const CrossModalAttention& op) {
+void describe(std::ostream& to, const AbsorbedAttention& op) {
   to << "cross_modal_attention of " << op.batch << " samples of 1 + " << op.tokens << " rows of " << op.width << ' '
      << name(op.dtype) << ", " << op.heads << " heads";
 }
@@ -143,10 +143,10 @@ void define_space_time_attention(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-CrossModalAttention cross_modal_attention(int dtype, Numbers<4> sizes, float eps = 0, Address u = 0, Address query = 0,
-                                          int64_t query_stride = 0, Address token = 0, Numbers<2> token_strides = {},
-                                          Address z = 0, Address stats = 0, Address workspace = 0) {
-  CrossModalAttention op{};
+AbsorbedAttention absorbed_attention(int dtype, Numbers<4> sizes, float eps = 0, Address u = 0, Address query = 0,
+                                     int64_t query_stride = 0, Address token = 0, Numbers<2> token_strides = {},
+                                     Address z = 0, Address stats = 0, Address workspace = 0) {
+  AbsorbedAttention op{};
   op.dtype = DType(dtype);
   op.batch = sizes[0], op.tokens = sizes[1], op.heads = sizes[2], op.width = sizes[3];
   op.eps = eps;
@@ -157,31 +157,31 @@ CrossModalAttention cross_modal_attention(int dtype, Numbers<4> sizes, float eps
   return op;
 }
 
-void define_cross_modal_attention(py::module_& m) {
-  m.def("cross_modal_attention_workspace", [](int dtype, Numbers<4> sizes) {
-    return cuda::cross_modal_attention_workspace(cross_modal_attention(dtype, sizes));
+void define_absorbed_attention(py::module_& m) {
+  m.def("absorbed_attention_workspace", [](int dtype, Numbers<4> sizes) {
+    return cuda::absorbed_attention_workspace(absorbed_attention(dtype, sizes));
   });
   m.def(
-      "cross_modal_attention_forward",
+      "absorbed_attention_forward",
       [](int dtype, Numbers<4> sizes, float eps, Address u, Address query, int64_t query_stride, Address token,
          Numbers<2> token_strides, Address z, Address stats, Address workspace, Address stream) {
         const auto op =
-            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
-        named_errors("forward", op, [&](auto& op) { cuda::cross_modal_attention_forward(op, to_stream(stream)); });
+            absorbed_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
+        named_errors("forward", op, [&](auto& op) { cuda::absorbed_attention_forward(op, to_stream(stream)); });
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(
-      "cross_modal_attention_backward",
+      "absorbed_attention_backward",
       [](int dtype, Numbers<4> sizes, float eps, Address u, Address query, int64_t query_stride, Address token,
          Numbers<2> token_strides, Address z, Address stats, Address grad_z, Address grad_u, Address grad_query,
          Address grad_token, Address workspace, Address stream) {
         auto op =
-            cross_modal_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
+            absorbed_attention(dtype, sizes, eps, u, query, query_stride, token, token_strides, z, stats, workspace);
         op.grad_z = pointer<const float>(grad_z);
         op.grad_u = pointer<float>(grad_u);
         op.grad_query = pointer(grad_query);
         op.grad_token = pointer(grad_token);
-        named_errors("backward", op, [&](auto& op) { cuda::cross_modal_attention_backward(op, to_stream(stream)); });
+        named_errors("backward", op, [&](auto& op) { cuda::absorbed_attention_backward(op, to_stream(stream)); });
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -192,5 +192,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
   define_add_layer_norm(m);
   define_space_time_attention(m);
-  define_cross_modal_attention(m);
+  define_absorbed_attention(m);
 }

@@ -1,4 +1,4 @@
-// What comes before and after the streaming pass of crossmodal attention on the CPU, when no gradients are wanted: a
+// What comes before and after absorbed attention in crossmodal attention on the CPU, when no gradients are wanted: a
 // few rows times (C, C) weights, which a library's product of large matrices does badly. Weights are read once, in
 // place where their layout is that of the words.
 #include <cmath>
@@ -103,11 +103,11 @@ void absorb_query(const CrossModalProjections& op) {
 // out_h = Wv_h (norm_weight * z_h + norm_bias) + bv_h.
 template <typename T>
 void project_values(const CrossModalProjections& op) {
-  const auto pooled = [&](int64_t head, int64_t b, float* row) {
+  const auto weighted_mean = [&](int64_t head, int64_t b, float* row) {
     const float* z = op.z + (b * op.heads + head) * op.width;
     for (int64_t c = 0; c < op.width; ++c) row[c] = z[c] * op.norm_weight[c] + op.norm_bias[c];
   };
-  project<T>(op, op.heads, op.v_weight, op.v_bias, pooled, [&](int64_t b, int64_t i, float value) {
+  project<T>(op, op.heads, op.v_weight, op.v_bias, weighted_mean, [&](int64_t b, int64_t i, float value) {
     static_cast<T*>(op.out)[b * op.width + i] = from_float<T>(value);
   });
 }

@@ -31,10 +31,10 @@ struct SpaceTimeAttention {
   void* grad_qkv;
 };
 
-// The streaming pass of cross_modal_attention. Float arrays u, z, grad_z, grad_u (B, H, C), stats (B, H, 2; as above)
-// and the gradients of the tokens are contiguous; the rows of `query` and `token` are contiguous, their other strides
-// any.
-struct CrossModalAttention {
+// Absorbed attention: cross_modal_attention without its projections. Float arrays u, z, grad_z, grad_u (B, H, C), stats
+// (B, H, 2; as above) and the gradients of the tokens are contiguous; the rows of `query` and `token` are contiguous,
+// their other strides any.
+struct AbsorbedAttention {
   DType dtype;  // of the query token, the tokens, and their gradients
   int64_t batch, tokens, heads, width;
   float eps;
@@ -51,8 +51,8 @@ struct CrossModalAttention {
   void *grad_query, *grad_token;
 };
 
-// The projections before and after the pass of CrossModalAttention, for inference. Weights are (width, width) as
-// nn.Linear stores them, contiguous; the key bias changes nothing and is not here.
+// The projections of cross_modal_attention, before and after AbsorbedAttention, for inference. Weights are (width,
+// width) as nn.Linear stores them, contiguous; the key bias changes nothing and is not here.
 struct CrossModalProjections {
   DType dtype;  // of the query token, the weights and biases of projections, and out
   int64_t batch, heads, width;
@@ -112,16 +112,16 @@ struct BiasGelu {
 
 // The one list of the kernels: a function's name and the struct that it takes. The members of KernelTable are made of
 // it, and in table.cpp, for every instruction set, the functions' declarations and the table's entries.
-#define HSTA_KERNELS(KERNEL)                                  \
-  KERNEL(add_layer_norm_forward, AddLayerNorm)                \
-  KERNEL(add_layer_norm_backward, AddLayerNorm)               \
-  KERNEL(bias_gelu_forward, BiasGelu)                         \
-  KERNEL(bias_gelu_backward, BiasGelu)                        \
-  KERNEL(cross_modal_attention_forward, CrossModalAttention)  \
-  KERNEL(cross_modal_attention_backward, CrossModalAttention) \
-  KERNEL(cross_modal_absorb_query, CrossModalProjections)     \
-  KERNEL(cross_modal_project_values, CrossModalProjections)   \
-  KERNEL(space_time_attention_forward, SpaceTimeAttention)    \
+#define HSTA_KERNELS(KERNEL)                                \
+  KERNEL(absorbed_attention_forward, AbsorbedAttention)     \
+  KERNEL(absorbed_attention_backward, AbsorbedAttention)    \
+  KERNEL(add_layer_norm_forward, AddLayerNorm)              \
+  KERNEL(add_layer_norm_backward, AddLayerNorm)             \
+  KERNEL(bias_gelu_forward, BiasGelu)                       \
+  KERNEL(bias_gelu_backward, BiasGelu)                      \
+  KERNEL(cross_modal_absorb_query, CrossModalProjections)   \
+  KERNEL(cross_modal_project_values, CrossModalProjections) \
+  KERNEL(space_time_attention_forward, SpaceTimeAttention)  \
   KERNEL(space_time_attention_backward, SpaceTimeAttention)
 
 struct KernelTable {

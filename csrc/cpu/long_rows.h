@@ -1,4 +1,4 @@
-// Rows as long as a token is wide, a few of them at a time: crossmodal attention's operands.
+// Rows as long as a token is wide, a few of them at a time: operands of absorbed attention and of its projections.
 #pragma once
 
 #include <cmath>

@@ -64,10 +64,10 @@ void space_time_attention_forward(const SpaceTimeAttention&, Stream);
 void space_time_attention_backward(const SpaceTimeAttention&, Stream);
 int64_t space_time_attention_workspace(const SpaceTimeAttention&);  // of either pass
 
-// The streaming pass of cross_modal_attention over the rows [query, tokens] of a sample: z_h = sum_j softmax_j(u_h ·
-// y_j) y_j with y_j the normalized row. At most 32 heads; rows of C elements, a multiple of 8. u, z, grad_z, grad_u (B,
-// H, C) and stats (B, H, 2; as above) are float.
-struct CrossModalAttention {
+// Absorbed attention, cross_modal_attention without its projections, over the rows [query, tokens] of a sample: z_h =
+// sum_j softmax_j(u_h · y_j) y_j with y_j the normalized row. At most 32 heads; rows of C elements, a multiple of 8. u,
+// z, grad_z, grad_u (B, H, C) and stats (B, H, 2; as above) are float.
+struct AbsorbedAttention {
   DType dtype;  // of the query token, the tokens, and their gradients
   int64_t batch, tokens, heads, width;
   float eps;
@@ -85,9 +85,9 @@ struct CrossModalAttention {
   float* workspace;
 };
 
-void cross_modal_attention_forward(const CrossModalAttention&, Stream);
-void cross_modal_attention_backward(const CrossModalAttention&, Stream);
-int64_t cross_modal_attention_workspace(const CrossModalAttention&);  // of either pass
+void absorbed_attention_forward(const AbsorbedAttention&, Stream);
+void absorbed_attention_backward(const AbsorbedAttention&, Stream);
+int64_t absorbed_attention_workspace(const AbsorbedAttention&);  // of either pass
 
 // f(element of the type that `dtype` names).
 template <typename F>

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .config import SPECIAL, VIDEO
 
 
 @torch.no_grad()
-def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:
+def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> dict[str, Tensor]:
     """Attention of CLS to the patches in the last self-attention layer of each branch.
 
     For divided attention this is the sub-layer over space, in which CLS sees the patches of all frames. The
@@ -21,14 +22,14 @@ def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tupl
         video, special: as for the model.
 
     Returns:
-        Maps of the special frames and of the video, each (B, num_heads, T', grid height, grid width),
-        float32.
+        Maps by the names ``video`` and ``special``, each (B, num_heads, T', grid height, grid width), float32.
     """
-    inputs: dict[int, Tensor] = {}
-    attentions = [layers[-1].attn for layers in model.blocks[-1].blocks]
+    branches = {"video": VIDEO, "special": SPECIAL}
+    attentions = {name: model.blocks[-1].blocks[branch][-1].attn for name, branch in branches.items()}
+    inputs: dict[str, Tensor] = {}
     hooks = [
-        attn.register_forward_pre_hook(lambda _, args, branch=branch: inputs.__setitem__(branch, args[0]))
-        for branch, attn in enumerate(attentions)
+        attn.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+        for name, attn in attentions.items()
     ]
     was_training = model.training
     model.eval()
@@ -38,11 +39,10 @@ def cls_attention(model: reference.HSTA, video: Tensor, special: Tensor) -> tupl
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    special_map, video_map = (
-        _cls_row(attn, inputs[branch]).unflatten(-1, model.config.grids[branch])
-        for branch, attn in enumerate(attentions)
-    )
-    return special_map, video_map
+    return {
+        name: _cls_row(attentions[name], inputs[name]).unflatten(-1, model.config.grids[branch])
+        for name, branch in branches.items()
+    }
 
 
 def _cls_row(attn: reference.Attention, x: Tensor) -> Tensor:

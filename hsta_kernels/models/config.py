@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+SPECIAL, VIDEO = 0, 1  # the branches' numbers, in the names of parameters and in pairs of the configuration
 SPECIAL_FRAMES = 2  # onset and apex
 IN_CHANNELS = 3
 
@@ -25,8 +26,8 @@ PUBLISHED_HEADS = {
 class HSTAConfig:
     """Sizes of an HSTA model (arXiv 2405.03202). The defaults: the base model of the authors' script.
 
-    Pairs hold one value for each branch: special frames first, video second. NumPy's numbers are taken for Python's,
-    lists and arrays for tuples; what is stored is plain Python.
+    Pairs hold one value for each branch, by its number in the parameters' names: 0 for the special frames, 1 for the
+    video. NumPy's numbers are taken for Python's, lists and arrays for tuples; what is stored is plain Python.
 
     Args:
         image_size: height and width of a frame in pixels; a border on the right and below is dropped where

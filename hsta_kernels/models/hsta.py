@@ -12,6 +12,8 @@ from hsta_kernels import ops
 from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
 
 from . import reference
+from .config import SPECIAL, VIDEO
+from .former_names import former_names
 from .plain import drop_rate, is_plain, is_plain_linear, is_plain_norm
 
 
@@ -135,8 +137,8 @@ class Stack(nn.Sequential):
         return hidden_states if residual is None else residual + hidden_states
 
 
-class Fusion(reference.Fusion):
-    """CSTA that never computes keys and values of the patches."""
+class CrossModalAttention(reference.CrossModalAttention):
+    """Keys and values of the patches are never computed."""
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         norm, attn = self.norm1, self.attn
@@ -167,18 +169,16 @@ class Fusion(reference.Fusion):
 class Block(reference.Block):
     """One HSTA block on fused layers."""
 
-    layer_class, stack_class, fusion_class = Layer, Stack, Fusion
+    layer_class, stack_class, cross_modal_attention_class = Layer, Stack, CrossModalAttention
 
-    def forward(self, special: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1 + T' * N, C) of both branches, after the block."""
-        xs = [layers(x) for layers, x in zip(self.blocks, (special, video), strict=True)]
+    def forward(self, video: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + T' * N, C) of the video and of the special frames, after the block."""
+        xs = [self.blocks[SPECIAL](special), self.blocks[VIDEO](video)]
         # One split, whose backward pass is one concatenation; that of a slice is a tensor of zeros and a copy.
         classes, patches = zip(*(x.split((1, x.shape[1] - 1), dim=1) for x in xs), strict=True)
-        fused = [self.fusion[i](self.projs[i](classes[i].squeeze(1)), patches[1 - i]) for i in (0, 1)]
-        special, video = (
-            _join(revert(cls), x) for revert, cls, x in zip(self.revert_projs, fused, patches, strict=True)
-        )
-        return special, video
+        attended = [self.fusion[i](self.projs[i](classes[i].squeeze(1)), patches[1 - i]) for i in (0, 1)]
+        xs = [_join(revert(cls), x) for revert, cls, x in zip(self.revert_projs, attended, patches, strict=True)]
+        return xs[VIDEO], xs[SPECIAL]
 
 
 class HSTA(reference.HSTA):
@@ -186,7 +186,7 @@ class HSTA(reference.HSTA):
 
     The parameters, their names and the results are those of ``hsta_kernels.reference.HSTA``; only the way
     through them differs: attention reads the packed projection in place, each residual addition is one pass
-    with the layer norm that follows it, CSTA never computes keys and values of the patches, and the last
+    with the layer norm that follows it, crossmodal attention never computes keys and values, and the last
     norms are applied only to what the classifier reads. In divided attention CLS sees everything, over time
     and over space, as in Motionformer and Frozen-in-Time (in TimeSformer it takes no part in attention over
     time).
@@ -223,3 +223,6 @@ class HSTA(reference.HSTA):
 
 def _join(cls: Tensor, patches: Tensor) -> Tensor:
     return torch.cat([cls[:, None], patches], dim=1)
+
+
+__getattr__ = former_names(__name__, {"Fusion": CrossModalAttention})

@@ -1,8 +1,11 @@
 """HSTA in plain PyTorch: no kernels, nothing clever. This is what the fused model is measured against.
 
-Two branches (special frames, video) run their own stacks of self-attention layers (USTA, "unimodal space-time
-attention") and then exchange information through their CLS tokens (CSTA, "crossmodal space-time attention").
+Two branches run their own stacks of self-attention layers (USTA, "unimodal space-time attention") and then exchange
+information through their CLS tokens (crossmodal attention; the paper's CSTA, "crossmodal space-time attention").
 Parameter names are those of the authors' released code, so state dicts can be exchanged with it.
+
+What takes or returns both branches' tensors has the video first, then the special frames. What there is once a branch
+(modules, pairs of the configuration) is indexed by the branch's number in those names: ``SPECIAL``, ``VIDEO``.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import IN_CHANNELS, HSTAConfig
+from .config import IN_CHANNELS, SPECIAL, VIDEO, HSTAConfig
+from .former_names import former_names
 from .plain import is_plain_linear
 from .pretrained import Checkpoints
 
@@ -163,8 +167,8 @@ class CrossAttention(nn.Module):
         return self.proj_drop(self.proj(self.attend(x)))
 
 
-class Fusion(nn.Module):
-    """CSTA: a CLS token, brought to the width of the other branch, reads that branch's patches. No MLP."""
+class CrossModalAttention(nn.Module):
+    """A CLS token, brought to the width of the other branch, reads that branch's patches. No MLP."""
 
     def __init__(self, config: HSTAConfig, branch: int, drop_path: float):
         super().__init__()
@@ -179,9 +183,9 @@ class Fusion(nn.Module):
 
 
 class Block(nn.Module):
-    """One HSTA block: the layers of each branch, then both directions of CSTA on their outputs."""
+    """One HSTA block: the layers of each branch, then both directions of crossmodal attention on their outputs."""
 
-    layer_class, stack_class, fusion_class = Layer, nn.Sequential, Fusion
+    layer_class, stack_class, cross_modal_attention_class = Layer, nn.Sequential, CrossModalAttention
 
     def __init__(self, config: HSTAConfig, drop_paths: list[list[float]]):
         super().__init__()
@@ -191,18 +195,20 @@ class Block(nn.Module):
             for branch in (0, 1)
         )
         self.projs: Any = nn.ModuleList(_norm_gelu_linear(dim[i], dim[1 - i]) for i in (0, 1))
-        self.fusion: Any = nn.ModuleList(self.fusion_class(config, 1 - i, drop_paths[i][-1]) for i in (0, 1))
+        self.fusion: Any = nn.ModuleList(
+            self.cross_modal_attention_class(config, 1 - i, drop_paths[i][-1]) for i in (0, 1)
+        )
         self.revert_projs: Any = nn.ModuleList(_norm_gelu_linear(dim[1 - i], dim[i]) for i in (0, 1))
 
-    def forward(self, special: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1 + T' * N, C) of both branches, after the block."""
-        xs = [layers(x) for layers, x in zip(self.blocks, (special, video), strict=True)]
+    def forward(self, video: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + T' * N, C) of the video and of the special frames, after the block."""
+        xs = [self.blocks[SPECIAL](special), self.blocks[VIDEO](video)]
         classes = [self.fusion[i](self.projs[i](xs[i][:, 0]), xs[1 - i][:, 1:]) for i in (0, 1)]
-        special, video = (
+        xs = [
             torch.cat([revert(cls)[:, None], x[:, 1:]], dim=1)
             for revert, cls, x in zip(self.revert_projs, classes, xs, strict=True)
-        )
-        return special, video
+        ]
+        return xs[VIDEO], xs[SPECIAL]
 
 
 def _norm_gelu_linear(dim: int, out_dim: int) -> nn.Sequential:
@@ -272,13 +278,15 @@ class HSTA(Checkpoints):
             special: (B, 3, 2, image_size, image_size): the onset and apex frames, or two optical-flow images.
 
         Raises:
-            ValueError, TypeError: shapes or types other than these; the message names the input.
+            ValueError, TypeError: shapes or types other than these; the message names the input. With num_frames=2 both
+                inputs have one shape: nobody notices an exchange then, unless they are passed by name.
         """
         self.check_inputs(video, special)
-        special, video = self.embed(0, special), self.embed(1, video)
+        special, video = self.embed(SPECIAL, special), self.embed(VIDEO, video)
         for block in self.blocks:
-            special, video = block(special, video)
-        return self.classify([self.normalize(norm, x) for norm, x in zip(self.norm, (special, video), strict=True)])
+            video, special = block(video, special)
+        special, video = self.normalize(self.norm[SPECIAL], special), self.normalize(self.norm[VIDEO], video)
+        return self.classify(video, special)
 
     def embed(self, branch: int, frames: Tensor) -> Tensor:
         """CLS and patch tokens of a branch with their positions: (B, 1 + T' * N, C)."""
@@ -290,8 +298,9 @@ class HSTA(Checkpoints):
         """The last norm of a branch's tokens."""
         return norm(x)
 
-    def classify(self, xs: list[Tensor]) -> Tensor:
-        """Logits from the normalized tokens of both branches."""
+    def classify(self, video: Tensor, special: Tensor) -> Tensor:
+        """Logits from the normalized tokens of both branches; the head's weights have those of the special first."""
+        xs = special, video
         if self.config.head == "mean":
             features = [x.mean(dim=1) for x in xs]
         else:
@@ -320,12 +329,12 @@ class HSTA(Checkpoints):
 
     def check_inputs(self, video: Tensor, special: Tensor) -> None:
         size = self.config.image_size
-        frames = dict(zip(("special", "video"), self.config.frames, strict=True))
-        for name, x in (("video", video), ("special", special)):
+        for name, branch, x in (("video", VIDEO, video), ("special", SPECIAL, special)):
+            frames = self.config.frames[branch]
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
-            if x.ndim != 5 or x.shape[1:] != (IN_CHANNELS, frames[name], size, size):
-                expected = f"(B, {IN_CHANNELS}, {frames[name]}, {size}, {size})"
+            if x.ndim != 5 or x.shape[1:] != (IN_CHANNELS, frames, size, size):
+                expected = f"(B, {IN_CHANNELS}, {frames}, {size}, {size})"
                 raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
         if video.shape[0] != special.shape[0]:
             got = f"{video.shape[0]} and {special.shape[0]}"
@@ -354,3 +363,6 @@ def _init_weights(module: nn.Module) -> None:
     elif isinstance(module, ClassTokens):
         for parameter in module.parameters():
             nn.init.trunc_normal_(parameter, std=0.02)
+
+
+__getattr__ = former_names(__name__, {"Fusion": CrossModalAttention})

@@ -1,4 +1,4 @@
-// The streaming pass of crossmodal attention against a loop over heads and rows.
+// Absorbed attention, and the projections of crossmodal attention, against a loop over heads and rows.
 #include "check.h"
 
 namespace hsta {
@@ -76,7 +76,7 @@ void check(const Shape& s, int64_t gap) {
   query.randomize(random, 0.5), token.randomize(random, 0.5);
   for (float& x : u.memory) x *= 1 / std::sqrt(float(s.width));
 
-  CrossModalAttention op{};
+  AbsorbedAttention op{};
   op.dtype = dtype_of<T>();
   op.batch = s.batch, op.tokens = s.tokens, op.heads = s.heads, op.width = s.width, op.eps = float(kEps);
   op.u = u.memory.data();
@@ -85,11 +85,11 @@ void check(const Shape& s, int64_t gap) {
   op.z = z.memory.data(), op.stats = stats.memory.data();
   op.grad_z = grad_z.memory.data(), op.grad_u = grad_u.memory.data();
   op.grad_query = grad_query.memory.data(), op.grad_token = grad_token.memory.data();
-  in_new_thread([&] { kernels().cross_modal_attention_forward(op); });
-  in_new_thread([&] { kernels().cross_modal_attention_backward(op); });
+  in_new_thread([&] { kernels().absorbed_attention_forward(op); });
+  in_new_thread([&] { kernels().absorbed_attention_backward(op); });
 
   const Exact exact = naive(s, u.values(), query.values(), token.values(), grad_z.values());
-  const std::string what = "cross_modal_attention, dtype " + std::to_string(int(op.dtype)) +
+  const std::string what = "absorbed_attention, dtype " + std::to_string(int(op.dtype)) +
                            ", N=" + std::to_string(s.tokens) + " H=" + std::to_string(s.heads) +
                            " C=" + std::to_string(s.width) + ", gap " + std::to_string(gap);
   expect_close(what + ": z", z, exact.z, op.dtype);

@@ -49,7 +49,7 @@ def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(modul
     with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 3 x 5 tokens, 2 heads of 16 bfloat16, {missing}"):
         module.space_time_attention_forward(1, sizes, 0.25, 0, (0, 0, 0, 0), 0, 0, 0, 0)
     with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 7 rows of 16 float16, 2 heads, {missing}"):
-        module.cross_modal_attention_forward(2, (2, 7, 2, 16), 1e-6, 0, 0, 0, 0, (0, 0), 0, 0, 0, 0)
+        module.absorbed_attention_forward(2, (2, 7, 2, 16), 1e-6, 0, 0, 0, 0, (0, 0), 0, 0, 0, 0)
 
 
 def test_it_asks_the_runtime_for_launches_and_limits_alone(build: Build):

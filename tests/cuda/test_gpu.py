@@ -16,7 +16,7 @@ import torch
 
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
-from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops import test_space_time_attention as of_attention
 
 pytestmark = [
@@ -37,18 +37,18 @@ class TheOthers:
     """Inputs of the other two operators; a call gives outputs, and gradients for incoming ones that are the outputs."""
 
     def __init__(self, batch: int = 9, tokens: int = 588, rows: int = 5000) -> None:
-        values = of_pooling.arguments(batch, tokens, 768)
-        self.pooled = {key: value.cuda().bfloat16().requires_grad_() for key, value in values.items()}
+        values = of_cross_modal.arguments(batch, tokens, 768)
+        self.crossmodal = {key: value.cuda().bfloat16().requires_grad_() for key, value in values.items()}
         self.rows = torch.randn(rows, 768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         self.weight = torch.ones(768, device="cuda", dtype=torch.bfloat16, requires_grad=True)
 
     def __call__(self) -> list[torch.Tensor]:
         with backend("cuda"):
             outs = (
-                cross_modal_attention(**self.pooled, num_heads=12),
+                cross_modal_attention(**self.crossmodal, num_heads=12),
                 *add_layer_norm(self.rows, self.rows, self.weight, self.weight),
             )
-        inputs = [*(v for k, v in self.pooled.items() if k != "k_bias"), self.rows, self.weight]
+        inputs = [*(v for k, v in self.crossmodal.items() if k != "k_bias"), self.rows, self.weight]
         return [*outs, *torch.autograd.grad(outs, inputs, [out.detach() for out in outs])]
 
 

@@ -12,7 +12,7 @@ import torch
 
 import tests.cuda_on_host.conftest  # noqa: F401 (puts the kernels in place)
 from hsta_kernels.ops.add_layer_norm import cuda as norm
-from hsta_kernels.ops.cross_modal_attention import cuda as pooling
+from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
 from tests.cuda_on_host.counters import SHARED_MEMORY, shared_memory_of, take_shared_memory
 
@@ -26,11 +26,11 @@ def _attention(frames: int, prefix: int, head_dim: int, dtype: torch.dtype) -> t
     return forward, take_shared_memory()[0]
 
 
-def _pooling(width: int, heads: int, dtype: torch.dtype) -> tuple[int, int]:
+def _absorbed_attention(width: int, heads: int, dtype: torch.dtype) -> tuple[int, int]:
     u, rows = torch.zeros(1, heads, width), torch.zeros(1, 5, width, dtype=dtype)
-    z, stats = pooling.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
+    z, stats = absorbed_attention.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
     forward, _ = take_shared_memory()
-    pooling.backward(z, u, rows[:, 0], rows[:, 1:], z, stats, 1e-6)
+    absorbed_attention.backward(z, u, rows[:, 0], rows[:, 1:], z, stats, 1e-6)
     return forward, take_shared_memory()[0]
 
 
@@ -46,7 +46,7 @@ def _cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], tuple[int, in
     for frames, prefix, head_dim in ((3, 1, 64), (8, 1, 32), (8, 1, 64), (8, 1, 128), (64, 1, 64), (64, 2, 128)):
         yield f"time T={frames} P={prefix} D={head_dim}", partial(_attention, frames, prefix, head_dim, dtype)
     for width, heads in ((384, 6), (768, 12), (1280, 16), (1536, 24)):
-        yield f"crossmodal C={width} H={heads}", partial(_pooling, width, heads, dtype)
+        yield f"crossmodal C={width} H={heads}", partial(_absorbed_attention, width, heads, dtype)
     for width in (768, 8192):
         yield f"add_layer_norm C={width}", partial(_norm, width, dtype)
 

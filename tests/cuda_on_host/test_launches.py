@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hsta_kernels.ops.cross_modal_attention import cuda as pooling
+from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
 from tests.cuda.resources import DOCUMENT
 from tests.cuda_on_host.counters import take_shared_memory
@@ -31,9 +31,9 @@ def test_attention_is_one_launch_and_a_small_one_for_the_prefix(prefix):
 def test_crossmodal_pass_is_one_launch_and_a_small_one_where_tokens_are_split(tokens, runs):
     u, rows = torch.randn(2, 2, 32), torch.randn(2, tokens + 1, 32, dtype=torch.float16)
     launches()
-    z, stats = pooling.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
+    z, stats = absorbed_attention.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
     assert launches() == runs
-    pooling.backward(z, u, rows[:, 0], rows[:, 1:], z, stats, 1e-6)
+    absorbed_attention.backward(z, u, rows[:, 0], rows[:, 1:], z, stats, 1e-6)
     assert launches() == runs
 
 

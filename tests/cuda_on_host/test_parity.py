@@ -16,7 +16,7 @@ from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
-from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops import test_space_time_attention as of_attention
 from tests.tolerances import assert_close_to_reference
 
@@ -191,12 +191,12 @@ def test_add_layer_norm_layouts(device):
             assert_close_to_reference(a, b, c, f"result {result} for strides {x.stride()}")
 
 
-def check_pooling(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dtype, grad=None) -> None:
+def check_cross_modal_attention(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dtype, grad=None) -> None:
     values = {key: value.to(dtype) for key, value in values64.items()}  # of the same strides
     if grad is None:
         grad = torch.randn_like(values["query_token"])
-    exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
-    same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "cuda", grad)
+    exact = of_cross_modal.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
+    same, ours = of_cross_modal.run(values, heads, "reference", grad), of_cross_modal.run(values, heads, "cuda", grad)
     assert not ours.pop("grad of k_bias").any()
     for key in ours:
         assert_close_to_reference(ours[key], same[key], exact[key], key)
@@ -209,10 +209,10 @@ def check_pooling(values64: dict[str, torch.Tensor], heads: int, dtype: torch.dt
     [(2, 17, 48, 3), (3, 1, 32, 1), (1, 197, 96, 1), (2, 33, 40, 1), (1, 20, 192, 12), (1, 5, 400, 16)],
 )
 def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    values64 = {key: value.to(device) for key, value in of_cross_modal.arguments(batch, tokens, width).items()}
     longer = torch.cat([values64["query_token"][:, None], values64["tokens"]], 1)
     values64["tokens"] = longer[:, 1:]  # a slice, as in the model
-    check_pooling(values64, heads, dtype)
+    check_cross_modal_attention(values64, heads, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -229,14 +229,14 @@ def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
     indirect=["gpu"],
 )
 def test_crossmodal_wide_rows(batch, tokens, width, heads, dtype, gpu, device):
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
-    check_pooling(values64, heads, dtype)
+    values64 = {key: value.to(device) for key, value in of_cross_modal.arguments(batch, tokens, width).items()}
+    check_cross_modal_attention(values64, heads, dtype)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_crossmodal_layouts(dtype, device):
     """Tokens in place or copied: time-major, not aligned, the same for all samples; a gradient that is one number."""
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 19, 24).items()}
+    values64 = {key: value.to(device) for key, value in of_cross_modal.arguments(2, 19, 24).items()}
     tokens, query = values64["tokens"], values64["query_token"]
     wide = torch.full((2, 20, 29), float("nan"), dtype=torch.float64, device=device)
     unaligned = wide[:, 1:, 5:]
@@ -248,13 +248,13 @@ def test_crossmodal_layouts(dtype, device):
         (tokens[:1].expand(2, -1, -1), unaligned[:, 3], one),
         (tokens.transpose(1, 2).contiguous().transpose(1, 2), query, None),
     ):
-        check_pooling(values64 | {"tokens": strided, "query_token": of_query}, 3, dtype, grad)
+        check_cross_modal_attention(values64 | {"tokens": strided, "query_token": of_query}, 3, dtype, grad)
 
 
 def test_without_tokens_the_query_attends_to_itself(device):
-    values = {key: value.to(device).float() for key, value in of_pooling.arguments(2, 0, 24).items()}
+    values = {key: value.to(device).float() for key, value in of_cross_modal.arguments(2, 0, 24).items()}
     grad = torch.randn(2, 24, device=device)
-    ours, exact = of_pooling.run(values, 3, "cuda", grad), of_pooling.run(values, 3, "reference", grad)
+    ours, exact = of_cross_modal.run(values, 3, "cuda", grad), of_cross_modal.run(values, 3, "reference", grad)
     for key in ours:
         # The gradient of what determines the scores is 0: a difference of two sums of products, rounded differently.
         torch.testing.assert_close(ours[key], exact[key], atol=1e-5, rtol=2e-5)
@@ -263,20 +263,20 @@ def test_without_tokens_the_query_attends_to_itself(device):
 @pytest.mark.parametrize("width", (48, 1032))
 @pytest.mark.parametrize("scale", (1e4, 1e-4))
 def test_crossmodal_magnitudes(scale, width, device):
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(2, 33, width, scale).items()}
-    check_pooling(values64, 3, torch.float32)
+    values64 = {key: value.to(device) for key, value in of_cross_modal.arguments(2, 33, width, scale).items()}
+    check_cross_modal_attention(values64, 3, torch.float32)
 
 
 @pytest.mark.parametrize("width", (32, 776))
 def test_crossmodal_sample_does_not_depend_on_its_batch(width, device):
-    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, width).items()}
+    values = {key: value.to(device).float() for key, value in of_cross_modal.arguments(3, 60, width).items()}
     grad = torch.randn(3, width, device=device)
     alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
     outs = []
     for arguments, incoming in ((values, grad), (alone, grad[1:2])):
         u = torch.ones(len(incoming), 1, width, device=device) * torch.linspace(-1, 1, width, device=device)
         rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
-        z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "cuda")
+        z = of_cross_modal.autograd.AbsorbedAttention.apply(u, *rows, values["k_bias"], 1e-6, "cuda")
         outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
     for together, single in zip(*outs, strict=True):
         assert torch.equal(together[1:2], single)
@@ -284,7 +284,7 @@ def test_crossmodal_sample_does_not_depend_on_its_batch(width, device):
 
 def test_empty_batches(device):
     qkv = torch.randn(0, 7, 3, 2, 8, device=device, requires_grad=True)
-    values = {k: v.to(device).float().requires_grad_() for k, v in of_pooling.arguments(0, 7, 16).items()}
+    values = {k: v.to(device).float().requires_grad_() for k, v in of_cross_modal.arguments(0, 7, 16).items()}
     rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
     with backend("cuda"):
         outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
@@ -295,7 +295,7 @@ def test_empty_batches(device):
 
 
 def of_zeros(zeros, width: int) -> list[torch.Tensor]:
-    return [zeros(*value.shape) for value in of_pooling.arguments(1, 5, width).values()]
+    return [zeros(*value.shape) for value in of_cross_modal.arguments(1, 5, width).values()]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_what_is_refused_is_refused_by_name(run, reason, device):
 
 @pytest.mark.skipif(not backends.cuda_emulated, reason="a GPU's shared memory is what it is")
 def test_too_little_shared_memory_is_said(device):
-    values = {key: value.float() for key, value in of_pooling.arguments(1, 5, 16).items()}
+    values = {key: value.float() for key, value in of_cross_modal.arguments(1, 5, 16).items()}
     needs = r"a block needs \d+ bytes of shared memory, and this GPU has 1000"
     with backend("cuda"), counters.shared_memory_limit(1000):
         with pytest.raises(RuntimeError, match=rf"space_time_attention .* 1 heads of 8 float32, forward: {needs}"):

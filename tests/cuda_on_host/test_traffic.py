@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hsta_kernels.ops.add_layer_norm import cuda as norm
-from hsta_kernels.ops.cross_modal_attention import cuda as pooling
+from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
 from tests.cuda_on_host.counters import SHARED_MEMORY, share, shared_memory_of
 from tests.cuda_on_host.counters import take_traffic as take
@@ -52,10 +52,10 @@ def check_crossmodal_pass(tokens: int, width: int, heads: int, dtype: torch.dtyp
     u = torch.randn(1, heads, width)
     floor = tokens * width * dtype.itemsize
     shared = share(u)
-    z, stats = pooling.forward(u, query, rows, 1e-6)
+    z, stats = absorbed_attention.forward(u, query, rows, 1e-6)
     assert floor <= take() + shared <= 1.2 * floor
     shared = share(u, z)  # z stands for its own gradient, too
-    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    absorbed_attention.backward(z, u, query, rows, z, stats, 1e-6)
     assert 2 * floor <= take() + shared <= 1.2 * 2 * floor
 
 

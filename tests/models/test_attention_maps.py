@@ -7,13 +7,13 @@ from hsta_kernels import HSTA, cls_attention, reference
 from tests.models.parity import make_inputs, same_model, small_config, trained_reference
 
 
-def naive_maps(model: reference.HSTA, video: torch.Tensor, special: torch.Tensor) -> list[torch.Tensor]:
+def naive_maps(model: reference.HSTA, video: torch.Tensor, special: torch.Tensor) -> dict[str, torch.Tensor]:
     """Probabilities (B, H, L) of CLS in the last layers, head by head, from the inputs of the last attention."""
-    xs = [model.embed(0, special), model.embed(1, video)]
+    video, special = model.embed(1, video), model.embed(0, special)
     for block in model.blocks[:-1]:
-        xs = block(*xs)
-    maps = []
-    for branch, x in enumerate(xs):
+        video, special = block(video, special)
+    maps = {}
+    for name, branch, x in (("video", 1, video), ("special", 0, special)):
         *layers, last = model.blocks[-1].blocks[branch]
         for layer in layers:
             x = layer(x)
@@ -26,7 +26,7 @@ def naive_maps(model: reference.HSTA, video: torch.Tensor, special: torch.Tensor
             torch.stack([(k_b @ q_b / q_b.numel() ** 0.5).softmax(0) for q_b, k_b in zip(q_h, k_h, strict=True)])
             for q_h, k_h in zip(q.chunk(3, dim=-1), k.chunk(3, dim=-1), strict=True)
         ]
-        maps.append(torch.stack(heads, dim=1))
+        maps[name] = torch.stack(heads, dim=1)
     return maps
 
 
@@ -38,7 +38,9 @@ def test_maps(kind, attention):
     inputs = make_inputs(config)
     expected = naive_maps(model, *inputs)
     maps = cls_attention(same_model(kind, model).train(), *inputs)
-    for got, probabilities, grid in zip(maps, expected, config.grids, strict=True):
+    assert list(maps) == ["video", "special"]
+    for name, grid in (("video", (3, 3, 3)), ("special", (1, 4, 4))):
+        got, probabilities = maps[name], expected[name]
         assert got.shape == (2, 3, *grid)
         torch.testing.assert_close(got.flatten(2), probabilities[:, :, 1:], rtol=1e-4, atol=1e-6)
         own_share = probabilities[:, :, 0]
@@ -50,9 +52,9 @@ def test_maps_leave_the_model_as_it_was():
     config = small_config(drop_rate=0.2)
     model = HSTA(config).train()
     random_state = torch.get_rng_state()
-    special, video = cls_attention(model, *make_inputs(config, batch=1))
+    maps = cls_attention(model, *make_inputs(config, batch=1))
     assert model.training and model.blocks[-1].training
-    assert not special.requires_grad and not video.requires_grad
+    assert not any(weights.requires_grad for weights in maps.values())
     assert not any(attn._forward_pre_hooks for attn in model.modules())
     torch.set_rng_state(random_state)
 
@@ -61,7 +63,7 @@ def test_maps_are_float32_for_any_model():
     config = small_config()
     model = HSTA(config).bfloat16()
     maps = cls_attention(model, *make_inputs(config, dtype=torch.bfloat16))
-    assert [m.dtype for m in maps] == [torch.float32] * 2
+    assert [weights.dtype for weights in maps.values()] == [torch.float32] * 2
 
 
 def test_wrong_inputs_leave_no_hooks():

@@ -175,10 +175,10 @@ REPARAMETRIZATIONS: dict[str, Callable[[nn.Module], object]] = {
     "spectral_norm": lambda module: nn.utils.spectral_norm(module),
     "parametrizations.spectral_norm": lambda module: parametrizations.spectral_norm(module),
 }
-LAYER, FUSION = "blocks.0.blocks.1.0", "blocks.0.fusion.0"
+LAYER, CROSS_MODAL = "blocks.0.blocks.1.0", "blocks.0.fusion.0"
 PLACES = (
     *(f"{LAYER}.{leaf}" for leaf in ("attn.qkv", "attn.proj", "attn_time.qkv", "mlp.fc1", "mlp.fc2", "norm1", "norm2")),
-    *(f"{FUSION}.{leaf}" for leaf in ("attn.wq", "attn.wk", "attn.wv", "attn.proj", "norm1")),
+    *(f"{CROSS_MODAL}.{leaf}" for leaf in ("attn.wq", "attn.wk", "attn.wv", "attn.proj", "norm1")),
     "patch_embed.1.proj",
     "norm.1",
     "head",
@@ -233,8 +233,8 @@ def test_parametrized_biases_of_attention():
         (f"{LAYER}.norm2", lambda m: nn.Identity()),
         (f"{LAYER}.mlp.drop", lambda m: nn.Dropout(1.0)),
         (f"{LAYER}.attn.attn_drop", lambda m: nn.Identity()),
-        (f"{FUSION}.norm1", lambda m: nn.Identity()),
-        (f"{FUSION}.attn.wk", lambda m: nn.Linear(48, 48, bias=False)),
+        (f"{CROSS_MODAL}.norm1", lambda m: nn.Identity()),
+        (f"{CROSS_MODAL}.attn.wk", lambda m: nn.Linear(48, 48, bias=False)),
         ("norm.0", lambda m: nn.Identity()),
         ("patch_embed.1.proj", lambda m: nn.Conv3d(3, 48, (2, 16, 16), stride=(2, 16, 16), dilation=1, bias=False)),
         ("patch_embed.1.proj", lambda m: nn.Conv3d(3, 48, (2, 15, 15), stride=(2, 16, 16))),
@@ -301,7 +301,7 @@ def is_called(*names: str) -> Callable[[nn.Module], bool]:
 
 @pytest.mark.parametrize("autocast", (False, True), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("reentrant", (False, True), ids=("non-reentrant", "reentrant"))
-@pytest.mark.parametrize("of", ("Layer", "Stack", "Block", "Fusion", "Attention", "MLP"))
+@pytest.mark.parametrize("of", ("Layer", "Stack", "Block", "CrossModalAttention", "Attention", "MLP"))
 def test_activation_checkpointing_gives_the_same_bits(of, reentrant, autocast):
     """Gradients of what is wrapped inside a layer, beside which less is fused, agree up to rounding."""
     model = HSTA(config(depth=((1, 2), (1, 1)), **DROPS)).train()

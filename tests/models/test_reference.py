@@ -99,17 +99,17 @@ def test_who_sees_whom(axis, frames, places):
 
 
 @torch.no_grad()
-def test_fusion():
-    """One direction of CSTA, head by head, with the query and everything it reads in one sequence."""
-    fusion = reference.Fusion(small_config(), branch=1, drop_path=0.0).double()
-    for parameter in fusion.parameters():
+def test_cross_modal_attention():
+    """One direction, head by head, with the query and everything it reads in one sequence."""
+    module = reference.CrossModalAttention(small_config(), branch=1, drop_path=0.0).double()
+    for parameter in module.parameters():
         parameter.normal_()
-    attn = fusion.attn
+    attn = module.attn
     cls, patches = torch.randn(2, 48, dtype=torch.float64), torch.randn(2, 7, 48, dtype=torch.float64)
     for b in range(2):
         tokens = torch.stack([cls[b], *patches[b]])
         y = (tokens - tokens.mean(1, keepdim=True)) / (tokens.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
-        y = y * fusion.norm1.weight + fusion.norm1.bias
+        y = y * module.norm1.weight + module.norm1.bias
         heads = []
         for head in range(3):
             rows = slice(16 * head, 16 * head + 16)
@@ -118,15 +118,15 @@ def test_fusion():
             v = y @ attn.wv.weight[rows].T + attn.wv.bias[rows]
             heads.append((k @ q / 4).softmax(dim=0) @ v)
         expected = cls[b] + attn.proj.weight @ torch.cat(heads) + attn.proj.bias
-        torch.testing.assert_close(fusion(cls, patches)[b], expected)
+        torch.testing.assert_close(module(cls, patches)[b], expected)
 
 
 @torch.no_grad()
-def test_fusion_replaces_cls_and_both_directions_read_the_same():
+def test_cross_modal_attention_replaces_cls_and_both_directions_read_the_same():
     config = small_config(depth=((1, 1),))
     block = trained_reference(config).blocks[0]
     xs = [torch.randn(2, 17, 24), torch.randn(2, 28, 48)]
-    outputs = block(*xs)
+    outputs = block(video=xs[1], special=xs[0])[::-1]
     stacks = [layers(x) for layers, x in zip(block.blocks, xs, strict=True)]
     for i in (0, 1):
         cls = block.fusion[i](block.projs[i](stacks[i][:, 0]), stacks[1 - i][:, 1:])
@@ -166,7 +166,7 @@ def test_heads(head, width):
     seen = []
     model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     xs = [torch.randn(2, 17, 24), torch.randn(2, 28, 48)]
-    model.classify(xs)
+    model.classify(video=xs[1], special=xs[0])
     a, b = xs
     expected = {"cls": [a[:, 0], b[:, 0]], "cls_last": [a[:, 0], b[:, 0], a[:, -1], b[:, -1]]}
     expected["mean"] = [a.mean(1), b.mean(1)]
@@ -177,8 +177,8 @@ def test_drop_path_rates_rise_linearly():
     model = reference.HSTA(small_config(depth=((1, 2), (2, 1)), drop_path_rate=0.2))
     rates = [[layer.drop_path.rate for block in model.blocks for layer in block.blocks[b]] for b in (0, 1)]
     assert rates == [pytest.approx([0.0, 0.1, 0.2])] * 2
-    assert [fusion.drop_path.rate for fusion in model.blocks[0].fusion] == pytest.approx([0.0, 0.1])
-    assert [fusion.drop_path.rate for fusion in model.blocks[1].fusion] == pytest.approx([0.2, 0.2])
+    assert [direction.drop_path.rate for direction in model.blocks[0].fusion] == pytest.approx([0.0, 0.1])
+    assert [direction.drop_path.rate for direction in model.blocks[1].fusion] == pytest.approx([0.2, 0.2])
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hsta_kernels import backends, ops
-from hsta_kernels.ops.cross_modal_attention.autograd import NormalizedPooling
+from hsta_kernels.ops.cross_modal_attention.autograd import AbsorbedAttention
 
 pytestmark = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine")
 
@@ -58,8 +58,8 @@ def _weights(width: int, square: int) -> list[torch.Tensor]:
 
 # A call and its arguments for a batch of 3: those that have a batch dimension, then the rest.
 CALLS = {
-    "streaming pass": (
-        lambda u, query, tokens, k_bias: NormalizedPooling.apply(u.float(), query, tokens, k_bias, 1e-6, "cpu"),
+    "absorbed attention": (
+        lambda u, query, tokens, k_bias: AbsorbedAttention.apply(u.float(), query, tokens, k_bias, 1e-6, "cpu"),
         [torch.randn(3, 3, 48), torch.randn(3, 48), torch.randn(3, 197, 48)],
         [torch.randn(48)],
     ),
@@ -108,7 +108,7 @@ def test_same_bits_for_any_thread_count_and_batch(operator, dtype):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("operator", ("space_time_attention", "streaming pass", "add_layer_norm", "bias_gelu"))
+@pytest.mark.parametrize("operator", ("space_time_attention", "absorbed attention", "add_layer_norm", "bias_gelu"))
 def test_large_outputs_hold_the_bits_of_small_ones(operator, dtype):
     """Outputs of more than 2 MB go past the caches (csrc/cpu/writer.h); a sample alone is smaller."""
     weight = torch.randn(128)
@@ -117,8 +117,8 @@ def test_large_outputs_hold_the_bits_of_small_ones(operator, dtype):
             lambda qkv: ops.space_time_attention(qkv, (4, 49), "time", 1),
             [torch.randn(32, 1 + 4 * 49, 3, 4, 32)],
         ),
-        "streaming pass": (
-            lambda u, query, tokens: NormalizedPooling.apply(u.float(), query, tokens, weight, 1e-6, "cpu"),
+        "absorbed attention": (
+            lambda u, query, tokens: AbsorbedAttention.apply(u.float(), query, tokens, weight, 1e-6, "cpu"),
             [torch.randn(32, 3, 128), torch.randn(32, 128), torch.randn(32, 300, 128)],
         ),
         "add_layer_norm": (

@@ -165,7 +165,7 @@ def test_opcheck(kernel):
     torch.library.opcheck(autograd._backward, (torch.randn_like(z), u, query, tokens, z, lse, 1e-6, kernel))
     vector, matrix = torch.randn(48), torch.randn(48, 48)
     weights = (vector, vector, matrix, vector, matrix, matrix, vector)
-    torch.library.opcheck(autograd.with_projections, (query, tokens, *weights, 3, 1e-6))
+    torch.library.opcheck(autograd.cross_modal_attention, (query, tokens, *weights, 3, 1e-6))
 
 
 @pytest.mark.parametrize(

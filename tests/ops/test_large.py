@@ -115,7 +115,7 @@ def test_cross_modal_attention_reads_far_apart_and_writes_beyond():
     for first in (0, samples // 2, samples - 50):
         chosen = slice(first, first + 50)
         _, grad_query, grad_tokens = run(query[chosen], tokens[chosen], grad[chosen])
-        # Only the streaming pass is ours, and the products before it may round by the number of rows.
+        # Only absorbed attention is ours, and the products before it may round by the number of rows.
         torch.testing.assert_close(whole[1][chosen], grad_query)
         torch.testing.assert_close(whole[2][chosen], grad_tokens)
 

@@ -9,7 +9,7 @@ import torch
 
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, space_time_attention
-from hsta_kernels.ops.cross_modal_attention.autograd import NormalizedPooling
+from hsta_kernels.ops.cross_modal_attention.autograd import AbsorbedAttention
 from tests.tolerances import assert_close_to_reference
 
 KERNELS = [name for name in ("cpu",) if backends.unavailable(name) is None]
@@ -152,7 +152,7 @@ def test_parity_of_special_values_in_a_sample(value, dtype):
                     rows[1, place, width // 2] = value
                 u = torch.linspace(-1, 1, 6 * width).view(1, 6, width).expand(3, -1, -1).clone().requires_grad_()
                 leaf = rows.clone().requires_grad_()
-                z = NormalizedPooling.apply(u, leaf[:, 0], leaf[:, 1:], torch.zeros(width), 1e-6, "cpu")
+                z = AbsorbedAttention.apply(u, leaf[:, 0], leaf[:, 1:], torch.zeros(width), 1e-6, "cpu")
                 results.append((z.detach(), *torch.autograd.grad(z, (u, leaf), torch.ones_like(z))))
             for clean, with_special in zip(*results, strict=True):
                 assert with_special[1].isnan().all(), f"{tuple(clean.shape)}, token {place}"

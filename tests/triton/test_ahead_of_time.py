@@ -25,6 +25,7 @@ from benchmarks.ahead_of_time import (
     DTYPES,
     OPERATORS,
     SHARED_MEMORY,
+    absorbed_attention,
     attention,
     compile_for,
     compile_launch,
@@ -35,7 +36,6 @@ from benchmarks.ahead_of_time import (
     gelu,
     launches,
     norm,
-    pooling,
 )
 from hsta_kernels.ops.launch.triton import version
 from hsta_kernels.ops.launch.triton_table import TABLE
@@ -75,9 +75,9 @@ def test_limits():
         _, kernel, arch, dtype, *_ = key.strip("| ").split(" | ")
         assert resources.shared_memory <= SHARED_MEMORY[int(arch.removeprefix("sm_"))], key
         assert resources.spills == 0, key
-        if kernel.startswith(("time", "flash", "pool", "row")):
+        if kernel.startswith(("time", "flash", "absorbed", "row")):
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
-        if kernel.startswith(("time", "flash", "pool", "row", "add", "bias")):
+        if kernel.startswith(("time", "flash", "absorbed", "row", "add", "bias")):
             assert not resources.wide_loads.startswith("0/"), key
 
 
@@ -96,7 +96,9 @@ def test_every_kernel(dtype, arch):
                 assert resources.shared_memory <= SHARED_MEMORY[arch], key
 
 
-@pytest.mark.parametrize("run", [attention("time", 1, 1, 1, 8, 1), pooling(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)])
+@pytest.mark.parametrize(
+    "run", [attention("time", 1, 1, 1, 8, 1), absorbed_attention(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)]
+)
 def test_sizes_of_one(run):
     """The compiler takes an argument of 1 for a constant, which not everything can be done with."""
     for launch in launches(lambda: run(torch.bfloat16), 90):
@@ -109,7 +111,7 @@ def test_sizes_of_one(run):
         "time T=8 D=64",
         "space N=196 D=64",
         "joint N=588 D=64",
-        "pooling C=768",
+        "absorbed C=768",
         "add_layer_norm C=768",
         "bias_gelu and dropout C=3072",
     ],
@@ -121,4 +123,4 @@ def test_amd(case):
     for launch in launches(lambda: CASES[case](torch.bfloat16), 80):
         compiled = compile_for(launch, "gfx942")
         assert compiled.metadata.shared <= 64 << 10
-        assert ("v_mfma" in compiled.asm["amdgcn"]) == launch.name.startswith(("time", "flash", "pool"))
+        assert ("v_mfma" in compiled.asm["amdgcn"]) == launch.name.startswith(("time", "flash", "absorbed"))

@@ -11,7 +11,7 @@ import torch
 
 from hsta_kernels import backend
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
-from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_cross_modal_attention as of_cross_modal
 
 pytestmark = pytest.mark.gpu
 AXES = ("time", "space", "joint")
@@ -84,7 +84,7 @@ def test_graph_capture_and_another_stream(axis):
 def other_operators(width: int = 768, tokens: int = 588) -> list[torch.Tensor]:
     """Outputs and gradients of the operators other than attention."""
     torch.manual_seed(1)
-    values = {k: v.cuda().bfloat16().requires_grad_() for k, v in of_pooling.arguments(9, tokens, width).items()}
+    values = {k: v.cuda().bfloat16().requires_grad_() for k, v in of_cross_modal.arguments(9, tokens, width).items()}
     rows = torch.randn(5000, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.ones(width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     with backend("triton"):
@@ -111,8 +111,8 @@ def test_the_other_operators_are_capturable():
         inputs = [t.detach().requires_grad_() for t in (rows, tokens, weight)]
         x, sequence, w = inputs
         with backend("triton"):
-            pooled = cross_modal_attention(sequence[:, 0], sequence[:, 1:], w, w, *(matrix, w) * 3, num_heads=12)
-            outs = (pooled, *add_layer_norm(x, x, w, w), bias_gelu(x, w, 0.1, seed))
+            crossmodal = cross_modal_attention(sequence[:, 0], sequence[:, 1:], w, w, *(matrix, w) * 3, num_heads=12)
+            outs = (crossmodal, *add_layer_norm(x, x, w, w), bias_gelu(x, w, 0.1, seed))
         return [*outs, *torch.autograd.grad(outs, inputs, outs)]
 
     stream = torch.cuda.Stream()

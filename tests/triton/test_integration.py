@@ -13,7 +13,7 @@ from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 from hsta_kernels.ops.add_layer_norm import autograd as norm_ops
 from hsta_kernels.ops.bias_gelu import autograd as gelu_ops
-from hsta_kernels.ops.cross_modal_attention import autograd as pooling_ops
+from hsta_kernels.ops.cross_modal_attention import autograd as absorbed_ops
 
 pytestmark = [] if backends.triton_interpreted else [pytest.mark.gpu]
 HALF = torch.float16  # of the half types, the one that the interpreter computes rightly
@@ -21,7 +21,7 @@ WIDTH, GRID = 32, (3, 5)
 
 
 class Block(nn.Module):
-    """(B, 1 + 15, WIDTH) to (B, WIDTH) by attention over time and over space, an MLP and crossmodal pooling."""
+    """(B, 1 + 15, WIDTH) to (B, WIDTH) by attention over time and over space, an MLP and crossmodal attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,6 +113,6 @@ def test_opcheck(device):
         torch.library.opcheck(gelu_ops.forward, (rows, weight, rate, seed, "triton"))
         torch.library.opcheck(gelu_ops.backward, (rows, rows, weight, rate, seed, "triton"))
     u, query, tokens = (torch.randn(s, device=device) for s in ((2, 3, 48), (2, 48), (2, 7, 48)))
-    torch.library.opcheck(pooling_ops._forward, (u, query, tokens, 1e-6, "triton"))
-    z, stats = pooling_ops._forward(u, query, tokens, 1e-6, "triton")
-    torch.library.opcheck(pooling_ops._backward, (torch.randn_like(z), u, query, tokens, z, stats, 1e-6, "triton"))
+    torch.library.opcheck(absorbed_ops._forward, (u, query, tokens, 1e-6, "triton"))
+    z, stats = absorbed_ops._forward(u, query, tokens, 1e-6, "triton")
+    torch.library.opcheck(absorbed_ops._backward, (torch.randn_like(z), u, query, tokens, z, stats, 1e-6, "triton"))

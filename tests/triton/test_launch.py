@@ -16,14 +16,14 @@ if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
 from benchmarks import tune
-from benchmarks.ahead_of_time import attention, float32_products, gelu, launches, norm, pooling
-from hsta_kernels.ops.cross_modal_attention import triton as pooling_launch
+from benchmarks.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
+from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
     "space": attention("space", 8, 196, 1, 64),
-    "pooling": pooling(588, 768),
+    "absorbed_attention": absorbed_attention(588, 768),
     "norm": norm(1000, 768),
     "gelu": gelu(1000, 768, 0.1),
 }
@@ -104,9 +104,9 @@ def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
     monkeypatch.setattr(launching, "version", lambda: (3, 2))
     for run in OPERATORS.values():
         assert all(launch.options.get("num_stages", 1) == 1 for launch in launches(lambda run=run: run(dtype), 90))
-    for release, expected in (((3, 3), "row_scores"), ((3, 4), "pool_forward")):
-        monkeypatch.setattr(pooling_launch, "version", lambda release=release: release)
-        first = launches(lambda: OPERATORS["pooling"](torch.bfloat16), 90)[0]
+    for release, expected in (((3, 3), "row_scores"), ((3, 4), "absorbed_forward")):
+        monkeypatch.setattr(absorbed_launch, "version", lambda release=release: release)
+        first = launches(lambda: OPERATORS["absorbed_attention"](torch.bfloat16), 90)[0]
         assert first.name == expected
 
 
@@ -121,12 +121,12 @@ def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
 )
 def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkeypatch):
     monkeypatch.setattr(backends, "triton_interpreted", True)
-    monkeypatch.setattr(pooling_launch, "version", lambda: (3, 4))
+    monkeypatch.setattr(absorbed_launch, "version", lambda: (3, 4))
     assert (
         backends.OPERATORS["cross_modal_attention"].refusal("triton", torch.zeros(1, 5, width, dtype=dtype), 12) is None
     )
-    names = {launch.name for launch in launches(lambda: pooling(588, width)(dtype), 90)}
-    assert ("pool_forward" in names, "pool_columns" in names) == (whole, not whole)
+    names = {launch.name for launch in launches(lambda: absorbed_attention(588, width)(dtype), 90)}
+    assert ("absorbed_forward" in names, "absorbed_columns" in names) == (whole, not whole)
 
 
 def test_float32_products_are_as_torch_is_set():

@@ -16,7 +16,7 @@ from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, s
 from hsta_kernels.ops.space_time_attention import autograd
 from tests.ops import test_add_layer_norm as of_norm
 from tests.ops import test_bias_gelu as of_gelu
-from tests.ops import test_cross_modal_attention as of_pooling
+from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops import test_space_time_attention as of_attention
 from tests.tolerances import assert_close_to_reference
 
@@ -139,11 +139,11 @@ def far_apart(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
 def test_offsets_have_64_bits():
     """The interpreter gives a stride the bits that its value needs, not those that the kernel declares: parts of qkv,
     at one and two strides, are left out."""
-    halves = {key: value.half() for key, value in of_pooling.arguments(2, 5, 16).items()}
+    halves = {key: value.half() for key, value in of_cross_modal.arguments(2, 5, 16).items()}
     weight = torch.ones(16)
 
-    def pool(tokens):
-        return of_pooling.run(halves | {"tokens": tokens}, 2, "triton", torch.ones(2, 16).half()).values()
+    def crossmodal(tokens):
+        return of_cross_modal.run(halves | {"tokens": tokens}, 2, "triton", torch.ones(2, 16).half()).values()
 
     qkv, grad = torch.randn(2, 5, 3, 2, 8).half(), torch.randn(2, 5, 2, 8).half()
     rows = torch.randn(3, 16).half()
@@ -152,8 +152,8 @@ def test_offsets_have_64_bits():
           for axis, dim in (("time", 0), ("time", 1), ("space", 1), ("joint", 3))),
         *((lambda g, axis=axis: of_attention.run(qkv, (2, 2), axis, 1, "triton", g), grad, 1)
           for axis in ("time", "space")),
-        (pool, halves["tokens"], 0),
-        (pool, halves["tokens"], 1),
+        (crossmodal, halves["tokens"], 0),
+        (crossmodal, halves["tokens"], 1),
         (lambda t: of_norm.run([t, t, weight.half(), weight.half()], "triton", [t, t]), rows, 0),
         (lambda t: of_gelu.run(t, weight.half(), t, "triton"), rows, 0),
     ]  # fmt: skip
@@ -165,7 +165,7 @@ def test_offsets_have_64_bits():
 def test_layouts_of_the_other_operators(device):
     """Slices and stride 0 are read in place and give what copies of them give."""
     wide = torch.randn(6, 40, 48, device=device)
-    values = {key: value.to(device).float() for key, value in of_pooling.arguments(2, 7, 16).items()}
+    values = {key: value.to(device).float() for key, value in of_cross_modal.arguments(2, 7, 16).items()}
     one = torch.ones((), device=device)
     for tokens, query in (
         (wide[:2, 3:10, 16:32], wide[:2, 0, 5:21]),
@@ -173,9 +173,9 @@ def test_layouts_of_the_other_operators(device):
         (wide[:1, :7, :16].expand(2, -1, -1), wide[0, 0, :16].expand(2, -1)),
         (wide[:2, :16, :7].transpose(1, 2), wide[0, :16, :2].T),
     ):
-        strided = of_pooling.run(values | {"tokens": tokens, "query_token": query}, 2, "triton", one.expand(2, 16))
+        strided = of_cross_modal.run(values | {"tokens": tokens, "query_token": query}, 2, "triton", one.expand(2, 16))
         copies = {"tokens": tokens.contiguous(), "query_token": query.contiguous()}
-        copied = of_pooling.run(values | copies, 2, "triton", torch.ones(2, 16, device=device))
+        copied = of_cross_modal.run(values | copies, 2, "triton", torch.ones(2, 16, device=device))
         assert all(torch.equal(strided[key], copied[key]) for key in copied)
     weight = torch.randn(16, device=device)
     for x, grad in (
@@ -191,7 +191,7 @@ def test_layouts_of_the_other_operators(device):
 
 def test_empty_batches(device):
     qkv = torch.randn(0, 7, 3, 2, 8, device=device, requires_grad=True)
-    values = {k: v.to(device).float().requires_grad_() for k, v in of_pooling.arguments(0, 7, 16).items()}
+    values = {k: v.to(device).float().requires_grad_() for k, v in of_cross_modal.arguments(0, 7, 16).items()}
     rows, weight = torch.randn(0, 8, device=device, requires_grad=True), torch.ones(8, device=device)
     with backend("triton"):
         outs = space_time_attention(qkv, (2, 3), "time"), cross_modal_attention(**values, num_heads=2)
@@ -218,28 +218,28 @@ def test_empty_batches(device):
     ],
 )
 def test_cross_modal_attention(batch, tokens, width, heads, dtype, device):
-    values64 = {key: value.to(device) for key, value in of_pooling.arguments(batch, tokens, width).items()}
+    values64 = {key: value.to(device) for key, value in of_cross_modal.arguments(batch, tokens, width).items()}
     values64["tokens"] = torch.cat([values64["tokens"][:, :1], values64["tokens"]], 1)[
         :, 1:
     ]  # a slice, as in the model
     values = {key: value.to(dtype) for key, value in values64.items()}
     grad = torch.randn(batch, width, dtype=torch.float64, device=device).to(dtype)
-    exact = of_pooling.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
-    same, ours = of_pooling.run(values, heads, "reference", grad), of_pooling.run(values, heads, "triton", grad)
+    exact = of_cross_modal.run({k: v.double() for k, v in values.items()}, heads, "reference", grad.double())
+    same, ours = of_cross_modal.run(values, heads, "reference", grad), of_cross_modal.run(values, heads, "triton", grad)
     assert not ours.pop("grad of k_bias").any()
     for key in ours:
         assert_close_to_reference(ours[key], same[key], exact[key], key)
 
 
 def test_crossmodal_sample_does_not_depend_on_its_batch(device):
-    values = {key: value.to(device).float() for key, value in of_pooling.arguments(3, 60, 32).items()}
+    values = {key: value.to(device).float() for key, value in of_cross_modal.arguments(3, 60, 32).items()}
     grad = torch.randn(3, 32, device=device)
     alone = {k: v[1:2] if k in ("query_token", "tokens") else v for k, v in values.items()}
     outs = []
     for arguments, incoming in ((values, grad), (alone, grad[1:2])):
         u = torch.ones(len(incoming), 1, 32, device=device) * torch.linspace(-1, 1, 32, device=device)
         rows = arguments["query_token"].requires_grad_(), arguments["tokens"].requires_grad_()
-        z = of_pooling.autograd.NormalizedPooling.apply(u, *rows, values["k_bias"], 1e-6, "triton")
+        z = of_cross_modal.autograd.AbsorbedAttention.apply(u, *rows, values["k_bias"], 1e-6, "triton")
         outs.append((z, *torch.autograd.grad(z, rows, incoming[:, None])))
     for together, single in zip(*outs, strict=True):
         assert torch.equal(together[1:2], single)

@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from hsta_kernels.ops.add_layer_norm import triton as norm
 from hsta_kernels.ops.bias_gelu import triton as gelu
-from hsta_kernels.ops.cross_modal_attention import triton as pooling
+from hsta_kernels.ops.cross_modal_attention import triton as absorbed_attention
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as attention
 
@@ -94,10 +94,10 @@ def test_crossmodal_pass(tokens, width, heads, dtype, work):
     query, rows = torch.randn(1, width, dtype=dtype), torch.randn(1, tokens + 1, width, dtype=dtype)[:, 1:]
     u = torch.randn(1, heads, width)
     work.share(u)
-    z, stats = pooling.forward(u, query, rows, 1e-6)
+    z, stats = absorbed_attention.forward(u, query, rows, 1e-6)
     assert work.take()[0] <= 1.2 * rows.nbytes
     work.share(u, z)  # z stands for its own gradient, too
-    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    absorbed_attention.backward(z, u, query, rows, z, stats, 1e-6)
     assert work.take()[0] <= 1.2 * 2 * rows.nbytes
 
 
@@ -105,10 +105,10 @@ def test_crossmodal_pass_of_wide_rows(work):
     """Rows that registers do not hold are read four times, two of them by a program that has just read them."""
     query, rows, u = torch.randn(1, 1536), torch.randn(1, 325, 1536)[:, 1:], torch.randn(1, 12, 1536)
     work.share(u)
-    z, stats = pooling.forward(u, query, rows, 1e-6)
+    z, stats = absorbed_attention.forward(u, query, rows, 1e-6)
     assert work.take()[0] <= 1.2 * 4 * rows.nbytes
     work.share(u, z)
-    pooling.backward(z, u, query, rows, z, stats, 1e-6)
+    absorbed_attention.backward(z, u, query, rows, z, stats, 1e-6)
     assert work.take()[0] <= 1.2 * 5 * rows.nbytes
 
 

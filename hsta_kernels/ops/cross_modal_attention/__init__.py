@@ -33,13 +33,14 @@ def cross_modal_attention(
     eps: float = 1e-6,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The core of HSTA's CSTA (arXiv 2405.03202), without its output projection.
+    """Crossmodal attention of HSTA (arXiv 2405.03202, its CSTA), without the output projection.
 
     With y = LayerNorm([query_token, tokens]), the result is multi-head attention whose only query is row 0 of y and
     whose keys and values are all rows. Keys and values of the N tokens are never computed: the query absorbs the key
     projection (scores are (Wkᵀ q)·y; the key bias adds a constant that softmax ignores), the value projection meets
-    only the weighted mean of y, and LayerNorm folds into both. The tokens are then read once, as they are. The result
-    equals the direct form up to rounding, at about 1/64 of its arithmetic for C = 768 and N = 588.
+    only the weighted mean of y, and LayerNorm folds into both. Absorbed attention, the kernel between the projections,
+    then reads the tokens once, as they are. The result equals the direct form up to rounding, at about 1/64 of its
+    arithmetic for C = 768 and N = 588.
 
     Args:
         query_token: (B, C), the other branch's CLS token in this branch's width.
@@ -91,9 +92,9 @@ def cross_modal_attention(
     if chosen == "cpu" and like is not None:
         arguments = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return autograd.WithProjections.apply(k_bias, *arguments, num_heads, eps)
+            return autograd.CrossModalAttention.apply(k_bias, *arguments, num_heads, eps)
         with torch.no_grad():
-            return call(autograd.with_projections, *arguments, num_heads, eps)[0]
+            return call(autograd.cross_modal_attention, *arguments, num_heads, eps)[0]
 
     head_dim = width // num_heads
     y = F.layer_norm(query_token, (width,), norm_weight, norm_bias, eps)
@@ -102,7 +103,7 @@ def cross_modal_attention(
     # From here on in float32: u multiplies normalized tokens, so it carries LayerNorm's weight and the softmax scale.
     u = u.float() * (norm_weight.float() * head_dim**-0.5)
     rows = query_token.to(tokens.dtype), rows_contiguous(tokens)
-    z = autograd.NormalizedPooling.apply(u, *rows, k_bias, eps, chosen)
+    z = autograd.AbsorbedAttention.apply(u, *rows, k_bias, eps, chosen)
     z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
-    pooled = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
-    return pooled.flatten(1) + v_bias.to(pooled.dtype)
+    heads = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
+    return heads.flatten(1) + v_bias.to(heads.dtype)

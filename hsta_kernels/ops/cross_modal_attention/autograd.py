@@ -1,11 +1,11 @@
-"""The streaming pass of crossmodal attention: custom ops and autograd Functions.
+"""Crossmodal attention, and absorbed attention, its kernel: custom ops and autograd Functions.
 
-With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine parameters, the pass computes
+With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine parameters, absorbed attention is
 
     z_h = Σ_j softmax_j(u_h · x̂_j) x̂_j      over the rows j of [query_token, tokens],
 
-everything in it that touches all tokens. What is left of crossmodal attention are products of single rows with weights:
-on the CPU kernels too, before the pass and after it.
+everything in crossmodal attention that touches all tokens: u has absorbed the key projection. What is left are products
+of single rows with weights, before it and after it: on the CPU kernels too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPERATOR = backends.Operator(
 )
 
 
-@custom_op("cross_modal_attention_forward")
+@custom_op("absorbed_attention_forward")
 def _forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,7 @@ def _(u, query_token, tokens, eps, backend):
     return u.new_empty(u.shape), u.new_empty((*u.shape[:2], 2))
 
 
-@custom_op("cross_modal_attention_backward")
+@custom_op("absorbed_attention_backward")
 def _backward(
     grad_z: torch.Tensor,
     u: torch.Tensor,
@@ -61,8 +61,8 @@ def _(grad_z, u, query_token, tokens, z, stats, eps, backend):
     return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
 
 
-@custom_op("cross_modal_attention_with_projections")
-def with_projections(
+@custom_op("cross_modal_attention")
+def cross_modal_attention(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -75,30 +75,31 @@ def with_projections(
     num_heads: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operator's result, and u, z and the statistics of the pass. On the CPU the projections are kernels, too."""
+    """The operator's result, and u, z and the statistics of absorbed attention. On the CPU all of it is kernels."""
     rows = rows_contiguous(query_token), rows_contiguous(tokens)
     norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
     of_query = q_weight.contiguous(), q_bias.contiguous(), k_weight.contiguous()
     of_values = v_weight.contiguous(), v_bias.contiguous()
-    return cpu.with_projections(*rows, *norm, *of_query, *of_values, num_heads, eps)
+    return cpu.cross_modal_attention(*rows, *norm, *of_query, *of_values, num_heads, eps)
 
 
-@with_projections.register_fake
+@cross_modal_attention.register_fake
 def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps):
     batch, width = query_token.shape
     u, z = (query_token.new_empty((batch, num_heads, width), dtype=torch.float32) for _ in range(2))
     return query_token.new_empty((batch, width)), u, z, u.new_empty((batch, num_heads, 2))
 
 
-class WithProjections(torch.autograd.Function):
-    """Saves what `NormalizedPooling` saves; the query's projections are recomputed in the backward pass, by PyTorch.
+class CrossModalAttention(torch.autograd.Function):
+    """The whole operator on the CPU. Saves what `AbsorbedAttention` saves; the query's projections are recomputed in
+    the backward pass, by PyTorch.
 
     The key bias is an argument only to receive its gradient, which is zero.
     """
 
     @staticmethod
     def forward(ctx: Any, k_bias: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        out, u, z, stats = call(with_projections, *arguments)
+        out, u, z, stats = call(cross_modal_attention, *arguments)
         *tensors, ctx.num_heads, ctx.eps = arguments
         ctx.save_for_backward(*tensors, u, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
@@ -173,7 +174,7 @@ def _query_backward(
     return grad_query, grad_norm_weight, grad_y.sum(0), grad_q.T @ y, grad_q.sum(0), grad_k_weight
 
 
-class NormalizedPooling(torch.autograd.Function):
+class AbsorbedAttention(torch.autograd.Function):
     """Saves z and each head's softmax statistics (as in space-time attention); the tokens' means and variances and the
     probabilities are recomputed in the backward pass.
 
@@ -205,7 +206,7 @@ class NormalizedPooling(torch.autograd.Function):
             return call(_backward, *tensors, z, stats, eps, backend)
 
         def formula(u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.normalized_pooling(u, query_token, tokens, eps),)
+            return (reference.absorbed_attention(u, query_token, tokens, eps),)
 
         grads = gradient(kernel, formula, grad_outputs, tuple(inputs))
         shape, dtype = ctx.k_bias_like

@@ -1,4 +1,4 @@
-"""Calls into csrc/cpu/cross_modal_attention.cpp."""
+"""Calls into csrc/cpu/absorbed_attention.cpp and cross_modal_projections.cpp."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def forward(
     batch, heads = u.shape[:2]
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if z.numel():
-        launch.module().cross_modal_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
+        launch.module().absorbed_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
     return z, stats
 
 
@@ -34,13 +34,13 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if z.numel():
-        launch.module().cross_modal_attention_backward(
+        launch.module().absorbed_attention_backward(
             *_arguments(u, query_token, tokens, eps, z, stats), grad_z.data_ptr(), *(grad.data_ptr() for grad in grads)
         )
     return grads
 
 
-def with_projections(
+def cross_modal_attention(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -53,7 +53,7 @@ def with_projections(
     num_heads: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The whole operator: the projections around the pass are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
+    """The whole operator: its projections are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
     batch, width = query_token.shape
     out = query_token.new_empty((batch, width))
     u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Calls into csrc/cuda/cross_modal_attention_{forward,backward}.cu."""
+"""Calls into csrc/cuda/absorbed_attention_{forward,backward}.cu."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def forward(
         u, query_token, tokens = launch.aligned(u), launch.aligned(query_token), launch.aligned(tokens)
         with launch.current_device(tokens):
             workspace = _workspace(u, tokens)
-            launch.module().cross_modal_attention_forward(
+            launch.module().absorbed_attention_forward(
                 *_arguments(u, query_token, tokens, eps, z, stats), workspace.data_ptr(), launch.stream(tokens)
             )
     return z, stats
@@ -46,7 +46,7 @@ def backward(
         grad_z, u, query_token, tokens = (launch.aligned(tensor) for tensor in (grad_z, u, query_token, tokens))
         with launch.current_device(tokens):
             workspace = _workspace(u, tokens)
-            launch.module().cross_modal_attention_backward(
+            launch.module().absorbed_attention_backward(
                 *_arguments(u, query_token, tokens, eps, z, stats),
                 grad_z.data_ptr(),
                 *(grad.data_ptr() for grad in grads),
@@ -57,7 +57,7 @@ def backward(
 
 
 def _workspace(u: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return u.new_empty(launch.module().cross_modal_attention_workspace(*_kind(u, tokens)))
+    return u.new_empty(launch.module().absorbed_attention_workspace(*_kind(u, tokens)))
 
 
 def _kind(u: torch.Tensor, tokens: torch.Tensor) -> tuple[int, tuple[int, ...]]:

@@ -33,7 +33,7 @@ def cross_modal_attention(
     return torch.einsum("bhj,bjhd->bhd", scores.softmax(dim=-1), v).flatten(1)
 
 
-def normalized_pooling(u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float) -> torch.Tensor:
+def absorbed_attention(u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float) -> torch.Tensor:
     """What the kernels compute of it: each head's mean of the normalized rows, weighted by their products with u."""
     rows = torch.cat([query_token[:, None], tokens], dim=1).to(u.dtype)
     rows = layer_norm(rows, rows.new_ones(()), rows.new_zeros(()), eps)

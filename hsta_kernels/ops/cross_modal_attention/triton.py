@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels of crossmodal attention's streaming pass."""
+"""Launches of the Triton kernels of absorbed attention."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 
 def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
-    return refuse_tensor("tokens", tokens, "pool_columns")
+    return refuse_tensor("tokens", tokens, "absorbed_columns")
 
 
 def forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from hsta_kernels.ops.cross_modal_attention.triton_columns import pool_columns, row_scores
-    from hsta_kernels.ops.cross_modal_attention.triton_pooling import merge_z, pool_forward
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_forward, merge_z
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns, row_scores
 
     batch, heads, width = u.shape
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
@@ -41,15 +41,17 @@ def forward(
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
         if _whole_rows(tokens, heads):
-            options = _whole_row_options("pool_forward", tokens, heads, unit)
-            pool_forward[(batch * slots,)](u, tokens, z_parts, stat_parts, *sizes, slots, rows_per_slot, eps, **options)
+            options = _whole_row_options("absorbed_forward", tokens, heads, unit)
+            absorbed_forward[(batch * slots,)](
+                u, tokens, z_parts, stat_parts, *sizes, slots, rows_per_slot, eps, **options
+            )
         else:
             scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 2))
             options = _options("row_scores", tokens, heads, unit)
             row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
-            options = _options("pool_columns", tokens, heads, unit)
-            pool_columns[(batch * slots * _chunks(tokens, options),)](
+            options = _options("absorbed_columns", tokens, heads, unit)
+            absorbed_columns[(batch * slots * _chunks(tokens, options),)](
                 tokens, scores, rows, z_parts, stat_parts, *sizes, slots, rows_per_slot, **options
             )
         if slots > 1:
@@ -68,8 +70,8 @@ def backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from hsta_kernels.ops.cross_modal_attention.triton_columns import pool_columns_backward, row_gradients
-    from hsta_kernels.ops.cross_modal_attention.triton_pooling import pool_backward, sum_slots
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_slots
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
 
     batch, heads, width = u.shape
     grad_u = u.new_empty(u.shape)
@@ -85,8 +87,8 @@ def backward(
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
         if _whole_rows(tokens, heads):
-            options = _whole_row_options("pool_backward", tokens, heads, unit)
-            pool_backward[(batch * slots,)](
+            options = _whole_row_options("absorbed_backward", tokens, heads, unit)
+            absorbed_backward[(batch * slots,)](
                 grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, slots, rows_per_slot, eps, **options
             )
         else:
@@ -96,8 +98,8 @@ def backward(
             row_gradients[(_blocks(tokens, options),)](
                 grad_z, u, tokens, z, stats, weights, rows, *sizes[2:], eps, **options
             )
-            options = _options("pool_columns_backward", tokens, heads, unit)
-            pool_columns_backward[(batch * slots * _chunks(tokens, options),)](
+            options = _options("absorbed_columns_backward", tokens, heads, unit)
+            absorbed_columns_backward[(batch * slots * _chunks(tokens, options),)](
                 grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, slots, rows_per_slot, **options
             )
         if slots > 1:
@@ -130,7 +132,7 @@ def _whole_rows(tokens: torch.Tensor, heads: int) -> bool:
     Triton 3.7 a float32 row of 768 columns spills.
     """
     since = (3, 7) if tokens.dtype == torch.float32 else (3, 4)
-    return version() >= since and heads <= 16 and configured("pool_backward", tokens, tokens.shape[-1])
+    return version() >= since and heads <= 16 and configured("absorbed_backward", tokens, tokens.shape[-1])
 
 
 def _blocks(tokens: torch.Tensor, options: dict[str, Any]) -> int:

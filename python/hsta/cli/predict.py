@@ -64,12 +64,13 @@ class Predict:
             print(json.dumps(asdict(result)), flush=True)
         else:
             self._print(result)
-        saved = self._save(result, apex, [size / model.config.image_size for size in model.config.patch_size])
+        special, video = (size / model.config.image_size for size in model.config.patch_size)
+        saved = self._save(result, apex, {"video": video, "special": special})
         if not self.json:
             print(f"picture: {saved}")
         return result
 
-    def _save(self, result: Recognition, apex: np.ndarray, patch_shares: list[float]) -> Path:
+    def _save(self, result: Recognition, apex: np.ndarray, patch_shares: dict[str, float]) -> Path:
         from ..results.plots import plot_prediction
 
         # A folder's name may hold dots; a file's ending is not part of its name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -40,11 +39,11 @@ def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
     _save(figure, path)
 
 
-def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_shares: Sequence[float]) -> None:
+def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_shares: dict[str, float]) -> None:
     """The apex frame, CLS attention of both branches over it, the probabilities and the motion curve.
 
-    ``apex`` is the crop of the face, uint8 (H, W, 3); ``patch_shares`` are the sides of a patch of the special
-    and of the video branch as shares of its side.
+    ``apex`` is the crop of the face, uint8 (H, W, 3); ``patch_shares`` are the sides of a patch of the branches
+    video and special as shares of its side.
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(1.15, 1))
@@ -55,9 +54,9 @@ def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_sha
     frame.imshow(apex)
     frame.set_title(f"apex, frame {result.apex}")
     frame.axis("off")
-    for columns, branch, patch in zip((slice(2, 4), slice(4, 6)), ("special", "video"), patch_shares, strict=True):
+    for columns, branch in zip((slice(2, 4), slice(4, 6)), ("video", "special"), strict=True):
         axes = figure.add_subplot(grid[0, columns])
-        _overlay(axes, apex, np.asarray(result.attention[branch]), patch)
+        _overlay(axes, apex, np.asarray(result.attention[branch]), patch_shares[branch])
         axes.set_title(f"CLS attention, {branch} branch")
 
     _bars(figure.add_subplot(grid[1, :2]), result.probabilities, result.label)

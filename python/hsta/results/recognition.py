@@ -38,7 +38,7 @@ class Recognition:
     motion_curve: list[float]
     """For each frame, motion from the onset in pixels of a 224 frame."""
     attention: dict[str, list[list[float]]]
-    """Of the branches special and video: CLS attention to the patches, mean over heads and time."""
+    """Of the branches video and special: CLS attention to the patches, mean over heads and time."""
     generated: bool
     """The model learned from generated data."""
 
@@ -89,10 +89,7 @@ def recognize(
         face=face,
         face_found=face_found,
         motion_curve=motion.since(onset).tolist(),
-        attention={
-            branch: weights[0].mean(dim=(0, 1)).tolist()
-            for branch, weights in zip(("special", "video"), maps, strict=True)
-        },
+        attention={branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()},
         generated=task.generated,
     )
     return recognition, clip[apex - onset]

@@ -1,6 +1,6 @@
-// The streaming pass of crossmodal attention, forward: tokens are read once, as they are. Scores and weighted sums of
+// Absorbed attention, forward: tokens are read once, as they are. Scores and weighted sums of
 // all heads are products of 16 × 16 squares; the softmax goes along, as in flash attention.
-#include "span_stream.h"
+#include "absorbed_spans.h"
 
 namespace hsta::cuda {
 namespace {
@@ -8,7 +8,7 @@ namespace {
 // A block's part of the softmax, or all of it where a sample has one block.
 template <typename T>
 struct Result {
-  const CrossModalAttention& op;
+  const AbsorbedAttention& op;
   const Parts<T>& parts;
   int64_t first_row;  // of the sample and slot
 
@@ -34,77 +34,77 @@ struct Result {
 };
 
 template <typename T, int kSquares>
-__global__ void __launch_bounds__(kStreamThreads)
-    forward_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
+__global__ void __launch_bounds__(kRunThreads)
+    forward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
                    const __grid_constant__ Parts<T> parts, int pitch) {
-  const RowStream<T, kSquares> stream(op, plan);
-  const StreamMemory<T, 1> memory(pitch);
+  const WholeRows<T, kSquares> run(op, plan);
+  const RunMemory<T, 1> memory(pitch);
   const Matrix<T> u = memory.heads[0], p = memory.scores[0];
   float *correction = memory.of_heads, *sums = memory.of_heads + kHeads;
-  stream.copy_rows(stream.first, 0, stream.padded, memory.stage(0));
-  stream.load_heads(op.u, 0, stream.padded, kHeads, u);
+  run.copy_rows(run.first, 0, run.padded, memory.stage(0));
+  run.load_heads(op.u, 0, run.padded, kHeads, u);
 
   OnlineSoftmax softmax;  // of this thread's head
   Square z[kSquares];     // (heads, columns)
   int stage = 0;
-  for (int64_t row = stream.first; row < stream.last; row += kRows, stage ^= 1) {
+  for (int64_t row = run.first; row < run.last; row += kRows, stage ^= 1) {
     const Matrix<T> y = memory.stage(stage);
     wait_copies<0>();
     block_barrier();
-    stream.copy_rows(row + kRows, 0, stream.padded, memory.stage(stage ^ 1));
-    stream.normalize(y, memory.of_rows);
+    run.copy_rows(row + kRows, 0, run.padded, memory.stage(stage ^ 1));
+    run.normalize(y, memory.of_rows);
     block_barrier();
-    stream.put_products(y, u, memory.parts + thread_index() / kWarp * kRows * kHeads);
+    run.put_products(y, u, memory.parts + thread_index() / kWarp * kRows * kHeads);
     block_barrier();
-    const bool valid = row + score_row() < stream.last;
+    const bool valid = row + score_row() < run.last;
     const float score = valid ? sum_products(memory.parts, 1, 0) * kLog2EFloat : -INFINITY;
     float factor;
     *p.at(score_row(), score_head()) = narrowed<T>(softmax.weight(score, factor));
     if (score_row() == 0) correction[score_head()] = factor;
     block_barrier();
-    stream.each_square([&](int i, int column) {
+    run.each_square([&](int i, int column) {
       z[i].each([&](float& value, int r, int) { value *= correction[Square::row(r)]; });
       multiply<Stored::kTransposed, Stored::kAsIs>(z[i], p, y.from(0, column), kRows);
     });
   }
 
-  const Result<T> result{op, parts, parts.row(stream.sample, stream.slot, 0)};
+  const Result<T> result{op, parts, parts.row(run.sample, run.slot, 0)};
   if (score_row() == 0) {
     sums[score_head()] = softmax.sum;
     result.store_stats(softmax, score_head());
   }
   block_barrier();
-  stream.each_square([&](int i, int column) { result.store_z(z[i], 0, column, sums); });
+  run.each_square([&](int i, int column) { result.store_z(z[i], 0, column, sums); });
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    forward_spans_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
+__global__ void __launch_bounds__(kRunThreads, 1)
+    forward_spans_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
                          const __grid_constant__ SpanPlan spans, const __grid_constant__ Parts<T> parts) {
-  const StreamMemory<T, 1> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
+  const RunMemory<T, 1> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
   const Matrix<T> y = memory.stage(0), u = memory.heads[0], p = memory.scores[0];
   const int heads = spans.head_squares * kHeads;
   float *correction = memory.of_heads, *sums = memory.of_heads + heads;
-  SpanStream<T> stream(op, plan, spans, y);
+  SpansOfRows<T> run(op, plan, spans, y);
 
   OnlineSoftmax softmax[kMaxHeadSquares];  // of this thread's heads
   Square z[kUnits];                        // (heads, columns)
   int u_here = -1;                         // first column of the span of u in shared memory
-  for (int64_t row = stream.first; row < stream.last; row += kRows) {
-    stream.measure(row, memory.of_rows);
+  for (int64_t row = run.first; row < run.last; row += kRows) {
+    run.measure(row, memory.of_rows);
     Square products[kMaxHeadSquares];
-    stream.each_span([&](int begin) {
-      stream.bring(row, begin);
-      if (u_here != begin) stream.load_heads(op.u, begin, stream.columns(begin), heads, u);
+    run.each_span([&](int begin) {
+      run.bring(row, begin);
+      if (u_here != begin) run.load_heads(op.u, begin, run.columns(begin), heads, u);
       u_here = begin;
-      stream.normalize();
+      run.normalize();
       block_barrier();
-      stream.add_products(products, u);
+      run.add_products(products, u);
     });
-    stream.put_products(products, 1, 0, memory.parts);
+    run.put_products(products, 1, 0, memory.parts);
     block_barrier();
-    const bool valid = row + score_row() < stream.last;
-    stream.each_head_square([&](int g) {
+    const bool valid = row + score_row() < run.last;
+    run.each_head_square([&](int g) {
       const int head = g * kHeads + score_head();
       const float score = valid ? sum_products(memory.parts, spans.head_squares, g) * kLog2EFloat : -INFINITY;
       float factor;
@@ -112,33 +112,33 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
       if (score_row() == 0) correction[head] = factor;
     });
     block_barrier();
-    stream.each_unit(0, stream.padded, [&](int i, int, int g) {
+    run.each_unit(0, run.padded, [&](int i, int, int g) {
       z[i].each([&](float& value, int r, int) { value *= correction[g * kHeads + Square::row(r)]; });
     });
-    stream.each_span_back([&](int begin) {
-      if (stream.bring(row, begin)) {
-        stream.normalize();
+    run.each_span_back([&](int begin) {
+      if (run.bring(row, begin)) {
+        run.normalize();
         block_barrier();
       }
-      stream.each_unit(begin, begin + spans.span, [&](int i, int column, int g) {
+      run.each_unit(begin, begin + spans.span, [&](int i, int column, int g) {
         multiply<Stored::kTransposed, Stored::kAsIs>(z[i], p.from(0, g * kHeads), y.from(0, column - begin), kRows);
       });
     });
   }
 
-  const Result<T> result{op, parts, parts.row(stream.sample, stream.slot, 0)};
+  const Result<T> result{op, parts, parts.row(run.sample, run.slot, 0)};
   if (score_row() == 0)
-    stream.each_head_square([&](int g) {
+    run.each_head_square([&](int g) {
       const int head = g * kHeads + score_head();
       sums[head] = softmax[g].sum;
-      if (stream.share_first == 0) result.store_stats(softmax[g], head);
+      if (run.share_first == 0) result.store_stats(softmax[g], head);
     });
   block_barrier();
-  stream.each_unit(0, stream.padded, [&](int i, int column, int g) { result.store_z(z[i], g * kHeads, column, sums); });
+  run.each_unit(0, run.padded, [&](int i, int column, int g) { result.store_z(z[i], g * kHeads, column, sums); });
 }
 
 struct ToZ {
-  CrossModalAttention op;
+  AbsorbedAttention op;
   __device__ void operator()(int64_t sample, int64_t head, int64_t column, const Vector<float, 4>& values) const {
     store(op.z + (sample * op.heads + head) * op.width + column, values);
   }
@@ -146,29 +146,29 @@ struct ToZ {
 
 }  // namespace
 
-void cross_modal_attention_forward(const CrossModalAttention& op, Stream stream) {
-  const StreamPlan plan(op);
+void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
+  const RunPlan plan(op);
   const int64_t runs = op.batch * plan.slots;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const Parts<T> parts(op.workspace, op.batch, plan.slots, op.heads, op.width);
-    if (streams_whole_rows<T>(op)) {
+    if (takes_whole_rows<T>(op)) {
       const int pitch = pitch_of<T>(padded_width(op.width));
       with_squares(op.width, [&](auto squares) {
-        launch(forward_kernel<T, squares()>, runs, kStreamThreads, StreamMemory<T, 1>::bytes(pitch), stream, op, plan,
-               parts, pitch);
+        launch(forward_kernel<T, squares()>, runs, kRunThreads, RunMemory<T, 1>::bytes(pitch), stream, op, plan, parts,
+               pitch);
       });
     } else {
       const SpanPlan spans = span_plan<T>(op);
-      const int64_t bytes = StreamMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
-      launch(forward_spans_kernel<T>, runs * spans.shares, kStreamThreads, bytes, stream, op, plan, spans, parts);
+      const int64_t bytes = RunMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
+      launch(forward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
     }
     if (plan.slots > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
   });
 }
 
-int64_t cross_modal_attention_workspace(const CrossModalAttention& op) {
-  const int64_t slots = StreamPlan(op).slots;
+int64_t absorbed_attention_workspace(const AbsorbedAttention& op) {
+  const int64_t slots = RunPlan(op).slots;
   return slots > 1 ? Parts<float>::floats(op.batch, slots, op.heads, op.width) : 0;
 }
 

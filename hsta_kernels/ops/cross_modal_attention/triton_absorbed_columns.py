@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""The pass of triton_pooling.py for rows that, with all heads' z, are more than a GPU's registers hold.
+"""Absorbed attention for rows that, with all heads' z, are more than a GPU's registers hold.
 
 Columns come in chunks. A first kernel finds each row's mean, deviation and scores, a second one, a program for each
 chunk of columns, adds up the weighted rows. Between the two there are H numbers a row instead of C; the tokens are read
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.cross_modal_attention.triton_pooling import LOG2E, _row_offsets
+from hsta_kernels.ops.cross_modal_attention.triton_absorbed import LOG2E, _row_offsets
 
 
 @triton.jit
@@ -86,7 +86,7 @@ def row_scores(
 
 
 @triton.jit
-def pool_columns(
+def absorbed_columns(
     tokens, scores, rows, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, slots, rows_per_slot,
@@ -180,7 +180,7 @@ def row_gradients(
 
 
 @triton.jit
-def pool_columns_backward(
+def absorbed_columns_backward(
     grad_z, u, tokens, weights, rows, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,

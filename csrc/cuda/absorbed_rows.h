@@ -1,7 +1,7 @@
-// The rows of [query, tokens] of a sample, streamed through shared memory 16 at a time: while a block computes with
-// some rows, the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the
-// columns, in squares of 16 rows, for the products with all heads. Where registers or shared memory do not take this,
-// span_stream.h has another form.
+// The rows of [query, tokens] of a sample, through shared memory 16 at a time: while a block computes with some rows,
+// the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the columns, in
+// squares of 16 rows, for the products with all heads. Where registers or shared memory do not take this,
+// absorbed_spans.h has another form.
 #pragma once
 
 #include "merge.h"
@@ -9,18 +9,18 @@
 
 namespace hsta::cuda {
 
-constexpr int kStreamWarps = 8, kStreamThreads = kStreamWarps * kWarp;
+constexpr int kRunWarps = 8, kRunThreads = kRunWarps * kWarp;
 constexpr int kHeads = kSquare, kRows = kSquare;
 constexpr float kLog2EFloat = 1.4426950408889634f;
-static_assert(kStreamThreads == kHeads * kRows, "a thread a score");
+static_assert(kRunThreads == kHeads * kRows, "a thread a score");
 
 // Into how many runs the rows of a sample are split. Several blocks share a sample so that small batches fill the GPU.
 // A run's result is as large as 2 or 4 times `heads` tokens and is written and read: that bounds their number. The
 // batch has no say: results do not depend on it.
-struct StreamPlan {
+struct RunPlan {
   int64_t rows_per_slot, slots;
 
-  explicit StreamPlan(const CrossModalAttention& op) {
+  explicit RunPlan(const AbsorbedAttention& op) {
     const int64_t rows = op.tokens + 1, wanted = op.tokens / (24 * op.heads);
     rows_per_slot = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
     slots = divide_up(rows, rows_per_slot);
@@ -32,7 +32,7 @@ __host__ __device__ inline int padded_width(int64_t width) { return int((width +
 // Shared memory of the kernels, for `stages` of 16 rows and `head_squares` of 16 heads. kSides: 1 for the forward pass,
 // which has products with u; 2 for the backward pass, which also has some with the gradient of z.
 template <typename T, int kSides>
-struct StreamMemory {
+struct RunMemory {
   Matrix<T> heads[kSides];   // u, and the gradient of z
   Matrix<T> rows;            // of the stages, in turn
   Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (rows, heads)
@@ -40,7 +40,7 @@ struct StreamMemory {
   float* of_heads;           // two numbers a head
   float* of_rows;            // rstd, then two numbers a row and warp
 
-  __device__ explicit StreamMemory(int pitch, int stages = 2, int head_squares = 1) {
+  __device__ explicit RunMemory(int pitch, int stages = 2, int head_squares = 1) {
     const int all_heads = head_squares * kHeads;
     Matrix<T> next{shared_memory<T>(), pitch};
     for (auto& matrix : heads) matrix = next, next = next.from(all_heads, 0);
@@ -48,7 +48,7 @@ struct StreamMemory {
     next.pitch = pitch_of<T>(all_heads);
     for (auto& matrix : scores) matrix = next, next = next.from(kRows, 0);
     parts = reinterpret_cast<float*>(next.data);
-    of_heads = parts + kStreamWarps * kSides * kRows * all_heads;
+    of_heads = parts + kRunWarps * kSides * kRows * all_heads;
     of_rows = of_heads + 2 * all_heads;
   }
 
@@ -57,7 +57,7 @@ struct StreamMemory {
   static int64_t bytes(int pitch, int stages = 2, int head_squares = 1) {
     const int all_heads = head_squares * kHeads;
     const int64_t elements = (kSides * all_heads + stages * kRows) * pitch + kSides * kRows * pitch_of<T>(all_heads);
-    const int64_t floats = kStreamWarps * kSides * kRows * all_heads + 2 * all_heads + kRows + 2 * kRows * kStreamWarps;
+    const int64_t floats = kRunWarps * kSides * kRows * all_heads + 2 * all_heads + kRows + 2 * kRows * kRunWarps;
     return elements * int64_t(sizeof(T)) + floats * 4;
   }
 };
@@ -67,11 +67,11 @@ template <typename T>
 struct RowRun {
   static constexpr int kPiece = 16 / sizeof(T);
 
-  const CrossModalAttention& op;
+  const AbsorbedAttention& op;
   int width, padded;
   int64_t sample, slot, first, last;
 
-  __device__ RowRun(const CrossModalAttention& op, const StreamPlan& plan, int64_t index)
+  __device__ RowRun(const AbsorbedAttention& op, const RunPlan& plan, int64_t index)
       : op(op), width(int(op.width)), padded(padded_width(op.width)) {
     sample = index / plan.slots, slot = index % plan.slots;
     first = slot * plan.rows_per_slot;
@@ -85,7 +85,7 @@ struct RowRun {
     const int pieces = columns / kPiece;
     const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
     const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;
-    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
       const int64_t source = row + i / pieces;
       const int column = i % pieces * kPiece;
       const bool valid = source < last && begin + column < width;
@@ -98,7 +98,7 @@ struct RowRun {
   // Writes the gradients of the 16 rows from `row` on.
   __device__ void store_rows(Matrix<T> from, int64_t row, int begin, int columns) const {
     const int pieces = columns / kPiece;
-    for (int i = thread_index(); i < kRows * pieces; i += kStreamThreads) {
+    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
       const int64_t target = row + i / pieces;
       if (target >= last) break;
       const int column = i % pieces * kPiece;
@@ -111,7 +111,7 @@ struct RowRun {
   // Writes `heads` rows of a (B, H, C) array of float as factors of products; zeros where there are none.
   __device__ void load_heads(const float* from, int begin, int columns, int heads, Matrix<T> to) const {
     const int pieces = columns / 4;
-    for (int i = thread_index(); i < heads * pieces; i += kStreamThreads) {
+    for (int i = thread_index(); i < heads * pieces; i += kRunThreads) {
       const int head = i / pieces, column = i % pieces * 4;
       Vector<float, 4> values{};
       if (head < op.heads && begin + column < width)
@@ -125,18 +125,18 @@ struct RowRun {
 
 // A block's run of rows, whole. kSquares: squares of columns that a warp may have.
 template <typename T, int kSquares>
-struct RowStream : RowRun<T> {
+struct WholeRows : RowRun<T> {
   using RowRun<T>::kPiece, RowRun<T>::op, RowRun<T>::width, RowRun<T>::padded;
-  static constexpr int kPieces = kStreamWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
+  static constexpr int kPieces = kRunWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
 
-  __device__ RowStream(const CrossModalAttention& op, const StreamPlan& plan) : RowRun<T>(op, plan, block_index()) {}
+  __device__ WholeRows(const AbsorbedAttention& op, const RunPlan& plan) : RowRun<T>(op, plan, block_index()) {}
 
   // f(i, column) for the squares of columns that belong to this thread's warp.
   template <typename F>
   __device__ void each_square(F&& f) const {
 #pragma unroll
     for (int i = 0; i < kSquares; ++i) {
-      const int column = (thread_index() / kWarp + i * kStreamWarps) * kSquare;
+      const int column = (thread_index() / kWarp + i * kRunWarps) * kSquare;
       if (column < padded) f(i, column);
     }
   }
@@ -144,7 +144,7 @@ struct RowStream : RowRun<T> {
   // y = (x - mean) / sqrt(var + eps) of the 16 rows, two a warp; rstd[row] = 1 / sqrt(var + eps).
   __device__ void normalize(Matrix<T> rows, float* rstd) const {
     const int lane = thread_index() % kWarp;
-    for (int row = thread_index() / kWarp; row < kRows; row += kStreamWarps) {
+    for (int row = thread_index() / kWarp; row < kRows; row += kRunWarps) {
       float x[kPieces][kPiece], sum = 0, squares = 0;
       const auto each_piece = [&](auto&& f) {
 #pragma unroll
@@ -188,7 +188,7 @@ __device__ inline int score_head() { return thread_index() / kRows; }
 // `parts` is (warps, count, rows, heads).
 __device__ inline float sum_products(const float* parts, int count, int index) {
   float sum = 0;
-  for (int warp = 0; warp < kStreamWarps; ++warp)
+  for (int warp = 0; warp < kRunWarps; ++warp)
     sum += parts[((warp * count + index) * kRows + score_row()) * kHeads + score_head()];
   return sum;
 }
@@ -214,21 +214,21 @@ struct OnlineSoftmax {
   }
 };
 
-constexpr int kMaxStreamSquares = 6;
+constexpr int kMaxRunSquares = 6;
 
-// Whether the backward pass can stream whole rows. Both passes take the same form: by the same operations the scores
+// Whether the backward pass can take whole rows. Both passes take the same form: by the same operations the scores
 // come out with the same bits, and a probability of one is recovered as exactly one.
 template <typename T>
-bool streams_whole_rows(const CrossModalAttention& op) {
-  return op.heads <= kHeads && op.width <= kMaxStreamSquares * kStreamWarps * kSquare &&
-         StreamMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width))) <= shared_memory_limit();
+bool takes_whole_rows(const AbsorbedAttention& op) {
+  return op.heads <= kHeads && op.width <= kMaxRunSquares * kRunWarps * kSquare &&
+         RunMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width))) <= shared_memory_limit();
 }
 
 // f(number of squares of columns a warp may have).
 template <typename F>
 void with_squares(int64_t width, F&& f) {
-  if (width <= 3 * kStreamWarps * kSquare) return f(std::integral_constant<int, 3>());
-  f(std::integral_constant<int, kMaxStreamSquares>());
+  if (width <= 3 * kRunWarps * kSquare) return f(std::integral_constant<int, 3>());
+  f(std::integral_constant<int, kMaxRunSquares>());
 }
 
 }  // namespace hsta::cuda

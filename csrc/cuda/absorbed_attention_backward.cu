@@ -1,14 +1,14 @@
-// The streaming pass of crossmodal attention, backward: also a single pass over the tokens. With y a normalized row and
+// Absorbed attention, backward: also a single pass over the tokens. With y a normalized row and
 // p its probabilities, dp = dz·y, ds = p (dp - dz·z), du = Σ ds y and dy = Σ_h p dz + ds u; then LayerNorm's backward
 // of the same row, of which dy's part along y and along the constant vector changes nothing.
-#include "span_stream.h"
+#include "absorbed_spans.h"
 
 namespace hsta::cuda {
 namespace {
 
 // dz·z of a head that is this thread's, of dz as the products with it have it.
 template <typename T>
-__device__ float output_products(const CrossModalAttention& op, int64_t sample, int head) {
+__device__ float output_products(const AbsorbedAttention& op, int64_t sample, int head) {
   float sum = 0;
   if (head < op.heads)
     for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows) {
@@ -21,7 +21,7 @@ __device__ float output_products(const CrossModalAttention& op, int64_t sample, 
 
 // The sum over a head's columns of u or dz, likewise.
 template <typename T>
-__device__ float sum_columns(const CrossModalAttention& op, const float* of, int64_t sample, int head) {
+__device__ float sum_columns(const AbsorbedAttention& op, const float* of, int64_t sample, int head) {
   float sum = 0;
   if (head < op.heads)
     for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows)
@@ -31,12 +31,12 @@ __device__ float sum_columns(const CrossModalAttention& op, const float* of, int
 }
 
 // max and sum of a head's softmax, as the forward pass left them.
-__device__ inline Vector<float, 2> load_stats(const CrossModalAttention& op, int64_t sample, int head) {
+__device__ inline Vector<float, 2> load_stats(const AbsorbedAttention& op, int64_t sample, int head) {
   return head < op.heads ? load<2>(op.stats + (sample * op.heads + head) * 2) : Vector<float, 2>{{0, 1}};
 }
 
 // Of 16 heads from `first_head` on, 16 columns from `column` on.
-__device__ inline void store_grad_u(const CrossModalAttention& op, const Square& grad_u, int first_head, int column,
+__device__ inline void store_grad_u(const AbsorbedAttention& op, const Square& grad_u, int first_head, int column,
                                     int64_t first_row, float* to) {
   grad_u.each_pair([&](const Vector<float, 2>& pair, int r, int c) {
     const int head = first_head + Square::row(r);
@@ -52,7 +52,7 @@ struct RowMeans {
   __device__ RowMeans(const float* sums, int width) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      for (int warp = 0; warp < kStreamWarps; ++warp) {
+      for (int warp = 0; warp < kRunWarps; ++warp) {
         const float* from = sums + (warp * kRows + Square::row(r)) * 2;
         along_one.at[r] += from[0], along_y.at[r] += from[1];
       }
@@ -74,41 +74,41 @@ struct RowMeans {
 };
 
 template <typename T, int kSquares>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    backward_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
+__global__ void __launch_bounds__(kRunThreads, 1)
+    backward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
                     float* grad_u_parts, int pitch) {
-  const RowStream<T, kSquares> stream(op, plan);
-  const StreamMemory<T, 2> memory(pitch);
+  const WholeRows<T, kSquares> run(op, plan);
+  const RunMemory<T, 2> memory(pitch);
   const Matrix<T> u = memory.heads[0], grad_z = memory.heads[1], p = memory.scores[0], ds = memory.scores[1];
-  const int warp = thread_index() / kWarp, width = stream.width;
+  const int warp = thread_index() / kWarp, width = run.width;
   float *rstd = memory.of_rows, *row_sums = rstd + kRows;
-  stream.copy_rows(stream.first, 0, stream.padded, memory.stage(0));
-  stream.load_heads(op.u, 0, stream.padded, kHeads, u);
-  stream.load_heads(op.grad_z, 0, stream.padded, kHeads, grad_z);
+  run.copy_rows(run.first, 0, run.padded, memory.stage(0));
+  run.load_heads(op.u, 0, run.padded, kHeads, u);
+  run.load_heads(op.grad_z, 0, run.padded, kHeads, grad_z);
 
-  const float delta = output_products<T>(op, stream.sample, score_head());
-  const Vector<float, 2> stats = load_stats(op, stream.sample, score_head());
+  const float delta = output_products<T>(op, run.sample, score_head());
+  const Vector<float, 2> stats = load_stats(op, run.sample, score_head());
   Square grad_u[kSquares];  // (heads, columns)
   int stage = 0;
-  for (int64_t row = stream.first; row < stream.last; row += kRows, stage ^= 1) {
+  for (int64_t row = run.first; row < run.last; row += kRows, stage ^= 1) {
     const Matrix<T> y = memory.stage(stage);
     wait_copies<0>();
     block_barrier();
-    stream.copy_rows(row + kRows, 0, stream.padded, memory.stage(stage ^ 1));
-    stream.normalize(y, rstd);
+    run.copy_rows(row + kRows, 0, run.padded, memory.stage(stage ^ 1));
+    run.normalize(y, rstd);
     block_barrier();
-    stream.put_products(y, u, memory.parts + (2 * warp) * kRows * kHeads);
-    stream.put_products(y, grad_z, memory.parts + (2 * warp + 1) * kRows * kHeads);
+    run.put_products(y, u, memory.parts + (2 * warp) * kRows * kHeads);
+    run.put_products(y, grad_z, memory.parts + (2 * warp + 1) * kRows * kHeads);
     block_barrier();
     const float score = sum_products(memory.parts, 2, 0) * kLog2EFloat;
-    const float weight = row + score_row() < stream.last ? quotient<T>(exp2(score - stats.at[0]), stats.at[1]) : 0;
+    const float weight = row + score_row() < run.last ? quotient<T>(exp2(score - stats.at[0]), stats.at[1]) : 0;
     *p.at(score_row(), score_head()) = narrowed<T>(weight);
     *ds.at(score_row(), score_head()) = narrowed<T>(weight * (sum_products(memory.parts, 2, 1) - delta));
     block_barrier();
 
     Square grad_y[kSquares];  // (rows, columns)
     RowPair along_one, along_y;
-    stream.each_square([&](int i, int column) {
+    run.each_square([&](int i, int column) {
       multiply<Stored::kTransposed, Stored::kAsIs>(grad_u[i], ds, y.from(0, column), kRows);
       multiply<Stored::kAsIs, Stored::kAsIs>(grad_y[i], p, grad_z.from(0, column), kHeads);
       multiply<Stored::kAsIs, Stored::kAsIs>(grad_y[i], ds, u.from(0, column), kHeads);
@@ -131,64 +131,64 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
       }
     block_barrier();
     const RowMeans means(row_sums, width);
-    stream.each_square([&](int i, int column) { means.put_gradients(grad_y[i], y.from(0, column), rstd); });
+    run.each_square([&](int i, int column) { means.put_gradients(grad_y[i], y.from(0, column), rstd); });
     block_barrier();
-    stream.store_rows(y, row, 0, width);
+    run.store_rows(y, row, 0, width);
   }
 
-  const int64_t first_row = (stream.sample * plan.slots + stream.slot) * op.heads;
-  stream.each_square([&](int i, int column) { store_grad_u(op, grad_u[i], 0, column, first_row, grad_u_parts); });
+  const int64_t first_row = (run.sample * plan.slots + run.slot) * op.heads;
+  run.each_square([&](int i, int column) { store_grad_u(op, grad_u[i], 0, column, first_row, grad_u_parts); });
 }
 
 // What a row's LayerNorm takes of dy, its sums over the columns, follows from the products: Σ dy = Σ_h p Σ dz + ds Σ u
 // and Σ dy·y = Σ_h p (dz·y) + ds (u·y). So dy is not needed before a span's columns are written.
 template <typename T>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    backward_spans_kernel(const __grid_constant__ CrossModalAttention op, const __grid_constant__ StreamPlan plan,
+__global__ void __launch_bounds__(kRunThreads, 1)
+    backward_spans_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
                           const __grid_constant__ SpanPlan spans, float* grad_u_parts) {
-  const StreamMemory<T, 2> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
+  const RunMemory<T, 2> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
   const Matrix<T> y = memory.stage(0), u = memory.heads[0], grad_z = memory.heads[1];
   const Matrix<T> p = memory.scores[0], ds = memory.scores[1];
   float *rstd = memory.of_rows, *row_sums = rstd + kRows;
-  SpanStream<T> stream(op, plan, spans, y);
+  SpansOfRows<T> run(op, plan, spans, y);
 
   Vector<float, 2> stats[kMaxHeadSquares];  // of this thread's heads, as all that follows
   float delta[kMaxHeadSquares], sum_u[kMaxHeadSquares], sum_grad_z[kMaxHeadSquares];
-  stream.each_head_square([&](int g) {
+  run.each_head_square([&](int g) {
     const int head = g * kHeads + score_head();
-    stats[g] = load_stats(op, stream.sample, head);
-    delta[g] = output_products<T>(op, stream.sample, head);
-    sum_u[g] = sum_columns<T>(op, op.u, stream.sample, head);
-    sum_grad_z[g] = sum_columns<T>(op, op.grad_z, stream.sample, head);
+    stats[g] = load_stats(op, run.sample, head);
+    delta[g] = output_products<T>(op, run.sample, head);
+    sum_u[g] = sum_columns<T>(op, op.u, run.sample, head);
+    sum_grad_z[g] = sum_columns<T>(op, op.grad_z, run.sample, head);
   });
   int heads_here = -1;  // first column of the span of u and grad_z in shared memory
   const auto bring = [&](int64_t row, int begin) {
-    const bool brought = stream.bring(row, begin);
+    const bool brought = run.bring(row, begin);
     if (heads_here != begin) {
-      stream.load_heads(op.u, begin, stream.columns(begin), spans.head_squares * kHeads, u);
-      stream.load_heads(op.grad_z, begin, stream.columns(begin), spans.head_squares * kHeads, grad_z);
+      run.load_heads(op.u, begin, run.columns(begin), spans.head_squares * kHeads, u);
+      run.load_heads(op.grad_z, begin, run.columns(begin), spans.head_squares * kHeads, grad_z);
     }
     heads_here = begin;
     return brought;
   };
 
   Square grad_u[kUnits];  // (heads, columns)
-  for (int64_t row = stream.first; row < stream.last; row += kRows) {
-    stream.measure(row, rstd);
+  for (int64_t row = run.first; row < run.last; row += kRows) {
+    run.measure(row, rstd);
     Square with_u[kMaxHeadSquares], with_grad_z[kMaxHeadSquares];
-    stream.each_span([&](int begin) {
+    run.each_span([&](int begin) {
       bring(row, begin);
-      stream.normalize();
+      run.normalize();
       block_barrier();
-      stream.add_products(with_u, u);
-      stream.add_products(with_grad_z, grad_z);
+      run.add_products(with_u, u);
+      run.add_products(with_grad_z, grad_z);
     });
-    stream.put_products(with_u, 2, 0, memory.parts);
-    stream.put_products(with_grad_z, 2, 1, memory.parts);
+    run.put_products(with_u, 2, 0, memory.parts);
+    run.put_products(with_grad_z, 2, 1, memory.parts);
     block_barrier();
-    const bool valid = row + score_row() < stream.last;
+    const bool valid = row + score_row() < run.last;
     float along_one = 0, along_y = 0;  // of this thread's row and heads
-    stream.each_head_square([&](int g) {
+    run.each_head_square([&](int g) {
       const float score = sum_products(memory.parts, 2 * spans.head_squares, g);
       const float dp = sum_products(memory.parts, 2 * spans.head_squares, spans.head_squares + g);
       const float weight = valid ? quotient<T>(exp2(score * kLog2EFloat - stats[g].at[0]), stats[g].at[1]) : 0;
@@ -199,29 +199,29 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
       along_y += widened(narrow) * dp + widened(gradient) * score;
     });
     along_one += shuffle_xor(along_one, kRows), along_y += shuffle_xor(along_y, kRows);
-    if (stream.lane < kRows) {
-      float* to = row_sums + (stream.warp * kRows + score_row()) * 2;
+    if (run.lane < kRows) {
+      float* to = row_sums + (run.warp * kRows + score_row()) * 2;
       to[0] = along_one, to[1] = along_y;
     }
     block_barrier();
 
-    const RowMeans means(row_sums, stream.width);
-    stream.each_span_back([&](int begin) {
+    const RowMeans means(row_sums, run.width);
+    run.each_span_back([&](int begin) {
       if (bring(row, begin)) {
-        stream.normalize();
+        run.normalize();
         block_barrier();
       }
-      const int end = begin + stream.columns(begin);
-      stream.each_unit(begin, end, [&](int i, int column, int g) {
+      const int end = begin + run.columns(begin);
+      run.each_unit(begin, end, [&](int i, int column, int g) {
         multiply<Stored::kTransposed, Stored::kAsIs>(grad_u[i], ds.from(0, g * kHeads), y.from(0, column - begin),
                                                      kRows);
       });
       warp_barrier();  // all lanes are done with y, whose place its gradient takes
-      const int first = begin > stream.share_first ? begin : stream.share_first;
-      const int last = end < stream.share_last ? end : stream.share_last;
-      for (int column = first - begin + stream.warp * kSquare; column < last - begin; column += kUnitColumns) {
+      const int first = begin > run.share_first ? begin : run.share_first;
+      const int last = end < run.share_last ? end : run.share_last;
+      for (int column = first - begin + run.warp * kSquare; column < last - begin; column += kUnitColumns) {
         Square grad_y;
-        stream.each_head_square([&](int g) {
+        run.each_head_square([&](int g) {
           multiply<Stored::kAsIs, Stored::kAsIs>(grad_y, p.from(0, g * kHeads), grad_z.from(g * kHeads, column),
                                                  kHeads);
           multiply<Stored::kAsIs, Stored::kAsIs>(grad_y, ds.from(0, g * kHeads), u.from(g * kHeads, column), kHeads);
@@ -229,18 +229,18 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
         means.put_gradients(grad_y, y.from(0, column), rstd);
       }
       block_barrier();
-      stream.store_rows(y.from(0, first - begin), row, first, (last < stream.width ? last : stream.width) - first);
+      run.store_rows(y.from(0, first - begin), row, first, (last < run.width ? last : run.width) - first);
     });
   }
 
-  const int64_t first_row = (stream.sample * plan.slots + stream.slot) * op.heads;
-  stream.each_unit(0, stream.padded, [&](int i, int column, int g) {
+  const int64_t first_row = (run.sample * plan.slots + run.slot) * op.heads;
+  run.each_unit(0, run.padded, [&](int i, int column, int g) {
     store_grad_u(op, grad_u[i], g * kHeads, column, first_row, grad_u_parts);
   });
 }
 
 struct ToGradU {
-  CrossModalAttention op;
+  AbsorbedAttention op;
   __device__ void operator()(int64_t sample, int64_t i, const Vector<float, 4>& values) const {
     store(op.grad_u + sample * op.heads * op.width + i, values);
   }
@@ -248,22 +248,22 @@ struct ToGradU {
 
 }  // namespace
 
-void cross_modal_attention_backward(const CrossModalAttention& op, Stream stream) {
-  const StreamPlan plan(op);
+void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
+  const RunPlan plan(op);
   float* parts = plan.slots > 1 ? op.workspace : op.grad_u;
   const int64_t runs = op.batch * plan.slots;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    if (streams_whole_rows<T>(op)) {
+    if (takes_whole_rows<T>(op)) {
       const int pitch = pitch_of<T>(padded_width(op.width));
       with_squares(op.width, [&](auto squares) {
-        launch(backward_kernel<T, squares()>, runs, kStreamThreads, StreamMemory<T, 2>::bytes(pitch), stream, op, plan,
-               parts, pitch);
+        launch(backward_kernel<T, squares()>, runs, kRunThreads, RunMemory<T, 2>::bytes(pitch), stream, op, plan, parts,
+               pitch);
       });
     } else {
       const SpanPlan spans = span_plan<T>(op);
-      const int64_t bytes = StreamMemory<T, 2>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
-      launch(backward_spans_kernel<T>, runs * spans.shares, kStreamThreads, bytes, stream, op, plan, spans, parts);
+      const int64_t bytes = RunMemory<T, 2>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
+      launch(backward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
     }
   });
   if (plan.slots > 1) sum_parts(parts, op.batch, plan.slots, op.heads * op.width, ToGradU{op}, stream);

@@ -1,15 +1,15 @@
-// The rows of row_stream.h where registers or shared memory do not take them: 16 at a time too, but a span of their
+// The rows of absorbed_rows.h where registers or shared memory do not take them: 16 at a time too, but a span of their
 // columns at a time, with the same columns of the heads, and nothing on its way meanwhile. Rows are gone through
 // several times: what is no longer in shared memory then is in L2.
 #pragma once
 
-#include "row_stream.h"
+#include "absorbed_rows.h"
 
 namespace hsta::cuda {
 
 constexpr int kMaxHeadSquares = 2;
-constexpr int kUnits = 12;  // squares of results, (heads, columns), that a warp has in registers
-constexpr int kUnitColumns = kStreamWarps * kSquare;  // a square of columns a warp
+constexpr int kUnits = 12;                         // squares of results, (heads, columns), that a warp has in registers
+constexpr int kUnitColumns = kRunWarps * kSquare;  // a square of columns a warp
 
 struct SpanPlan {
   int head_squares;
@@ -19,12 +19,12 @@ struct SpanPlan {
 };
 
 template <typename T>
-SpanPlan span_plan(const CrossModalAttention& op) {
+SpanPlan span_plan(const AbsorbedAttention& op) {
   SpanPlan plan;
   plan.head_squares = int(divide_up(op.heads, kHeads));
   const int64_t units = divide_up(op.width, kUnitColumns);
   plan.span = columns_that_fit(int(units) * kUnitColumns, kUnitColumns, [&](int span) {
-    return StreamMemory<T, 2>::bytes(pitch_of<T>(span), 1, plan.head_squares);
+    return RunMemory<T, 2>::bytes(pitch_of<T>(span), 1, plan.head_squares);
   });
   plan.shares = divide_up(units, kUnits / plan.head_squares);
   plan.share = int(divide_up(units, plan.shares)) * kUnitColumns;
@@ -32,7 +32,7 @@ SpanPlan span_plan(const CrossModalAttention& op) {
 }
 
 template <typename T>
-struct SpanStream : RowRun<T> {
+struct SpansOfRows : RowRun<T> {
   using RowRun<T>::kPiece, RowRun<T>::op, RowRun<T>::width, RowRun<T>::padded;
 
   const SpanPlan& plan;
@@ -43,7 +43,7 @@ struct SpanStream : RowRun<T> {
   float mean[2], rstd[2];  // of this warp's two rows
 
   // Neighbouring blocks go through the same rows at the same time, and meet in L2.
-  __device__ SpanStream(const CrossModalAttention& op, const StreamPlan& runs, const SpanPlan& plan, Matrix<T> rows)
+  __device__ SpansOfRows(const AbsorbedAttention& op, const RunPlan& runs, const SpanPlan& plan, Matrix<T> rows)
       : RowRun<T>(op, runs, block_index() / plan.shares), plan(plan), rows(rows) {
     share_first = int(block_index() % plan.shares) * plan.share;
     share_last = share_first + plan.share < padded ? share_first + plan.share : padded;
@@ -118,7 +118,7 @@ struct SpanStream : RowRun<T> {
     });
     for (int r = 0; r < 2; ++r) {
       rstd[r] = 1 / sqrtf(sum_warp(squares[r]) / float(width) + op.eps);
-      if (lane == 0) of_rows[warp + r * kStreamWarps] = rstd[r];
+      if (lane == 0) of_rows[warp + r * kRunWarps] = rstd[r];
     }
   }
 
@@ -155,9 +155,9 @@ struct SpanStream : RowRun<T> {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       for (int column = lane * kPiece; column < valid; column += kWarp * kPiece)
-        f(r, *reinterpret_cast<Vector<T, kPiece>*>(rows.at(warp + r * kStreamWarps, column)));
+        f(r, *reinterpret_cast<Vector<T, kPiece>*>(rows.at(warp + r * kRunWarps, column)));
   }
 };
-static_assert(kRows == 2 * kStreamWarps, "two rows a warp");
+static_assert(kRows == 2 * kRunWarps, "two rows a warp");
 
 }  // namespace hsta::cuda

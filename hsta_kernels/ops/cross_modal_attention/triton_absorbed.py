@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""The streaming pass of crossmodal attention in Triton, forward and backward.
+"""Absorbed attention in Triton, forward and backward.
 
 Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
 
@@ -121,7 +121,7 @@ def _row_gradients(p, dz, ds, u, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def pool_forward(
+def absorbed_forward(
     u, tokens, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, slots, rows_per_slot, eps,
@@ -182,7 +182,7 @@ def merge_z(z_parts, stat_parts, z, stats, H, C, slots, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def pool_backward(
+def absorbed_backward(
     grad_z, u, tokens, z, stats, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,

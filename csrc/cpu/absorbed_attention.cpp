@@ -1,4 +1,4 @@
-// The streaming pass of crossmodal attention on the CPU, forward and backward.
+// Absorbed attention on the CPU, forward and backward: what crossmodal attention does between its projections.
 //
 // Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
 //     z_h = sum_j softmax_j(u_h · y_j) y_j.
@@ -31,7 +31,7 @@ template <typename Word>
 struct Plan {
   int64_t rows, width, padded, stride, words, words_stride, heads, slots, rows_per_item, items;
 
-  explicit Plan(const CrossModalAttention& op) {
+  explicit Plan(const AbsorbedAttention& op) {
     rows = 1 + op.tokens;
     width = op.width;
     words = row_words<Word>(width), words_stride = odd_vectors(words);
@@ -44,7 +44,7 @@ struct Plan {
 };
 
 template <typename T>
-const T* source_row(const CrossModalAttention& op, int64_t sample, int64_t row) {
+const T* source_row(const AbsorbedAttention& op, int64_t sample, int64_t row) {
   return row == 0 ? static_cast<const T*>(op.query) + sample * op.query_stride_batch
                   : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
 }
@@ -130,7 +130,7 @@ struct Block {
   // Takes rows of a sample from `first` on, `count` of them in all, and their scores while they are in the first cache:
   // scores[i][r] = u[i] · y[r] for u_rows of u, a multiple of kTileHeads, whose sums are `sums`. Scores are kBlockRows
   // wide.
-  void take(const CrossModalAttention& op, const Plan<Word>& plan, int64_t sample, int64_t first, int64_t count,
+  void take(const AbsorbedAttention& op, const Plan<Word>& plan, int64_t sample, int64_t first, int64_t count,
             int64_t u_rows, const Word* u, const float* sums, float* scores) {
     for (int64_t i = 0; i < kBlockRows; ++i) mean[i] = 0, rstd[i] = 0;
     for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
@@ -205,7 +205,7 @@ struct Block {
 };
 
 template <typename T>
-void forward(const CrossModalAttention& op) {
+void forward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t u_rows = round_up(plan.heads, kTileHeads);
@@ -303,7 +303,7 @@ void normalize_backward(int64_t width, int64_t padded, const Element* row, float
 }
 
 template <typename T>
-void backward(const CrossModalAttention& op) {
+void backward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
@@ -408,7 +408,7 @@ void backward(const CrossModalAttention& op) {
 
 }  // namespace
 
-void cross_modal_attention_forward(const CrossModalAttention& op) {
+void absorbed_attention_forward(const AbsorbedAttention& op) {
   switch (op.dtype) {
     case DType::kFloat32:
       return forward<float>(op);
@@ -419,7 +419,7 @@ void cross_modal_attention_forward(const CrossModalAttention& op) {
   }
 }
 
-void cross_modal_attention_backward(const CrossModalAttention& op) {
+void absorbed_attention_backward(const AbsorbedAttention& op) {
   switch (op.dtype) {
     case DType::kFloat32:
       return backward<float>(op);
