@@ -45,7 +45,7 @@ bench: install  ## operators and model against every contender on this machine
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
 gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests, benchmarks, with the Python found there
-	bash benchmarks/gpu_check.sh
+	bash tools/gpu_check.sh
 
 clean:  ## remove everything the other targets made
 	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_c*.so
