@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from benchmarks import ceilings
-from benchmarks.measure import Timing, interleave
+from benchmarks.measuring import Timing, interleave
 
 Call = Callable[[], object]
 

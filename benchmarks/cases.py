@@ -10,9 +10,9 @@ import torch
 import torch._functorch.config
 
 import hsta_kernels
-from benchmarks import memory
+from benchmarks import memory, model
 from benchmarks.case import Case, backward_call, close_to_ours
-from benchmarks.contenders import add_layer_norm, bias_gelu, cross_modal_attention, model, space_time_attention
+from benchmarks.operators import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 
 HEADS, HEAD_DIM, PATCHES = 12, 64, 196
 WIDTH = HEADS * HEAD_DIM

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from benchmarks.measure import interleave
+from benchmarks.measuring import interleave
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Every case against its contenders.
 
 pytest-benchmark times one function after the other; what we report are ratios, so the contenders take turns in our own
-loop (measure.py). The fixture still times ours, for its own tables and its ``--benchmark-compare``.
+loop (measuring.py). The fixture still times ours, for its own tables and its ``--benchmark-compare``.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import ceilings, report
 from benchmarks.case import Case, close_to_ours, floor_seconds, judge
-from benchmarks.contenders import add_layer_norm, cross_modal_attention, space_time_attention
-from benchmarks.measure import Timing, interleave, summarize
+from benchmarks.measuring import Timing, interleave, summarize
+from benchmarks.operators import add_layer_norm, cross_modal_attention, space_time_attention
 from hsta_kernels import ops
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hsta_kernels
-from benchmarks.contenders.space_time_attention import grouped
+from benchmarks.operators.space_time_attention import grouped
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
