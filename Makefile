@@ -41,7 +41,7 @@ format: install  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-bench: install  ## operators and model against every contender on this machine
+bench: install  ## operators and model against every contender on this machine, within 20 minutes
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
 gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests, benchmarks, with the Python found there

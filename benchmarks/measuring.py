@@ -6,15 +6,53 @@ Taking turns (ours, A, B, ours, A, B, ...) puts whatever else the machine does o
 
 from __future__ import annotations
 
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 _L2_FLUSH_BYTES = 256 << 20  # more than any L2 so far
+
+
+class OutOfTime(BaseException):
+    """What a call gets that is still running when its time is over; no `except Exception` within it holds that up."""
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Raises `OutOfTime` in the block when `seconds` have passed.
+
+    Python does so between two of its instructions: what one call into C takes comes on top. Other threads than the main
+    one, and systems without SIGALRM, are not interrupted.
+    """
+    if seconds == float("inf") or not hasattr(signal, "setitimer") or not _in_main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        # Again every second: Python drops what is raised in a destructor.
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), 1.0)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @dataclass(frozen=True)
@@ -34,7 +72,7 @@ def summarize(seconds: list[float]) -> Timing:
     return Timing(statistics.median(seconds), fifths[0], fifths[3], len(seconds))
 
 
-def time_once(call: Callable[[], object], device: torch.device) -> float:
+def time_once(call: Call, device: torch.device) -> float:
     """Seconds of one call; on a GPU from CUDA events, with the L2 cache emptied before."""
     if device.type != "cuda":
         start = time.perf_counter()
@@ -50,16 +88,28 @@ def time_once(call: Callable[[], object], device: torch.device) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, seconds_each: float
+    calls: Mapping[str, Call],
+    device: torch.device,
+    seconds_each: float,
+    until: float = float("inf"),
+    clock: Clock = time.monotonic,
 ) -> dict[str, Timing]:
-    """Times all `calls` in turns until each has had about `seconds_each`, within MIN_ROUNDS and MAX_ROUNDS."""
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    deadline = time.perf_counter() + seconds_each * len(calls)
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() > deadline:
-            break
-        for name, call in calls.items():
-            seconds[name].append(time_once(call, device))
-    return {name: summarize(times) for name, times in seconds.items()}
+    """Times all `calls`, each of which has run before, in turns.
+
+    The rounds end when each call has had about `seconds_each`, within MIN_ROUNDS and MAX_ROUNDS, and in any case when
+    `clock` says `until`: a round that is then under way does not count.
+
+    Raises:
+        OutOfTime: not one round was complete.
+    """
+    rounds: list[list[float]] = []
+    enough = clock() + seconds_each * len(calls)
+    try:
+        with interrupted_after(until - clock()):
+            while len(rounds) < MAX_ROUNDS and clock() < (enough if len(rounds) >= MIN_ROUNDS else until):
+                rounds.append([time_once(call, device) for call in calls.values()])
+    except OutOfTime:
+        pass
+    if not rounds:
+        raise OutOfTime
+    return {name: summarize(list(seconds)) for name, seconds in zip(calls, zip(*rounds, strict=True), strict=True)}
