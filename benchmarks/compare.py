@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measuring import MIN_ROUNDS
-from benchmarks.results import Result, Results, read
+from benchmarks.record import Result, Results, read
 
 
 @dataclass(frozen=True)

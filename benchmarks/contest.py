@@ -7,7 +7,7 @@ import time
 from benchmarks import ceilings
 from benchmarks.case import Case
 from benchmarks.measuring import Call, Clock, OutOfTime, Timing, interleave, interrupted_after
-from benchmarks.results import Result
+from benchmarks.record import Result
 
 NO_TIME = "not ready in the time there was"
 

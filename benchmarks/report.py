@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.results import Result, Results, read
+from benchmarks.record import Result, Results, read
 
 
 def title(machine: Mapping[str, object]) -> str:

@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import model, operators, report, results
+from benchmarks import model, operators, record, report
 from benchmarks.budget import Budget
 from benchmarks.case import Case, Work
 from benchmarks.contest import contest
 from benchmarks.measuring import Clock, OutOfTime, interrupted_after
-from benchmarks.results import Result, Results
+from benchmarks.record import Result, Results
 
 COMPILED = Path(__file__).resolve().parents[1] / "build" / "inductor"
 
@@ -41,7 +41,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--minutes", type=float, help="for all cases together: 18, or 2.5 for --quick")
     add("--seconds", type=float, default=0.4, help="measuring time for each contender of a case")
     add("--only", default="", help="only cases whose name matches this regular expression")
-    add("--json", type=Path, default=results.FOLDER / "latest.json", help="where the results go")
+    add("--json", type=Path, default=record.FOLDER / "latest.json", help="where the results go")
     add("--resume", action="store_true", help="keep the results that the file has, and measure the others")
 
 
@@ -96,9 +96,9 @@ class Run:
     def _opened(self, resume: bool) -> Results:
         missing = operators.missing()
         if not (resume and self.path.exists()):
-            return Results(results.machine(self.device), left_out=missing)
-        file = results.read(self.path)
-        for fact, here in results.identity(self.device).items():
+            return Results(record.machine(self.device), left_out=missing)
+        file = record.read(self.path)
+        for fact, here in record.identity(self.device).items():
             if file.machine.get(fact) != here:
                 raise ValueError(f"{self.path} cannot be resumed: its {fact} is {file.machine.get(fact)}, here {here}")
         return Results(file.machine, file.results, missing)

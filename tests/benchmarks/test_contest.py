@@ -12,7 +12,7 @@ from benchmarks.case import Case, backward_call, close_to_ours
 from benchmarks.contest import contest, floor_seconds, judge
 from benchmarks.measuring import OutOfTime, Timing, interleave, summarize
 from benchmarks.operators import add_layer_norm, cross_modal_attention, space_time_attention
-from benchmarks.results import Results
+from benchmarks.record import Results
 from hsta_kernels import ops
 
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, operators, report, results, run
+from benchmarks import compare, operators, record, report, run
 from benchmarks.budget import Budget
 from benchmarks.case import Case, Work
 from benchmarks.measuring import OutOfTime, Timing, interrupted_after
-from benchmarks.results import Result, Results, read
+from benchmarks.record import Result, Results, read
 from hsta_kernels import backends
 
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def test_every_operator_has_its_file_and_one_without_is_named(monkeypatch):
     assert names == {each.name.split("-")[0] for each in operators.works(CPU, True)}
 
 
-KEPT = sorted(path for path in results.FOLDER.glob("*.json") if path.stem != "latest")
+KEPT = sorted(path for path in record.FOLDER.glob("*.json") if path.stem != "latest")
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
