@@ -58,7 +58,7 @@ def picture(run: Results, path: Path) -> None:
     def name(r: Result) -> str:
         return f"{r.operator}: {r.work} ({r.dtype})"
 
-    figure, axes = pyplot.subplots(figsize=(9, 0.9 + 0.24 * len(run.results)))
+    figure, axes = pyplot.subplots(figsize=(9, 1.1 + 0.24 * len(run.results)), layout="constrained")
     colors = ["#2a6f97" if r.ratio >= 1 else "#bc4b51" for r in run.results]
     bars = axes.barh([name(r) for r in run.results], [r.ratio for r in run.results], color=colors)
     axes.bar_label(bars, [f" {r.ratio:.1f}x vs {r.best}" for r in run.results], fontsize=7)
@@ -69,7 +69,6 @@ def picture(run: Results, path: Path) -> None:
     axes.tick_params(labelsize=7)
     axes.set_xlabel("times as fast as the best contender", fontsize=8)
     figure.suptitle(title(run.machine), fontsize=9)
-    figure.tight_layout()
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, dpi=150)
     os.replace(temporary, path)

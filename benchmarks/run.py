@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import os
 import re
 import time
@@ -47,6 +48,7 @@ def add_options(add: Callable[..., Any]) -> None:
 
 def _set_up_compiler(device: torch.device, seconds: float) -> None:
     """What the first compilation on a machine costs besides (headers precompiled, instruction sets tried)."""
+    importlib.import_module("torch._inductor.compile_fx")  # half imported, by an interruption, it would be of no use
     with suppress(OutOfTime), interrupted_after(seconds):
         torch.compile(lambda x: x + 1, dynamic=False)(torch.ones(8, device=device))
 
@@ -111,11 +113,11 @@ class Run:
         Raises:
             AssertionError: a contender computes something else.
         """
-        torch._dynamo.reset()  # past eight compilations of one function PyTorch gives up and runs it uncompiled
         until = self._budget.begin(work.name)
         seconds = max(0.0, until - self._clock())
         outcome: Result | str
         try:
+            torch._dynamo.reset()  # past eight compilations of one function PyTorch gives up and runs it uncompiled
             with interrupted_after(seconds):
                 case = work.make()
             outcome = contest(work.name, case, self._seconds, until, self._clock)
