@@ -41,11 +41,11 @@ format: install  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-bench: install  ## operators and model against every contender on this machine
+bench: install  ## operators and model against every contender on this machine, within 20 minutes
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
 gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests, benchmarks, with the Python found there
-	bash benchmarks/gpu_check.sh
+	bash tools/gpu_check.sh
 
 clean:  ## remove everything the other targets made
 	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_c*.so

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+import torch._functorch.config
 
-from benchmarks import ceilings
-from benchmarks.measure import Timing, interleave
+import hsta_kernels
+from benchmarks.measuring import Call
 
-Call = Callable[[], object]
+HEADS, HEAD_DIM, PATCHES = 12, 64, 196  # of the base model
+WIDTH = HEADS * HEAD_DIM
+
+torch._functorch.config.donated_buffer = False  # a backward pass is timed many times on one graph
 
 
-@dataclass
+def dtypes(quick: bool) -> dict[str, torch.dtype]:
+    """What a run measures in, by the names in those of its cases."""
+    return {"fp32": torch.float32} if quick else {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
 class Case:
     """`ours` and `contenders` compute the same from the same inputs; layout changes they need are inside the call.
 
+    The first call of a contender compiles it, or finds out that it is not installed: making a case does neither.
     `bytes` and `flops` are the floor of design: what any implementation must move and compute (0: not counted).
     `limit` names a contender that does only part of the work, as a bound; it is timed, but is no contender.
+    `notes` are figures besides time, each measured when called.
     """
 
     operator: str
@@ -31,68 +45,60 @@ class Case:
     flops: float = 0
     limit: str | None = None
     check: Callable[[str, object, object], None] | None = None
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Callable[[], float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Result:
-    operator: str
-    work: str
-    dtype: str
-    device: str
-    ours: Timing
-    contenders: dict[str, Timing]
-    best: str
-    ratio: float
-    ceiling: str
-    share: float
-    limit: str | None
-    limit_ratio: float | None
-    notes: dict[str, float]
+class Work:
+    """A case that is not made yet. `weight` is its share of a run's time, that of an operator's being 1."""
 
-    def as_dict(self) -> dict:
-        return asdict(self)
+    name: str
+    make: Callable[[], Case]
+    weight: float = 1
 
 
-def floor_seconds(case: Case) -> tuple[str, float]:
-    """Which ceiling binds, and the seconds the work takes at it."""
-    moving = case.bytes / ceilings.copy_bandwidth(case.device) if case.bytes else 0.0
-    computing = case.flops / ceilings.gemm_rate(case.device, case.dtype) if case.flops else 0.0
-    return ("copy bandwidth", moving) if moving >= computing else ("GEMM rate", computing)
+def operator_case(
+    operator: str,
+    work: str,
+    ours: Callable[..., object],
+    others: Mapping[str, Callable[..., object]],
+    inputs: Sequence[torch.Tensor],
+    outputs_like: Sequence[torch.Tensor],
+    backward: bool,
+    **floor: float,
+) -> Case:
+    """Of functions of `inputs` whose outputs have the shapes of `outputs_like`: their forward or backward pass."""
+    if os.environ.get("HSTA_BACKEND") == "cuda":  # what the CUDA kernels would have to beat to be chosen
+        others = {**others, "our Triton kernels": _in_triton(ours)}
+    grads = [torch.randn_like(t) for t in outputs_like]
+
+    def call(function: Callable[..., object]) -> Call:
+        return backward_call(function, inputs, grads) if backward else partial(function, *inputs)
+
+    contenders = {name: call(function) for name, function in others.items()}
+    dtype, device = inputs[0].dtype, inputs[0].device
+    return Case(operator, work, dtype, device, call(ours), contenders, check=close_to_ours, **floor)
 
 
-def compare(case: Case, seconds_each: float) -> Result:
-    """Checks every contender against ours, then times all of them in turns."""
-    calls = {"ours": case.ours, **case.contenders}
-    if case.check is not None:
-        expected = case.ours()
-        for name, call in case.contenders.items():
-            if name != case.limit:
-                case.check(name, call(), expected)
-    timings = interleave(calls, case.device, seconds_each)
-    return judge(case, timings)
+def _in_triton(ours: Callable[..., object]) -> Callable[..., object]:
+    def call(*tensors: torch.Tensor) -> object:
+        with hsta_kernels.backend("triton"):
+            return ours(*tensors)
+
+    return call
 
 
-def judge(case: Case, timings: dict[str, Timing]) -> Result:
-    ours = timings["ours"]
-    rivals = {name: timing for name, timing in timings.items() if name not in ("ours", case.limit)}
-    best = min(rivals, key=lambda name: rivals[name].p50)
-    ceiling, seconds = floor_seconds(case)
-    return Result(
-        operator=case.operator,
-        work=case.work,
-        dtype=str(case.dtype).removeprefix("torch."),
-        device=str(case.device),
-        ours=ours,
-        contenders=rivals,
-        best=best,
-        ratio=rivals[best].p50 / ours.p50,
-        ceiling=ceiling if seconds else "",
-        share=seconds / ours.p50,
-        limit=case.limit,
-        limit_ratio=ours.p50 / timings[case.limit].p50 if case.limit else None,
-        notes=case.notes,
-    )
+def backward_call(function: Callable[..., object], inputs: Sequence[torch.Tensor], grads: list[torch.Tensor]) -> Call:
+    """A call that runs only the backward pass of ``function(*inputs)``; the forward pass runs once, in the first."""
+
+    @functools.cache
+    def graph() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        outputs = function(*leaves)
+        return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs), leaves  # type: ignore[call-overload]
+
+    # The absorbed form of crossmodal attention has no use for the key bias: its gradient is then made of zeros.
+    return lambda: torch.autograd.grad(*graph(), grads, retain_graph=True, materialize_grads=True)
 
 
 def close_to_ours(name: str, theirs: object, ours: object) -> None:
@@ -115,12 +121,3 @@ def close_to_ours(name: str, theirs: object, ours: object) -> None:
 
 def _tensors(value: object) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [t for t in value if isinstance(t, torch.Tensor)]  # type: ignore[attr-defined]
-
-
-def backward_call(function: Callable[..., object], inputs: list[torch.Tensor], grads: list[torch.Tensor]) -> Call:
-    """A call that runs only the backward pass of ``function(*inputs)``; the forward pass has run once."""
-    leaves = [t.detach().requires_grad_() for t in inputs]
-    outputs = function(*leaves)
-    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)  # type: ignore[call-overload]
-    # The absorbed form of crossmodal attention has no use for the key bias: its gradient is then made of zeros.
-    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True, materialize_grads=True)

@@ -1,43 +1,38 @@
-"""``pytest benchmarks/ --benchmark-only``: options, and the table after the last test."""
+"""``pytest benchmarks/ --benchmark-only``: the cases of a run as tests, and the table after the last."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
 
-from benchmarks import report
-from benchmarks.cases import cases
+from benchmarks.run import Run, add_options
 
-RESULTS = pytest.StashKey[list]()
+RUN = pytest.StashKey[Run]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("hsta")
-    group.addoption("--hsta-device", default="cuda" if torch.cuda.is_available() else "cpu")
-    group.addoption("--hsta-shapes", choices=("default", "quick"), default="default")
-    group.addoption("--hsta-seconds", type=float, default=0.4, help="measuring time for each contender of a case")
-    group.addoption("--hsta-json", type=Path, default=report.HERE / "results" / "latest.json")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RESULTS] = []
+    add_options(parser.getgroup("hsta").addoption)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "make_case" in metafunc.fixturenames:
-        options = metafunc.config.option
-        found = list(cases(torch.device(options.hsta_device), options.hsta_shapes == "quick"))
-        metafunc.parametrize("make_case", [make for _, make in found], ids=[name for name, _ in found])
+    if "work" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    if RUN not in config.stash:
+        terminal, capture = map(config.pluginmanager.getplugin, ("terminalreporter", "capturemanager"))
+
+        def say(line: str) -> None:
+            with capture.global_and_fixture_disabled():
+                terminal.write_line(line)
+
+        try:
+            config.stash[RUN] = Run(config.option, say=say)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+    works = config.stash[RUN].works
+    metafunc.parametrize("work", works, ids=[work.name for work in works])
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    results = config.stash[RESULTS]
-    if not results:
-        return
-    path, device = config.option.hsta_json, torch.device(config.option.hsta_device)
-    report.write_json(path, results, device)
-    facts = report.machine(device)
-    report.plot(path.with_suffix(".png"), results, report.title(device))
-    terminalreporter.write_line(f"\n{report.table(results)}\n\n{facts}\nwritten: {path} and {path.with_suffix('.png')}")
+    run = config.stash.get(RUN, None)
+    if run is not None and not config.option.collectonly:
+        terminalreporter.write_line(f"\n{run.finish()}")

@@ -36,7 +36,7 @@ def _resident(field: str) -> int:
 
 
 def main(size: str, attention: str, who: str, batch: str, dtype: str, device: str) -> None:
-    from benchmarks.contenders import model
+    from benchmarks.operators import model
 
     where = torch.device(device)
     before = _resident("VmRSS") if where.type == "cpu" else 0

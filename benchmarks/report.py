@@ -1,91 +1,88 @@
-"""The table, the JSON file and the picture of a run."""
+"""The table and the picture of a run, from its file alone.
+
+python -m benchmarks.report benchmarks/results/NAME.json     # prints the table, draws NAME.png beside the file
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import platform
-from datetime import date
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-import hsta_kernels
-from benchmarks import ceilings
-from benchmarks.case import Result
-
-HERE = Path(__file__).resolve().parent
+from benchmarks.record import Result, Results, read
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    """What the figures were measured on."""
-    facts: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "hsta_kernels": hsta_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "copy_bandwidth_gb_s": ceilings.copy_bandwidth(device) / 1e9,
-    }
-    if hsta_kernels.backends.cpu is not None:
-        facts["cpu_isa"] = hsta_kernels.backends.cpu.cpu_isa()
-    for dtype in (torch.float32, torch.bfloat16):
-        facts[f"gemm_gflop_s_{str(dtype).removeprefix('torch.')}"] = ceilings.gemm_rate(device, dtype) / 1e9
-    return facts
+def title(machine: Mapping[str, object]) -> str:
+    where = f"{machine['device']} ({machine['instruction_set']}), {machine['threads']} threads"
+    return (
+        f"hsta_kernels {machine['hsta_kernels']} against the best contender:\n"
+        f"{where}, PyTorch {machine['torch']}, {machine['date']}"
+    )
 
 
-def title(device: torch.device) -> str:
-    facts = machine(device)
-    where = f"{facts['device']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
-    return f"hsta_kernels {facts['hsta_kernels']} against the best contender: {where}"
-
-
-def table(results: list[Result]) -> str:
+def table(run: Results) -> str:
+    """Markdown, and below it what was left out."""
     lines = [
         "| operator | work | dtype | ours, ms [p20, p80] | best contender, ms | ratio | share of ceiling |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in results:
+    for r in run.results:
         ours = f"{1e3 * r.ours.p50:.3g} [{1e3 * r.ours.p20:.3g}, {1e3 * r.ours.p80:.3g}]"
         best = f"{r.best} {1e3 * r.contenders[r.best].p50:.3g}"
-        share = f"{100 * r.share:.0f} % of {r.ceiling}" if r.ceiling else ""
-        for name, value in r.notes.items():
-            share += f"{name} {value:.2f}x"
-        if r.limit:
-            share = f"{r.limit_ratio:.2f}x {r.limit}"
-        lines.append(f"| {r.operator} | {r.work} | {r.dtype} | {ours} | {best} | **{r.ratio:.2f}x** | {share} |")
-    return "\n".join(lines)
+        of = [f"{100 * r.share:.0f} % of {r.ceiling}"] if r.ceiling else []
+        of += [f"{r.limit_ratio:.2f}x {r.limit}"] if r.limit_ratio else []
+        of += [f"{name} {value:.2f}x" for name, value in r.notes.items()]
+        lines.append(
+            f"| {r.operator} | {r.work} | {r.dtype} | {ours} | {best} | **{r.ratio:.2f}x** | {', '.join(of)} |"
+        )
+    return "\n".join([*lines, *_left_out(run)])
 
 
-def write_json(path: Path, results: list[Result], device: torch.device) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    content = {"machine": machine(device), "results": [r.as_dict() for r in results]}
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+def _left_out(run: Results) -> list[str]:
+    lines = [f"- {name}: {reason}" for name, reason in run.left_out.items()]
+    for r in run.results:
+        for reason in dict.fromkeys(r.left_out.values()):
+            who = ", ".join(name for name, why in r.left_out.items() if why == reason)
+            lines.append(f"- {r.name}, without {who}: {reason}")
+    return ["", "Left out:", "", *lines] if lines else []
 
 
-def plot(path: Path, results: list[Result], title: str) -> None:
+def picture(run: Results, path: Path) -> None:
     """Speed over the best contender of every piece of work, as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = [f"{r.operator}: {r.work} ({r.dtype})" for r in results]
-    figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.24 * len(results)))
-    colors = ["#2a6f97" if r.ratio >= 1 else "#bc4b51" for r in results]
-    bars = axes.barh(names, [r.ratio for r in results], color=colors)
-    axes.bar_label(bars, [f" {r.ratio:.1f}x vs {r.best}" for r in results], fontsize=7)
+    def name(r: Result) -> str:
+        return f"{r.operator}: {r.work} ({r.dtype})"
+
+    figure, axes = pyplot.subplots(figsize=(9, 1.1 + 0.24 * len(run.results)), layout="constrained")
+    colors = ["#2a6f97" if r.ratio >= 1 else "#bc4b51" for r in run.results]
+    bars = axes.barh([name(r) for r in run.results], [r.ratio for r in run.results], color=colors)
+    axes.bar_label(bars, [f" {r.ratio:.1f}x vs {r.best}" for r in run.results], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlim(0, 1.5 * max(r.ratio for r in results))
+    axes.set_xlim(0, 1.5 * max(r.ratio for r in run.results))
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(labelsize=7)
     axes.set_xlabel("times as fast as the best contender", fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
+    figure.suptitle(title(run.machine), fontsize=9)
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, dpi=150)
     os.replace(temporary, path)
     pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args().file
+    run = read(path)
+    print(table(run))
+    picture(run, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

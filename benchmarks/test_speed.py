@@ -1,21 +1,22 @@
 """Every case against its contenders.
 
 pytest-benchmark times one function after the other; what we report are ratios, so the contenders take turns in our own
-loop (measure.py). The fixture still times ours, for its own tables and its ``--benchmark-compare``.
+loop. The fixture has what ours took there, for its own tables and its ``--benchmark-compare``.
 """
 
 from __future__ import annotations
 
-import torch
+import pytest
 
-from benchmarks.case import compare
-from benchmarks.conftest import RESULTS
+from benchmarks.case import Case
+from benchmarks.conftest import RUN
 
 
-def test_speed(benchmark, make_case, pytestconfig):
-    torch._dynamo.reset()  # past eight compilations of one function PyTorch gives up and runs it uncompiled
-    case = make_case()
-    result = compare(case, pytestconfig.option.hsta_seconds)
-    pytestconfig.stash[RESULTS].append(result)
+def test_speed(benchmark, work, pytestconfig):
+    def time_ours(case: Case) -> None:
+        benchmark.pedantic(case.ours, rounds=3)
+
+    result = pytestconfig.stash[RUN].measure(work, time_ours)
+    if isinstance(result, str):
+        pytest.skip(result)
     benchmark.extra_info |= {"best": result.best, "ratio": result.ratio, "share": result.share}
-    benchmark.pedantic(case.ours, rounds=3, iterations=1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda.building import Build, built, nvcc_version
-from tests.cuda.resources import ARCHITECTURES
+from tools.cuda_resources import ARCHITECTURES
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from tests.cuda.building import SOURCES, nvcc_version
-from tests.cuda.resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, resources
+from tools.cuda_resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, resources
 
-REGENERATE = f"{DOCUMENT.name} is not of these kernels: run `python -m tests.cuda.resources`"
+REGENERATE = f"{DOCUMENT.name} is not of these kernels: run `python -m tools.cuda_resources`"
 
 
 def in_the_document() -> list[Resources]:

@@ -7,9 +7,9 @@ import torch
 
 from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
-from tests.cuda.resources import DOCUMENT
 from tests.cuda_on_host.counters import take_shared_memory
 from tests.cuda_on_host.shared_memory import table
+from tools.cuda_resources import DOCUMENT
 
 
 def launches() -> int:
@@ -40,4 +40,4 @@ def test_crossmodal_pass_is_one_launch_and_a_small_one_where_tokens_are_split(to
 def test_shared_memory_is_what_the_document_says():
     document = DOCUMENT.read_text()
     missing = [line for line in table() if line not in document]
-    assert not missing, f"{DOCUMENT.name} lacks {missing}: run `python -m tests.cuda.resources`"
+    assert not missing, f"{DOCUMENT.name} lacks {missing}: run `python -m tools.cuda_resources`"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hsta_kernels
-from benchmarks.contenders.model import with_sdpa
+from benchmarks.model import with_sdpa
 from hsta_kernels import backends
 
 pytestmark = pytest.mark.skipif(

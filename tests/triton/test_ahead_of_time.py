@@ -2,7 +2,7 @@
 
 docs/triton-resources.md holds what every kernel takes, and is held to the limits here. It must be of the kernels and
 configurations there are, and every line of it is compared with what the compiler says. A change that shows in the table
-is made knowingly, by writing the document anew with `python -m benchmarks.ahead_of_time`.
+is made knowingly, by writing the document anew with `python -m tools.ahead_of_time`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if not backends._triton_installed or backends.triton_interpreted:
 import torch
 import triton
 
-from benchmarks.ahead_of_time import (
+from hsta_kernels.ops.launch.triton import version
+from hsta_kernels.ops.launch.triton_table import TABLE
+from tools.ahead_of_time import (
     ARCHITECTURES,
     CASES,
     DTYPES,
@@ -37,8 +39,6 @@ from benchmarks.ahead_of_time import (
     launches,
     norm,
 )
-from hsta_kernels.ops.launch.triton import version
-from hsta_kernels.ops.launch.triton_table import TABLE
 
 VERSION, FINGERPRINTS, DOCUMENTED = documented()
 same_compiler = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def test_the_document_has_every_kernel():
 
 
 def test_the_document_is_of_these_kernels():
-    """A changed kernel is compiled anew for the document: `python -m benchmarks.ahead_of_time --changed`."""
+    """A changed kernel is compiled anew for the document: `python -m tools.ahead_of_time --changed`."""
     assert {name: fingerprint(name) for name in OPERATORS} == FINGERPRINTS
 
 

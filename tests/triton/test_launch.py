@@ -15,10 +15,10 @@ from hsta_kernels import backends
 if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
-from benchmarks import tune
-from benchmarks.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
+from tools import tune
+from tools.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
@@ -90,7 +90,7 @@ def test_nothing_is_added_up_in_the_order_of_arrival():
 
 
 def test_tuning_finds_the_table_again(monkeypatch, tmp_path):
-    """`python -m benchmarks.tune --compile-only`, for one kernel; what it writes is the table as it is."""
+    """`python -m tools.tune --compile-only`, for one kernel; what it writes is the table as it is."""
     monkeypatch.setattr(tune, "FILE", tmp_path / "table.py")
     monkeypatch.setattr("sys.argv", ["tune", "--compile-only", "--only", "bias_gelu_forward"])
     monkeypatch.setattr(tune, "ARCHITECTURES", (90,))

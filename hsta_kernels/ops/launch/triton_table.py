@@ -1,4 +1,4 @@
-"""Launch configurations of the Triton kernels, written by `python -m benchmarks.tune`."""
+"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""
 
 # kernel: {(architecture, bytes an element, widest row, longest sequence): options}
 TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {

@@ -1,6 +1,6 @@
 """The CUDA kernels compiled for GPUs that are not here: registers, spills, shared memory, matrix units, wide loads.
 
-python -m tests.cuda.resources      # rewrites docs/cuda-resources.md
+python -m tools.cuda_resources      # rewrites docs/cuda-resources.md
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
         "# What the CUDA kernels take of a GPU",
         "",
         f"Compiled ahead of time by nvcc {nvcc_version()} from code {compiled_from()}; written by",
-        "`python -m tests.cuda.resources`, and compared with the kernels by `tests/cuda/test_resources.py`. Stack and",
+        "`python -m tools.cuda_resources`, and compared with the kernels by `tests/cuda/test_resources.py`. Stack and",
         "spills are in bytes; the matrix unit's instructions and the 16-byte share of the global loads, asynchronous",
         "copies included, are read from the machine code.",
         "",

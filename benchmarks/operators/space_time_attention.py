@@ -1,4 +1,4 @@
-"""Other ways to compute space-time attention from the packed (B, L, 3, H, D) projection.
+"""Space-time attention, and other ways to compute it from the packed (B, L, 3, H, D) projection.
 
 Libraries attend over (sequences, H, length, D), so every one of them first gathers groups: prefix keys and values are
 put before each group's, and the prefix queries are a second, separate attention over all tokens.
@@ -6,13 +6,16 @@ put before each group's, and the prefix queries are a second, separate attention
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import hsta_kernels
+from benchmarks.case import HEAD_DIM, HEADS, PATCHES, WIDTH, Case, Work, dtypes, operator_case
 from hsta_kernels.ops.space_time_attention import reference
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (S, H, length, D) each
@@ -62,7 +65,7 @@ def _xformers_attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 def contenders(
     grid: tuple[int, int], axis: str, prefix: int, qkv: torch.Tensor
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """Name -> function of qkv, all that run on its device and dtype."""
+    """Name -> function of qkv; not all of them run in every installation, dtype and shape."""
     scale = qkv.shape[-1] ** -0.5
 
     def eager(x: torch.Tensor) -> torch.Tensor:
@@ -78,30 +81,56 @@ def contenders(
 
         return run
 
+    # In this order they get ready while there is time: what needs no compiling first, then the strongest.
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "eager": eager,
-        "compiled eager": torch.compile(eager, dynamic=False),
-        "compiled SDPA": torch.compile(sdpa, dynamic=False),
         "SDPA math": forced(SDPBackend.MATH),
         "SDPA flash": forced(SDPBackend.FLASH_ATTENTION),
     }
-    if axis == "time":
-        found["compiled broadcast"] = torch.compile(
-            partial(grouped, broadcast_attend, grid=grid, axis=axis, prefix=prefix), dynamic=False
-        )
     if qkv.device.type == "cuda":
         found["SDPA mem-efficient"] = forced(SDPBackend.EFFICIENT_ATTENTION)
         found["SDPA cuDNN"] = forced(SDPBackend.CUDNN_ATTENTION)
         for name, attend in (("flash-attn", _flash_attn_attend), ("xformers", _xformers_attend)):
             found[name] = partial(grouped, attend, grid=grid, axis=axis, prefix=prefix)
-    return {name: function for name, function in found.items() if _runs(name, function, qkv)}
+    if axis == "time":
+        found["compiled broadcast"] = torch.compile(
+            partial(grouped, broadcast_attend, grid=grid, axis=axis, prefix=prefix), dynamic=False
+        )
+    found["compiled eager"] = torch.compile(eager, dynamic=False)
+    found["compiled SDPA"] = torch.compile(sdpa, dynamic=False)
+    return found
 
 
-def _runs(name: str, function: Callable[[torch.Tensor], torch.Tensor], qkv: torch.Tensor) -> bool:
-    """Whether this installation, dtype and shape have the contender at all; compiled forms compile here."""
-    try:
-        function(qkv)
-    except (ImportError, RuntimeError) as error:
-        print(f"\n  no contender {name!r}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
-        return False
-    return True
+def case(
+    axis: str, frames: int, prefix: int, batch: int, backward: bool, dtype: torch.dtype, device: torch.device
+) -> Case:
+    grid = (frames, PATCHES)
+    tokens = prefix + frames * PATCHES
+    qkv = torch.randn(batch, tokens, 3, HEADS, HEAD_DIM, device=device).to(dtype)
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return hsta_kernels.ops.space_time_attention(x, grid, axis, prefix)
+
+    # Floors of the operators' specification: a token is read as q, k, v and written once; back, 7 such rows move.
+    length = {"time": frames, "space": PATCHES, "joint": frames * PATCHES}[axis] + prefix
+    return operator_case(
+        "space_time_attention",
+        f"{axis} {'backward' if backward else 'forward'} T={frames} N={PATCHES} P={prefix} B={batch}",
+        ours,
+        contenders(grid, axis, prefix, qkv),
+        [qkv],
+        [qkv[:, :, 0]],
+        backward,
+        bytes=(7 if backward else 4) * batch * tokens * WIDTH * qkv.element_size(),
+        flops=(10 if backward else 4) * batch * tokens * length * WIDTH,
+    )
+
+
+def works(device: torch.device, quick: bool) -> Iterator[Work]:
+    batch = 4 if device.type == "cpu" else 32
+    shapes = [("time", 3, batch), ("space", 3, 2 if quick else batch)]
+    if not quick:
+        shapes += [("time", 8, batch), ("time", 16, batch), ("joint", 3, 1), ("joint", 8, 1)]
+    for (axis, frames, size), backward, (short, dtype) in product(shapes, (False, True), dtypes(quick).items()):
+        name = f"space_time_attention-{axis}-T{frames}-P1-{'bwd' if backward else 'fwd'}-{short}"
+        yield Work(name, partial(case, axis, frames, 1, size, backward, dtype, device))

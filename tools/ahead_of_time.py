@@ -1,7 +1,7 @@
 """Triton kernels without a GPU: what the operators would launch, compiled for a GPU that need not be there.
 
-    python -m benchmarks.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
-    python -m benchmarks.ahead_of_time --changed     # compiles only what has changed since then
+    python -m tools.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
+    python -m tools.ahead_of_time --changed     # compiles only what has changed since then
 
 `launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
 Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
@@ -265,7 +265,7 @@ def documented() -> tuple[str, dict[str, str], dict[str, Resources]]:
 _HEADER = f"""# What the Triton kernels take of a GPU
 
 Compiled ahead of time by Triton {triton.__version__}, every kernel, dtype and configuration once: written by
-`python -m benchmarks.ahead_of_time`, compared with the kernels by `tests/triton/test_ahead_of_time.py`.
+`python -m tools.ahead_of_time`, compared with the kernels by `tests/triton/test_ahead_of_time.py`.
 Shared memory is in bytes; spills are instructions that touch local memory; the matrix unit's instructions
 and the 16-byte share of the global loads are read from the machine code. `tf32` is float32 with TF32
 products allowed, where that makes a difference. The kernels' code, without comments, had the hashes

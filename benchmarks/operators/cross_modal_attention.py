@@ -1,15 +1,19 @@
-"""Other ways to compute crossmodal attention: keys and values of all tokens, or absorbed in plain PyTorch."""
+"""Crossmodal attention, and other ways to compute it: keys and values of all tokens, or absorbed in plain PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 
+import hsta_kernels
+from benchmarks.case import HEADS, WIDTH, Case, Work, dtypes, operator_case
 from hsta_kernels.ops.cross_modal_attention import reference
 
-HEADS, EPS = 12, 1e-6
+EPS = 1e-6
 
 
 def direct(*tensors: torch.Tensor) -> torch.Tensor:
@@ -40,7 +44,29 @@ def contenders() -> dict[str, Callable[..., torch.Tensor]]:
     return {
         "direct": direct,
         "direct SDPA": direct_sdpa,
-        "compiled direct": torch.compile(direct, dynamic=False),
         "absorbed": absorbed,
         "compiled absorbed": torch.compile(absorbed, dynamic=False),
+        "compiled direct": torch.compile(direct, dynamic=False),
     }
+
+
+def case(batch: int, tokens: int, backward: bool, dtype: torch.dtype, device: torch.device) -> Case:
+    shapes = [(batch, WIDTH), (batch, tokens, WIDTH), (WIDTH,), (WIDTH,), *[(WIDTH, WIDTH), (WIDTH,)] * 3]
+    inputs = [torch.randn(s, device=device) for s in shapes]
+    inputs = [(t * WIDTH**-0.5 if t.shape == (WIDTH, WIDTH) else t).to(dtype) for t in inputs]
+    return operator_case(
+        "cross_modal_attention",
+        f"{'backward' if backward else 'forward'} N={tokens} B={batch}",
+        partial(hsta_kernels.ops.cross_modal_attention, num_heads=HEADS),
+        contenders(),
+        inputs,
+        [inputs[0]],
+        backward,
+        bytes=(2 if backward else 1) * batch * tokens * WIDTH * inputs[0].element_size(),
+    )
+
+
+def works(device: torch.device, quick: bool) -> Iterator[Work]:
+    for backward, (short, dtype) in product((False, True), dtypes(quick).items()):
+        name = f"cross_modal_attention-{'bwd' if backward else 'fwd'}-{short}"
+        yield Work(name, partial(case, 8, 588, backward, dtype, device))

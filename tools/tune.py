@@ -1,7 +1,7 @@
 """Chooses the launch configurations of the Triton kernels and rewrites hsta_kernels/ops/launch/triton_table.py.
 
-    python -m benchmarks.tune                  # on a GPU: its architecture's rows, by measured time
-    python -m benchmarks.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
+    python -m tools.tune                  # on a GPU: its architecture's rows, by measured time
+    python -m tools.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
 
 A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
 never measured. What changed against the table as it was is printed at the end.
@@ -22,7 +22,9 @@ from unittest import mock
 import torch
 import triton
 
-from benchmarks.ahead_of_time import (
+from hsta_kernels.ops.launch import triton as launching
+from hsta_kernels.ops.launch.triton_table import TABLE
+from tools.ahead_of_time import (
     ARCHITECTURES,
     SHARED_MEMORY,
     absorbed_attention,
@@ -33,8 +35,6 @@ from benchmarks.ahead_of_time import (
     launches,
     norm,
 )
-from hsta_kernels.ops.launch import triton as launching
-from hsta_kernels.ops.launch.triton_table import TABLE
 
 ANY = 1 << 30  # longer than any sequence
 FILE = Path(launching.__file__).with_name("triton_table.py")
@@ -203,7 +203,7 @@ def choose(
 
 def write(table: dict[str, dict[Key, Options]]) -> None:
     lines = [
-        '"""Launch configurations of the Triton kernels, written by `python -m benchmarks.tune`."""',
+        '"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""',
         "",
         "# kernel: {(architecture, bytes an element, widest row, longest sequence): options}",
         "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",

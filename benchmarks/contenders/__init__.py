@@ -1,1 +1,0 @@
-"""What a user could pick instead of our operators, one file an operator."""

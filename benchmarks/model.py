@@ -1,0 +1,180 @@
+"""The model, and other ways to run it: the reference, the same on PyTorch's attention, both compiled, exported to other
+libraries; and its GEMMs alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hsta_kernels
+from benchmarks import memory
+from benchmarks.case import Case, Work, dtypes
+from benchmarks.operators.space_time_attention import grouped
+
+Inputs = tuple[torch.Tensor, torch.Tensor]
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+
+
+def with_sdpa(model: nn.Module) -> nn.Module:
+    """A copy of a reference model whose space-time attention is PyTorch's scaled_dot_product_attention."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "attend") and hasattr(module, "q_bias"):
+            module.attend = MethodType(
+                lambda _, qkv, grid, axis: grouped(F.scaled_dot_product_attention, qkv, grid, axis, 1), module
+            )
+    return model
+
+
+def title(size: dict) -> str:
+    return size["name"] + (f", depth {size['depth']}" if "depth" in size else "")
+
+
+def build(size: dict, attention: str, batch: int, device: torch.device) -> tuple[nn.Module, nn.Module, Inputs]:
+    """Our ``create_model(**size)``, the reference model with the same weights, and inputs for both."""
+    fused = hsta_kernels.create_model(**size, attention=attention).to(device)
+    reference = hsta_kernels.reference.HSTA(fused.config).to(device)
+    reference.load_state_dict(fused.state_dict())
+    pixels = fused.config.image_size
+    video = torch.randn(batch, 3, fused.config.num_frames, pixels, pixels, device=device)
+    return fused, reference, (video, torch.randn(batch, 3, 2, pixels, pixels, device=device))
+
+
+def training_step(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> torch.Tensor:
+    """Forward pass, loss, and backward pass; under autocast unless `dtype` is float32."""
+    device = inputs[0].device
+    target = torch.zeros(inputs[0].shape[0], dtype=torch.long, device=device)
+    module.zero_grad()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = F.cross_entropy(module(*inputs), target)
+    loss.backward()
+    return loss.detach().float()
+
+
+def contenders(reference: nn.Module) -> dict[str, nn.Module]:
+    sdpa = with_sdpa(reference)
+    return {
+        "eager": reference,
+        "SDPA": sdpa,
+        "compiled eager": torch.compile(reference, dynamic=False),
+        "compiled SDPA": torch.compile(sdpa, dynamic=False),
+    }
+
+
+def exported(reference: nn.Module, inputs: Inputs, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
+    """Inference in libraries that a user on a CPU would take; the first call exports."""
+    arrays = [t.numpy() for t in inputs]
+
+    @functools.cache
+    def onnx_runtime():
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(reference, inputs, path, input_names=["video", "special"], dynamo=True, verbose=False)
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    @functools.cache
+    def openvino():
+        import openvino
+
+        precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
+        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        model = openvino.convert_model(reference, example_input=inputs)
+        return openvino.compile_model(model, "CPU", {**config, "PERFORMANCE_HINT": "LATENCY"})
+
+    def run_onnx() -> torch.Tensor:
+        return torch.from_numpy(onnx_runtime().run(None, dict(zip(("video", "special"), arrays, strict=True)))[0])
+
+    found = {"OpenVINO": lambda: torch.from_numpy(openvino()(arrays)[0])}
+    if dtype == torch.float32:  # ONNX Runtime's CPU provider has no bfloat16 products
+        found["ONNX Runtime"] = run_onnx
+    return found
+
+
+class _RecordProducts(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in _PRODUCTS:
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def gemms_alone(run: Callable[[], object]) -> Callable[[], None]:
+    """The matrix products that `run` makes, on the same operands, and nothing between them: a lower bound for it."""
+    with _RecordProducts() as record, torch.no_grad():
+        run()
+
+    def replay() -> None:
+        with torch.no_grad():
+            for function, args, kwargs in record.calls:
+                function(*args, **kwargs)
+
+    return replay
+
+
+def inference(size: dict, attention: str, batch: int, frozen: bool, dtype: torch.dtype, device: torch.device) -> Case:
+    """One forward pass, in float32 or under bfloat16 autocast; ours as it is, or frozen."""
+    fused, reference, inputs = build(size, attention, batch, device)
+
+    @torch.no_grad()
+    def run(module: nn.Module) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return module(*inputs).float()
+
+    others = {name: partial(run, module) for name, module in contenders(reference.eval()).items()}
+    if device.type == "cpu":
+        others |= exported(reference, inputs, dtype)
+    limit = "its GEMMs alone"
+    others[limit] = gemms_alone(partial(run, fused.eval()))
+    ours = hsta_kernels.inference.freeze(fused, dtype) if frozen else fused
+    work = f"{title(size)} {attention} inference{', frozen' if frozen else ''} B={batch}"
+    return Case("HSTA", work, dtype, device, partial(run, ours), others, limit=limit, check=same_decision)
+
+
+def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device: torch.device) -> Case:
+    """Forward pass, loss, backward pass, in float32 or under bfloat16 autocast; and the memory that this takes."""
+    fused, reference, inputs = build(size, attention, batch, device)
+    others = {name: partial(training_step, module, inputs, dtype) for name, module in contenders(reference).items()}
+
+    def peaks() -> float:
+        ours, theirs = (memory.of_training_step(size, attention, who, 8, dtype, device) for who in ("ours", "SDPA"))
+        return ours / theirs
+
+    notes = {"peak memory at B=8 over SDPA's": peaks} if memory.measurable(device) else {}
+    work = f"{title(size)} {attention} training step B={batch}"
+    ours = partial(training_step, fused, inputs, dtype)
+    return Case("HSTA", work, dtype, device, ours, others, check=same_decision, notes=notes)
+
+
+def same_decision(name: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
+    if not torch.allclose(theirs, ours, atol=5e-2):
+        raise AssertionError(f"contender {name} gives {theirs}, ours {ours}")
+
+
+def works(device: torch.device, quick: bool) -> Iterator[Work]:
+    # Compiling a whole model takes minutes; in the quick run it has one block of four.
+    size = {"name": "hsta_tiny_224", "depth": ((1, 2),)} if quick else {"name": "hsta_base_224"}
+    batch, weight = (2 if device.type == "cpu" else 32), (2 if quick else 6)
+    for short, dtype in dtypes(quick).items():
+        for attention in ("divided",) if quick else ("divided", "joint"):
+            for frozen in (True,) if quick else (False, True):
+                name = f"model-inference-{attention}{'-frozen' if frozen else ''}-{short}"
+                yield Work(name, partial(inference, size, attention, 1, frozen, dtype, device), weight)
+        yield Work(f"model-training-{short}", partial(training, size, "divided", batch, dtype, device), weight)
