@@ -62,6 +62,18 @@ def test_a_fold_that_shares_a_subject_is_refused():
         check_disjoint(Fold("bad", ("sub1",), train=(1, 2), test=(0,)), clips)
 
 
+@pytest.mark.parametrize("smuggled", ["Sub01", "sub 1", " sub1", "ｓｕｂ１", "sub０１", "SUB001"])
+def test_nobody_is_smuggled_in_under_another_spelling(smuggled):
+    clips = [clip("sub1", "a"), clip(smuggled, "b"), clip("sub2", "c"), clip("sub11", "d")]
+    folds = subject_folds(clips)
+    assert [fold.test for fold in folds] == [(0, 1), (2,), (3,)]
+    assert folds[0].name == "casme3-sub1"
+    for fold in subject_folds(clips, 2):
+        assert ({0, 1} <= set(fold.test)) or ({0, 1} <= set(fold.train))
+    with pytest.raises(ValueError, match="tests subjects that it was trained on"):
+        check_disjoint(Fold("bad", ("sub1",), train=(1, 2), test=(0,)), clips)
+
+
 @pytest.mark.parametrize(("names", "folds"), [(("a",), None), (("a", "b"), 3), (("a", "b"), 1)])
 def test_too_few_subjects_are_refused(names, folds):
     with pytest.raises(ValueError, match="subjects"):

@@ -63,7 +63,7 @@ class Evaluate:
         config = self.model.config(len(index.class_names), self.recipe)
         task = Task(index.name, index.class_names, self.data.special, index.generated)
         fabric = self.machine.fabric()
-        begin(self, index.notes, fabric, owned=(*FILES, FOLDS))
+        begin(self, index.told, fabric, owned=(*FILES, FOLDS))
 
         predictions = []
         for number, fold in enumerate(folds):

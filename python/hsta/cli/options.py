@@ -28,7 +28,11 @@ class DataOptions:
     data: Path
     """Folder that holds the data set as its owners give it out."""
     dataset: str = "casme3"
-    """Name of the data set, which tells how its files are laid out: casme3 is CAS(ME)^3 part A."""
+    """Name of the data set, which tells how its files are laid out: casme2, samm, smic, casme3 (part A), mmew, dfme,
+    megc2019 (the composite) or folder (one's own)."""
+    classes: Annotated[Literal["3", "5", "7", "8", "objective"] | None, tyro.conf.arg(metavar="CLASSES")] = None
+    """What is told apart: 3, 5, 7 or 8 classes of emotion as the data set has them, or the objective classes I to VII;
+    every emotion that the data set names if left out."""
     special: Literal["frames", "flow"] = "frames"
     """What the special frames are: onset and apex, or the optical flow from onset to apex and from apex to offset."""
     workers: int = 0
@@ -41,7 +45,7 @@ class DataOptions:
 
         from ..data.registry import read_dataset
 
-        index = read_dataset(self.dataset, self.data)
+        index = read_dataset(self.dataset, self.data, self.classes)
         present = sorted({clip.label for clip in index.clips})
         if len(present) < 2:
             raise UserError(f"{self.data} holds clips of one class only: {index.class_names[present[0]]}")
