@@ -17,9 +17,9 @@ ENOUGH = 50  # images without a folder among them: the rest of a video's thousan
 class FrameFolders:
     """The folders of images below ``root``, each listed when it is asked for.
 
-    A folder is found by a pattern such as ``{subject}/*/{clip}``, whose fields stand for cells: what lies above
-    does not matter, so that a copy may be put anywhere. ``prefixes`` are what may stand before a subject's
-    number, and ``ignored`` the names of folders that hold something else.
+    A folder is found by a pattern such as ``{subject}/*/{clip}``, whose fields stand for cells. What lies above
+    does not matter, so that a copy may be put anywhere, unless the pattern begins with ``/``, the root.
+    ``prefixes`` may stand before a subject's number; ``ignored`` are names of folders that hold something else.
     """
 
     def __init__(self, root: Path, prefixes: tuple[str, ...] = (), ignored: frozenset[str] = frozenset()):
@@ -33,10 +33,15 @@ class FrameFolders:
         """The folders that fit, the likeliest first: spelled as in the cells, cropped, higher up."""
         if any(not cells[name] for name in re.findall(r"{(\w+)}", pattern)):
             return []
-        parts = pattern.format_map(cells).replace("\\", "/").split("/")  # a cell may be a path of its own
+        anchored = pattern.startswith("/")
+        parts = (
+            pattern.removeprefix("/").format_map(cells).replace("\\", "/").split("/")
+        )  # a cell may be a path of its own
         told = [part for part in parts if part != "*"]
         shape = tuple(part != "*" for part in parts)
         found = self._by_tail(shape).get(tuple(map(self._key, told)), [])
+        if anchored:
+            found = [path for path in found if len(path.relative_to(self.root).parts) == len(parts)]
         spelled = [name.casefold() for name in told]
         return sorted(
             found,

@@ -87,7 +87,7 @@ class TableDataset:
             where = " and ".join(map(str, tables))
             raise UserError(f"no usable clip in {where} and the folders below {root}{f' ({detail})' if detail else ''}")
         if edition is not None and not generated:
-            index.notes += differences(index, edition, scheme)
+            index.faults += [Fault(tables[0].name, None, said) for said in differences(index, edition, scheme)]
         return index
 
     def folders(self, root: Path) -> FrameFolders:
@@ -175,13 +175,15 @@ class Assembly:
             self.fault(row, f"given twice, also in row {first.number} as {spelled}: the first is kept")
             return
         self.seen[key] = row
-        found = [(pattern, folder) for pattern in dataset.frames for folder in self.folders.find(pattern, row.cells)]
-        if not found:
-            missing = dataset.frames[0].format_map(row.cells)
+        for pattern in dataset.frames:
+            if found := self.folders.find(pattern, row.cells):
+                break
+        else:
+            missing = dataset.frames[0].removeprefix("/").format_map(row.cells)
             self.lose(row, f"folder {missing} is missing or holds no image, left out")
             return
-        pattern, folder = found[0]
-        for _, other in found[1:]:
+        folder = found[0]
+        for other in found[1:]:
             self._copy(row, folder, other)
         frames = self.folders.frames(folder)
         if not frames:
@@ -222,7 +224,7 @@ class Assembly:
 
     def _part(self, pattern: str, folder: Path, part: str, row: Row) -> str:
         """A name as the folder spells it; as the row does where no folder is named so."""
-        parts = pattern.split("/")
+        parts = pattern.removeprefix("/").split("/")
         if part in parts and "/" not in row.cells[part.strip("{}")]:
             return folder.parts[parts.index(part) - len(parts)]
         return row.cells[part.strip("{}")]

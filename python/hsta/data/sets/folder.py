@@ -1,7 +1,8 @@
 """One's own data: a folder, and in it a table that says what is where.
 
 The table is a csv file or a workbook with the columns ``subject``, ``clip`` and ``emotion``, and perhaps ``onset``,
-``apex`` and ``offset``, numbers of frames. A clip is a folder of images, named or with its path:
+``apex`` and ``offset``, numbers of frames. A clip is a folder of images: its path, or its name where it lies in a
+folder of the subject:
 
     subject,clip,emotion,onset,apex,offset
     anna,anna/laugh1,happiness,12,18,25
@@ -26,7 +27,7 @@ FACTS = TableDataset(
     name="folder",
     title="one's own data",
     editions=(),
-    frames=("{subject}/{clip}", "{clip}"),
+    frames=("/{clip}", "{subject}/{clip}"),
     classes={},
     required=("subject", "clip", "emotion"),
 )

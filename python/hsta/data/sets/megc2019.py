@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...generated.mark import MARKER, NO_EVIDENCE
 from ..annotation import Row, read_grids, read_table
 from ..classes import Classes
-from ..clips import DatasetIndex
+from ..clips import DatasetIndex, Fault
 from ..table_dataset import Assembly, Edition, TableDataset, differences, find_tables, table_files
 from .casme2 import CASME2
 from .samm import SAMM
@@ -50,11 +50,12 @@ class Megc2019:
             detail = "; ".join(map(str, index.faults[:3]))
             raise UserError(f"no usable clip in {path} and the folders below {root} ({detail})")
         if not generated:
-            index.notes += differences(index, EDITION, CLASSES)
+            said = differences(index, EDITION, CLASSES)
             for part, count in PUBLISHED.items():
                 there = sum(clip.dataset == part for clip in index.clips)
                 if there != count:
-                    index.notes.append(f"{there} clips of {part}, published are {count}")
+                    said.append(f"{there} clips of {part}, published are {count}")
+            index.faults += [Fault(path.name, None, sentence) for sentence in said]
         return index
 
 
