@@ -171,6 +171,21 @@ def test_rows_are_repaired_where_the_clip_is_plain(root, onset, apex, offset, fr
     assert (told in notes) if told else not notes
 
 
+def test_an_onset_that_is_wrong_leaves_the_frames_after_the_apex(root):
+    annotate(root, ("spNO.1", "a", 500, 12, 18, *GOOD[5:]))
+    clip, notes = only(root)
+    assert [path.stem for path in clip.frames] == [str(number) for number in range(12, 30)]
+    assert clip.apex is None
+    assert "those from apex 12 to 29 serve" in notes
+
+
+def test_a_row_of_nobody_is_no_clip_and_none_lost(root):
+    annotate(root, GOOD, ("", "", 860, "", "", "", "", "", ""))
+    index = read_dataset("casme3", root)
+    assert (len(index.clips), index.lost) == (1, 0)
+    assert "annotation.csv row 3: 860: names neither a subject nor a clip" in index.told[0]
+
+
 def test_a_span_without_an_offset_ends_fifty_frames_on(root):
     film(root, "spNO.1", "b", range(1, 200))
     annotate(root, ("spNO.1", "b", 100, 110, 0, *GOOD[5:]))

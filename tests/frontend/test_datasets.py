@@ -82,6 +82,12 @@ def test_megc2019_is_three_sets_with_people_apart(tmp_path, quick):
     assert index.lost == 0
     lines = list(csv.reader((tmp_path / "combined_3class_gt.csv").open()))
     assert lines[0][:3] == ["casme2", "sub01", "EP01_01f"]
+    book = openpyxl.load_workbook(tmp_path / "samm" / "SAMM_Micro_FACS_Codes_v2.xlsx")
+    book.active.delete_rows(16)
+    book.save(tmp_path / "samm" / "SAMM_Micro_FACS_Codes_v2.xlsx")
+    index = read(tmp_path, "megc2019")
+    assert len(index.clips) == 24
+    assert "001_2_1: not in the annotation of samm" in " ".join(index.told)
     for part in ("casme2", "samm", "smic"):
         for table in (tmp_path / part).glob("*.xlsx"):
             table.unlink()

@@ -98,7 +98,7 @@ def read_table(path: Path, required: Sequence[str]) -> Table:
     notes: list[str] = []
     best: list[str] = list(required)
     sheets = list(read_grids(path))
-    several = len({sheet for sheet, _ in sheets}) > 1
+    several = len({sheet for sheet, grid in sheets if grid}) > 1
     read: set[str] = set()
     for sheet, grid in sheets:
         if sheet in read:  # of a csv file, read with other signs between its cells

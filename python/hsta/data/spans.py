@@ -49,7 +49,14 @@ def find_span(cells: Mapping[str, str], present: Mapping[int, object], *, longes
 
     span.numbers = [number for number in present if onset <= number <= offset]
     absent = offset - onset + 1 - len(span.numbers)
-    if not span.numbers and whole:
+    apex = frame_number(cells.get("apex", ""))
+    if not span.numbers and whole and apex in present:
+        span.numbers = [number for number in present if apex <= number <= apex + REACH]
+        faults.append(
+            f"none of the frames {onset} to {offset} is there: those from apex {apex} to {span.numbers[-1]} serve, "
+            "and of them the one of largest motion as apex"
+        )
+    elif not span.numbers and whole:
         faults.append(f"none of the frames {onset} to {offset} is there, left out")
     elif not span.numbers:
         return _renumbered(cells, list(present), onset, offset, faults)

@@ -153,6 +153,9 @@ class Assembly:
         """``known`` are all classes of the column: what is in none of them is a mistake, not a choice."""
         outside: Counter[str] = Counter()
         for row in rows:
+            if not row.cells["subject"] and not row.cells["clip"]:  # a sum below the table, a remark
+                self.fault(row, "names neither a subject nor a clip, passed over")
+                continue
             written = row.cells[scheme.column]
             label = scheme.label(written)
             if label is None and any(other.label(written) is not None for other in known):
@@ -210,7 +213,7 @@ class Assembly:
     def fault(self, row: Row, message: str) -> None:
         cells = row.cells
         clip = " ".join(filter(None, (cells["subject"], cells["clip"], cells.get("onset", ""))))
-        self.index.faults.append(Fault(row.file, row.number, f"{clip}: {message}"))
+        self.index.faults.append(Fault(row.file, row.number, f"{clip}: {message}" if clip else message))
 
     def _copy(self, row: Row, folder: Path, other: Path) -> None:
         """Frames that lie in two places: once for each pair of places, not for each clip."""

@@ -113,8 +113,11 @@ def _add(index: DatasetIndex, dataset: TableDataset, folder: Path, rows: list[Ro
         label = CLASSES.label(row.cells["label"])
         if label is None:
             assembly.lose(row, f"label {row.cells['label']!r} is none of 0, 1, 2, left out")
-        else:
-            assembly.clip(row, CLASSES.names[label], label, annotated.get(dataset.key(row), {}))
+            continue
+        cells = annotated.get(dataset.key(row), {})
+        if annotated and not cells:
+            assembly.fault(row, f"not in the annotation of {dataset.name}: all frames of its folder are the clip")
+        assembly.clip(row, CLASSES.names[label], label, cells)
 
 
 MEGC2019 = Megc2019()
