@@ -21,8 +21,8 @@ FOLDS = "folds"
 class Evaluate:
     """Train and test with no subject in both, and score all predictions in one confusion matrix.
 
-    Only authors-folds may share subjects, and says so. Each fold trains new weights on the other subjects and tests those of the last epoch, so that nothing is
-    chosen on the subjects tested.
+    Each fold trains new weights on the other subjects and tests those of the last epoch, so that nothing is
+    chosen on the subjects tested. Only authors-folds may share subjects, and says so.
     """
 
     data: DataOptions
