@@ -2,14 +2,14 @@
 
 import pytest
 from hsta.cli import main
-from hsta.generated.writer import generate_casme3
+from hsta.generated.writer import generate_dataset
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     """Three subjects, the first the photograph, of four clips in two classes."""
     root = tmp_path_factory.mktemp("people")
-    generate_casme3(root, 3, 4, 0, image_size=48, emotions=("happy", "surprise"), progress=False)
+    generate_dataset(root, 3, 4, 0, image_size=48, emotions=("happy", "surprise"), progress=False)
     return root
 
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from hsta.data.casme3 import CLASS_NAMES
 from hsta.data.registry import read_dataset
+from hsta.data.sets.casme3 import CLASS_NAMES
 from hsta.errors import UserError
 
 HEADER = (
@@ -47,7 +47,7 @@ def only(root):
     """The one clip of a data set, and its notes as one text."""
     index = read_dataset("casme3", root)
     (clip,) = index.clips
-    return clip, "\n".join(index.notes)
+    return clip, "\n".join(index.told)
 
 
 def test_a_good_row(root):
@@ -93,7 +93,7 @@ def test_apex_without_use(root, apex, told):
     clip, notes = only(root)
     assert clip.apex is None
     assert told in notes
-    assert "row 2 (spNO.1 a 10)" in notes
+    assert "annotation.csv row 2: spNO.1 a 10:" in notes
 
 
 def test_missing_frames_are_passed_over(root):
@@ -128,7 +128,7 @@ def test_overlong_spans_are_cut(root):
     first, second = index.clips
     assert (first.frames[0].stem, first.frames[-1].stem, len(first.frames)) == ("20", "70", 51)
     assert second.apex is None  # it lay in the part cut off
-    assert "2980 frames from onset to offset, cut at onset + 50" in index.notes[0]
+    assert "2980 frames from onset to offset, cut at onset + 50" in index.told[0]
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,9 @@ def test_overlong_spans_are_cut(root):
         (("spNO.1", "z", *GOOD[2:]), "folder spNO.1/z/color is missing"),
         (("spNO.1", "", *GOOD[2:]), "folder spNO.1//color is missing"),
         (("spNO.1", "a", 500, 502, 504, *GOOD[5:]), "none of the frames 500 to 504"),
-        (("spNO.1", "a", 16, 12, 10, *GOOD[5:]), "offset 10 before onset 16"),
         (("spNO.1", "a", "?", 12, 10, *GOOD[5:]), "is no frame number"),
-        ((*GOOD[:-1], "bored"), "emotion 'bored' is none of the seven classes"),
-        ((*GOOD[:-1], ""), "emotion '' is none of the seven classes"),
+        ((*GOOD[:-1], "bored"), "emotion 'bored' is none of others, disgust, surprise"),
+        ((*GOOD[:-1], ""), "emotion '' is none of others, disgust, surprise"),
         (("spNO.1", "a", 10, 12, 17, *GOOD[5:]), "given twice"),
     ],
 )
@@ -153,6 +152,59 @@ def test_rows_without_use_are_left_out_and_told(root, row, told):
     assert told in notes
 
 
+@pytest.mark.parametrize(
+    ("onset", "apex", "offset", "frames", "apex_at", "told"),
+    [
+        (10, 12, 0, range(10, 30), 2, "offset 0 before onset 10: the frames to 29 serve"),
+        (16, 20, 10, range(16, 30), 4, "offset 10 before onset 16: the frames to 29 serve"),
+        (16, 12, 10, range(16, 30), None, "apex 12 outside 16 to 29"),
+        (10, 12, "?", range(10, 30), 2, "offset '?' is no frame number"),
+        (10, 10, 16, range(10, 17), None, "apex 10 is the onset"),
+        (10, 10, 10, [10], 0, ""),
+    ],
+)
+def test_rows_are_repaired_where_the_clip_is_plain(root, onset, apex, offset, frames, apex_at, told):
+    annotate(root, (*GOOD[:2], onset, apex, offset, *GOOD[5:]))
+    clip, notes = only(root)
+    assert [int(path.stem) for path in clip.frames] == list(frames)
+    assert clip.apex == apex_at
+    assert (told in notes) if told else not notes
+
+
+def test_an_onset_that_is_wrong_leaves_the_frames_after_the_apex(root):
+    annotate(root, ("spNO.1", "a", 500, 12, 18, *GOOD[5:]))
+    clip, notes = only(root)
+    assert [path.stem for path in clip.frames] == [str(number) for number in range(12, 30)]
+    assert clip.apex is None
+    assert "those from apex 12 to 29 serve" in notes
+
+
+def test_a_row_of_nobody_is_no_clip_and_none_lost(root):
+    annotate(root, GOOD, ("", "", 860, "", "", "", "", "", ""))
+    index = read_dataset("casme3", root)
+    assert (len(index.clips), index.lost) == (1, 0)
+    assert "annotation.csv row 3: 860: names neither a subject nor a clip" in index.told[0]
+
+
+def test_a_span_without_an_offset_ends_fifty_frames_on(root):
+    film(root, "spNO.1", "b", range(1, 200))
+    annotate(root, ("spNO.1", "b", 100, 110, 0, *GOOD[5:]))
+    clip, _ = only(root)
+    assert [clip.frames[0].stem, clip.frames[-1].stem, clip.apex] == ["100", "150", 10]
+
+
+def test_the_clips_that_were_cut_out_of_the_videos(tmp_path):
+    for kind in ("frame", "depth"):
+        folder = tmp_path / "Part_A_ME_clip" / kind / "spNO.10_a_116"
+        folder.mkdir(parents=True)
+        for number in range(116, 124):
+            cv2.imwrite(str(folder / f"{number}.png"), np.zeros((8, 8, 3), np.uint8))
+    annotate(tmp_path, ("spNO.10", "a", 116, 118, 123, *GOOD[5:]))
+    clip, notes = only(tmp_path)
+    assert (clip.subject, clip.name, clip.apex, len(clip.frames), notes) == ("spNO.10", "a_116", 2, 8, "")
+    assert clip.frames[0].parent.parent.name == "frame"
+
+
 def test_full_width_commas(root):
     path = annotate(root, GOOD)
     film(root, "spNO.1", "b", range(5, 30))
@@ -161,7 +213,7 @@ def test_full_width_commas(root):
         file.write("spNO.1,b,10,12,16,4，7，9,Micro-expression,III,anger\n")  # inside a cell
         file.write("spNO.1，c，１０，12，16，4，Micro-expression，III，Happy\n")  # between the cells
     index = read_dataset("casme3", root)
-    assert index.notes == []
+    assert index.told == []
     assert [(clip.name, clip.label) for clip in index.clips] == [("a_10", 4), ("b_10", 4), ("c_10", 6)]
 
 
@@ -188,7 +240,7 @@ def test_stray_spaces_and_case_in_the_header(root):
 def test_folders_of_other_case(root):
     (root / "spNO.1").rename(root / "spNo.1")
     annotate(root, GOOD)
-    assert only(root)[0].subject == "spNO.1"
+    assert only(root)[0].subject == "spNo.1"  # the folder decides how somebody is spelled
 
 
 def test_optional_columns_absent(root):
@@ -238,7 +290,7 @@ def test_user_errors_name_the_path(root, tmp_path):
     with pytest.raises(UserError, match=r"annotation\.csv lacks the column\(s\) offset"):
         read_dataset("casme3", root)
     annotate(root, GOOD[:5], header=HEADER[:5])
-    with pytest.raises(UserError, match="neither a column emotion nor"):
+    with pytest.raises(UserError, match="no column emotion and no column objective"):
         read_dataset("casme3", root)
     path.write_text("")
     with pytest.raises(UserError, match=r"annotation\.csv: it is empty"):

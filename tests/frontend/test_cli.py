@@ -14,7 +14,7 @@ EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
 
 WRONG = {
-    "": "Expected one of {generate, train, evaluate, predict, demo}",
+    "": "Expected one of {check, generate, train, evaluate, predict, demo}",
     "learn": "Unrecognized options: learn",
     "train": "Missing from hsta train: --output PATH --data PATH",
     "demo --output": "Missing value for argument",
@@ -29,10 +29,12 @@ WRONG = {
     f"{TRAIN} --model hsta_huge": "there is no model 'hsta_huge'; did you mean",
     f"{TRAIN} --seed -1": "seed must be 0 or more, got -1",
     f"{TRAIN} --workers -1": "workers must be 0 or more, got -1",
-    f"{TRAIN} --dataset nothing": "unknown data set 'nothing'; known: casme3",
+    f"{TRAIN} --dataset nothing": "unknown data set 'nothing'; known: casme2, samm, smic, casme3",
     f"{TRAIN} --devices some": "cannot use some device(s) of cpu",
     f"{TRAIN} --resume --overwrite": "resume and overwrite exclude each other",
     "train --data {people} --output {film}": "is a file; the run needs a folder",
+    "check --data {missing}": "no such folder: {missing}",
+    "check --data {people} --classes 5": "casme3 has no classes '5'; known: 7, 3, objective",
     "train --data {missing} --output {run}": "no such folder: {missing}",
     "train --data {empty} --output {run}": "no annotation table (csv or xlsx) in {empty}",
     f"{EVALUATE} --protocol random": "invalid choice 'random' for argument '--protocol'",
@@ -43,7 +45,7 @@ WRONG = {
     "predict {film} --checkpoint {missing}": "no checkpoint in {missing}",
     "predict {film} --checkpoint {empty}": "no checkpoint in {empty}",
     "predict {missing} --checkpoint {trained}": "no such file or folder: {missing}",
-    "predict {empty} --checkpoint {trained}": "no images (.bmp, .jpeg, .jpg, .png) in {empty}",
+    "predict {empty} --checkpoint {trained}": "no images (.avif, .bmp, .dib",
     PREDICT: "cannot read {film} as a video",
     "generate --output {film}": "is a file; the data set needs a folder",
     "generate --output {run} --subjects 0": "subjects must be at least 1, got 0",
@@ -80,12 +82,13 @@ def test_as_a_program():
 SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
-    **{f"{command} --help": 0 for command in ("generate", "train", "evaluate", "predict", "demo")},
+    **{f"{command} --help": 0 for command in ("check", "generate", "train", "evaluate", "predict", "demo")},
     "train": 2,
     "train --data nowhere --output run --seed -1": 2,
     "train --data nowhere --output run --workers -1": 2,
     "train --data nowhere --output run": 2,
     "train --data . --dataset nothing --output run": 2,
+    "check --data . --dataset nothing": 2,
     "evaluate --data nowhere --output run --folds 2": 2,
     "demo --output run --seed -1": 2,
 }
@@ -110,8 +113,13 @@ assert not loaded, loaded
 @pytest.mark.parametrize(
     ("command", "options"),
     [
+        ("check", "--dataset --data --classes --json"),
         ("generate", "--format --output --subjects --clips-per-subject --seed"),
-        ("train", "--dataset --data --model --output --epochs --resume --accelerator --devices --precision --strategy"),
+        (
+            "train",
+            "--dataset --data --classes --model --output --epochs --resume "
+            "--accelerator --devices --precision --strategy",
+        ),
         ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset"),
         ("demo", "--output --seed"),
@@ -128,7 +136,7 @@ def test_help_tells_every_option(command, options, capsys):
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in ("generate", "train", "evaluate", "predict", "demo"):
+    for command in ("check", "generate", "train", "evaluate", "predict", "demo"):
         assert command in said
 
 
@@ -139,7 +147,7 @@ def test_ctrl_c_is_exit_code_130(people, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hsta.results.evaluation.fit", interrupted)
     assert main(["evaluate", "--data", str(people), "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.endswith("\nhsta: stopped: the same command with --resume goes on from here\n")
-    monkeypatch.setattr("hsta.generated.writer.generate_casme3", interrupted)
+    monkeypatch.setattr("hsta.generated.writer.generate_dataset", interrupted)
     assert main(["generate", "--output", str(tmp_path / "faces")]) == 130
     assert capsys.readouterr().err == "\nhsta: stopped\n"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hsta.data.clips import Clip
+from hsta.data.fold_tables import read_folds
 from hsta.data.folds import Fold, check_disjoint, shuffled_labels, subject_folds
 from hsta.data.natural_order import natural_key
 from hsta.errors import UserError
@@ -62,6 +63,18 @@ def test_a_fold_that_shares_a_subject_is_refused():
         check_disjoint(Fold("bad", ("sub1",), train=(1, 2), test=(0,)), clips)
 
 
+@pytest.mark.parametrize("smuggled", ["Sub01", "sub 1", " sub1", "ｓｕｂ１", "sub０１", "SUB001"])
+def test_nobody_is_smuggled_in_under_another_spelling(smuggled):
+    clips = [clip("sub1", "a"), clip(smuggled, "b"), clip("sub2", "c"), clip("sub11", "d")]
+    folds = subject_folds(clips)
+    assert [fold.test for fold in folds] == [(0, 1), (2,), (3,)]
+    assert folds[0].name == "casme3-sub1"
+    for fold in subject_folds(clips, 2):
+        assert ({0, 1} <= set(fold.test)) or ({0, 1} <= set(fold.train))
+    with pytest.raises(ValueError, match="tests subjects that it was trained on"):
+        check_disjoint(Fold("bad", ("sub1",), train=(1, 2), test=(0,)), clips)
+
+
 @pytest.mark.parametrize(("names", "folds"), [(("a",), None), (("a", "b"), 3), (("a", "b"), 1)])
 def test_too_few_subjects_are_refused(names, folds):
     with pytest.raises(ValueError, match="subjects"):
@@ -73,6 +86,36 @@ def test_shuffled_labels_are_the_same_ones_dealt_out_anew():
     shuffled = shuffled_labels(labels, (0, 1))
     assert sorted(shuffled) == labels and shuffled != labels
     assert shuffled == shuffled_labels(labels, (0, 1)) != shuffled_labels(labels, (0, 2))
+
+
+def table(path, *rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["Subject,Filename,Onset,label_for_7", *rows]))
+
+
+def test_folds_of_others_are_read_and_what_they_share_is_told(tmp_path):
+    clips = [clip("spNO.1", "a_10"), clip("spNO.1", "b_20"), clip("spNO.2", "a_30"), clip("spNO.3", "a_40")]
+    table(tmp_path / "folds" / "train_1.csv", "spNO.1,a,10,0", "spNO.2,a,30,0")
+    table(tmp_path / "folds" / "test_1.csv", "spno.1 ,b,20,0", "spNO.3,a,40.0,0", "spNO.9,a,1,0")
+    (fold,), notes = read_folds(tmp_path, clips)
+    assert fold == Fold("1", ("spNO.1", "spNO.3"), (0, 2), (1, 3))
+    assert notes[0] == "test_1.csv: 1 of 3 rows are no clips of the data set, passed over"
+    assert notes[1].startswith("fold 1 shares 1 of its 2 tested subjects")
+
+
+def test_folds_of_others_that_cannot_be_used_are_refused(tmp_path):
+    clips = [clip("spNO.1", "a_10"), clip("spNO.2", "a_30")]
+    with pytest.raises(UserError, match=r"no folds: .*folds must hold pairs"):
+        read_folds(tmp_path, clips)
+    table(tmp_path / "folds" / "train_1.csv", "spNO.1,a,10,0")
+    with pytest.raises(UserError, match=r"train_1\.csv has no partner for test"):
+        read_folds(tmp_path, clips)
+    table(tmp_path / "folds" / "test_1.csv", "spNO.9,a,10,0")
+    with pytest.raises(UserError, match=r"test_1\.csv names no clip"):
+        read_folds(tmp_path, clips)
+    table(tmp_path / "folds" / "test_1.csv", "spNO.1,a,10,0")
+    with pytest.raises(UserError, match="fold 1 tests 1 clips that it is trained on"):
+        read_folds(tmp_path, clips)
 
 
 PREDICTIONS = [

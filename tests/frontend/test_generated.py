@@ -17,13 +17,13 @@ from hsta.generated.clips import generate_clip, subject_portrait
 from hsta.generated.emotions import EMOTION_UNITS, EMOTIONS
 from hsta.generated.landmarks import NAMES
 from hsta.generated.mark import MARKER
-from hsta.generated.writer import generate_casme3
+from hsta.generated.writer import generate_dataset
 
 TABLE = "cas(me)3_part_A_ME_label_JpgIndex_v2.csv"
 
 
 def generate(root, subjects=2, clips=2, **options):
-    return generate_casme3(root, subjects, clips, **{"image_size": 64, "progress": False, **options})
+    return generate_dataset(root, subjects, clips, **{"image_size": 64, "progress": False, **options})
 
 
 def digests(root):

@@ -194,7 +194,32 @@ def test_the_end_of_the_dataset_is_an_index_error(clip):
         ClipDataset([clip], image_size=32, num_frames=6, training=False)[1]
 
 
-def test_broken_images_are_named(clip):
+def test_a_broken_image_is_named_once_and_the_one_beside_it_serves(clip, capfd):
+    dataset = ClipDataset([clip], image_size=32, num_frames=6, training=False)
+    whole = dataset[0]["special"]
     clip.frames[5].write_bytes(b"")
-    with pytest.raises(UserError, match=r"broken one: .*5\.png"):
+    one = dataset[0]["special"]
+    assert torch.equal(one, dataset[0]["special"])
+    torch.testing.assert_close((whole - one)[0, 1] * DEVIATION[0] * 255, torch.full((32, 32), 10.0), atol=1e-3, rtol=0)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "broken one" in said and "5.png: the frame 4.png beside it serves" in said
+
+
+def test_a_clip_of_broken_images_only_is_a_user_error(clip):
+    for path in clip.frames:
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no frame of the clip can be read: .*0\.png"):
         ClipDataset([clip], image_size=32, num_frames=6, training=False)[0]
+
+
+def test_frames_are_turned_and_scaled_as_the_first_is(tmp_path):
+    """One frame that tells another turn, or is darker than 12 bits, would else seem to move."""
+    picture = np.zeros((40, 40), np.uint16)
+    picture[:20] = 3000
+    paths = []
+    for number in range(4):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), picture + (2000 if number == 2 else 0))
+    item = ClipDataset([Clip("folder", "a", "b", tuple(paths), 2, "x", 0)], image_size=40, num_frames=2, training=False)
+    grey = item[0]["special"][0, :, 30, 0] * DEVIATION[0] + MEAN[0]
+    torch.testing.assert_close(grey * 255, torch.tensor([0.0, 2000 >> 4]), atol=1e-3, rtol=0)

@@ -45,7 +45,7 @@ class Demo:
     def run(self) -> None:
         check_seed(self.seed)
 
-        from ..generated.writer import generate_casme3
+        from ..generated.writer import generate_dataset
 
         start = time.perf_counter()
         people = self.output / "generated"
@@ -60,7 +60,7 @@ class Demo:
         }
 
         _step(1, f"generate {SUBJECTS} people, the first of them a photograph, {CLIPS_PER_SUBJECT} clips of each")
-        generate_casme3(people, SUBJECTS, CLIPS_PER_SUBJECT, self.seed, image_size=112, emotions=EMOTIONS)
+        generate_dataset(people, SUBJECTS, CLIPS_PER_SUBJECT, self.seed, image_size=112, emotions=EMOTIONS)
         _step(2, "train on all of them")
         training = self.output / "training"
         # Twice the clips of a fold: two thirds of the epochs are more steps all the same.

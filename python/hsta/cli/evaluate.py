@@ -22,14 +22,15 @@ class Evaluate:
     """Train and test with no subject in both, and score all predictions in one confusion matrix.
 
     Each fold trains new weights on the other subjects and tests those of the last epoch, so that nothing is
-    chosen on the subjects tested.
+    chosen on the subjects tested. Only authors-folds may share subjects, and says so.
     """
 
     data: DataOptions
     output: Path
     """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png."""
-    protocol: Literal["loso", "leave-subjects-out"] = "loso"
-    """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds)."""
+    protocol: Literal["loso", "leave-subjects-out", "authors-folds"] = "loso"
+    """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds), with
+    authors-folds the clips that tables in the data's folder `folds` name, whoever learns from the same people."""
     folds: OptionalInt = None
     """Number of groups of subjects, for leave-subjects-out only."""
     shuffle_labels: bool = False
@@ -50,20 +51,25 @@ class Evaluate:
             raise UserError("--folds and --protocol leave-subjects-out go together")
         index = self.data.read()
 
+        from ..data.fold_tables import read_folds
         from ..data.folds import shuffled_labels, subject_folds
         from ..results.evaluation import evaluate_fold
         from ..results.metrics import score
         from ..results.report import FILES, summary, write_report
         from ..training.checkpoints import Task
 
-        try:
-            folds = subject_folds(index.clips, self.folds)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        if self.protocol == "authors-folds":
+            folds, shared = read_folds(self.data.data, index.clips)
+            index.notes = [*shared, *index.notes]
+        else:
+            try:
+                folds = subject_folds(index.clips, self.folds)
+            except ValueError as error:
+                raise UserError(str(error)) from error
         config = self.model.config(len(index.class_names), self.recipe)
         task = Task(index.name, index.class_names, self.data.special, index.generated)
         fabric = self.machine.fabric()
-        begin(self, index.notes, fabric, owned=(*FILES, FOLDS))
+        begin(self, index.told, fabric, owned=(*FILES, FOLDS))
 
         predictions = []
         for number, fold in enumerate(folds):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from ..errors import UserError
-from ..generated.emotions import EMOTIONS
 
 
 @dataclass
@@ -16,8 +17,9 @@ class Generate:
 
     output: Path
     """Folder to write to; it is made if it is missing."""
-    format: Literal["casme3"] = "casme3"
-    """Data set whose layout and file names are used: casme3 is CAS(ME)^3 part A."""
+    format: Literal["casme2", "casme2-2014", "samm", "smic", "casme3", "mmew", "dfme", "megc2019", "folder"] = "casme3"
+    """Data set whose layout and file names are used: casme3 is CAS(ME)^3 part A, casme2-2014 has CASME II's older
+    table."""
     subjects: int = 10
     """Number of people; the first is a photograph, the others are drawn."""
     clips_per_subject: int = 8
@@ -28,21 +30,25 @@ class Generate:
     """Side of the frames in pixels."""
     amplitude: float = 1.0
     """Factor on the movement of 0.5 to 3 pixels; 0 makes a control, from which nothing can be learned."""
-    emotions: tuple[str, ...] = EMOTIONS
-    """Emotions that occur in the clips."""
+    emotions: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="STR ...")] = None
+    """Emotions that occur in the clips; all that the data set has if left out."""
+    faults: bool = False
+    """Plant the faults of real tables, for `hsta check` to find."""
 
     def run(self) -> None:
-        from ..generated.writer import generate_casme3
+        from ..generated.writer import generate_dataset
 
         try:
-            annotation = generate_casme3(
+            annotation = generate_dataset(
                 self.output,
                 self.subjects,
                 self.clips_per_subject,
                 self.seed,
+                format=self.format,
                 image_size=self.image_size,
                 amplitude=self.amplitude,
                 emotions=self.emotions,
+                faults=self.faults,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -24,11 +24,25 @@ OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DatasetOptions:
     data: Path
     """Folder that holds the data set as its owners give it out."""
     dataset: str = "casme3"
-    """Name of the data set, which tells how its files are laid out: casme3 is CAS(ME)^3 part A."""
+    """Name of the data set, which tells how its files are laid out: casme2, samm, smic, casme3 (part A), mmew, dfme,
+    megc2019 (the composite) or folder (one's own)."""
+    classes: Annotated[Literal["3", "5", "7", "8", "objective"] | None, tyro.conf.arg(metavar="CLASSES")] = None
+    """What is told apart: 3, 5, 7 or 8 classes of emotion as the data set has them, or the objective classes I to VII;
+    every emotion that the data set names if left out."""
+
+    def read_all(self) -> DatasetIndex:
+        """All that is there, and what was wrong."""
+        from ..data.registry import read_dataset
+
+        return read_dataset(self.dataset, self.data, self.classes)
+
+
+@dataclass(frozen=True)
+class DataOptions(DatasetOptions):
     special: Literal["frames", "flow"] = "frames"
     """What the special frames are: onset and apex, or the optical flow from onset to apex and from apex to offset."""
     workers: int = 0
@@ -38,10 +52,7 @@ class DataOptions:
         """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
-
-        from ..data.registry import read_dataset
-
-        index = read_dataset(self.dataset, self.data)
+        index = self.read_all()
         present = sorted({clip.label for clip in index.clips})
         if len(present) < 2:
             raise UserError(f"{self.data} holds clips of one class only: {index.class_names[present[0]]}")

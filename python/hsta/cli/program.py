@@ -16,7 +16,7 @@ FRONTEND = {
     "lightning_fabric",
     "matplotlib",
     "openpyxl",
-    "pandas",
+    "PIL",
     "skimage",
     "tensorboard",
     "tqdm",
@@ -26,7 +26,8 @@ RESUMABLE = {"train", "evaluate"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    """Run one command; returns the exit code: 0, 1 where `hsta check` finds clips lost, 2 for what the user can put
+    right, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A terminal that lacks a letter, of a path or of tyro's help, shows a question mark in its place.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     import tyro
 
+    from .check import Check
     from .demo import Demo
     from .evaluate import Evaluate
     from .generate import Generate
@@ -64,6 +66,7 @@ def _run(arguments: list[str]) -> int:
         with contextlib.redirect_stderr(complaint):
             command = tyro.extras.subcommand_cli_from_dict(
                 {
+                    "check": Check,
                     "generate": Generate,
                     "train": Train,
                     "evaluate": Evaluate,
@@ -79,8 +82,8 @@ def _run(arguments: list[str]) -> int:
         if not stop.code:  # --help
             return 0
         raise UserError(_one_line(complaint.getvalue())) from None
-    command.run()
-    return 0
+    result = command.run()
+    return result if isinstance(result, int) else 0
 
 
 def _one_line(box: str) -> str:

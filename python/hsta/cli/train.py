@@ -39,7 +39,7 @@ class Train:
 
         config = self.model.config(len(index.class_names), self.recipe)
         fabric = self.machine.fabric()
-        begin(self, index.notes, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
+        begin(self, index.told, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(
             config,
             Task(index.name, index.class_names, self.data.special, index.generated),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .names import name_key
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -20,12 +22,30 @@ class Clip:
     emotion: str
     label: int
 
+    @property
+    def person(self) -> tuple[str, str]:
+        """The same for all clips of one person, however the subject is spelled."""
+        return self.dataset, name_key(self.subject)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in a data set's files, and how it is treated. ``row`` is None where it is of no row."""
+
+    file: str
+    row: int | None
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.row is None else f' row {self.row}'}: {self.message}"
+
 
 @dataclass
 class DatasetIndex:
     """The clips of a data set, class names in the order of the labels, and what was wrong in its files.
 
-    ``generated`` marks data that are no evidence about real faces.
+    ``notes`` are what somebody who uses the set should know, ``faults`` what is wrong in its files, and ``lost``
+    is the number of clips that they cost. ``generated`` marks data that are no evidence about real faces.
     """
 
     name: str
@@ -33,3 +53,10 @@ class DatasetIndex:
     class_names: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
     generated: bool = False
+    faults: list[Fault] = field(default_factory=list)
+    lost: int = 0
+
+    @property
+    def told(self) -> list[str]:
+        """Notes and faults as sentences."""
+        return [*self.notes, *map(str, self.faults)]

@@ -26,15 +26,17 @@ def subject_folds(clips: Sequence[Clip], folds: int | None = None) -> list[Fold]
     """Every clip is tested once, by a model that was trained on none of its subject's clips.
 
     ``folds`` None is leave-one-subject-out: a fold a subject, named after it. A number gives that many groups
-    of subjects, filled in turn with the largest subject left. A subject is a pair of data set and name.
+    of subjects, filled in turn with the largest subject left. A subject is a person of a data set
+    (`Clip.person`), whichever way the clips spell the name.
     Raises ValueError when there are fewer than two subjects, or fewer than ``folds``.
     """
-    sizes = Counter((clip.dataset, clip.subject) for clip in clips)
-    subjects = sorted(sizes, key=lambda subject: (subject[0], natural_key(subject[1])))
+    sizes = Counter(clip.person for clip in clips)
+    names = {clip.person: clip.subject for clip in reversed(clips)}  # as the person's first clip spells it
+    subjects = sorted(sizes, key=lambda person: (person[0], natural_key(names[person])))
     if len(subjects) < 2:
         raise ValueError(f"at least two subjects are needed to leave some out, got {len(subjects)}")
     if folds is None:
-        groups = {f"{dataset}-{subject}": [(dataset, subject)] for dataset, subject in subjects}
+        groups = {f"{person[0]}-{names[person]}": [person] for person in subjects}
     else:
         if not 2 <= folds <= len(subjects):
             raise ValueError(f"folds must be from 2 to the {len(subjects)} subjects, got {folds}")
@@ -42,12 +44,12 @@ def subject_folds(clips: Sequence[Clip], folds: int | None = None) -> list[Fold]
         for subject in sorted(subjects, key=lambda subject: -sizes[subject]):
             smallest = min(groups.values(), key=lambda group: sum(sizes[member] for member in group))
             smallest.append(subject)
-    return [_fold(name, group, clips) for name, group in groups.items()]
+    return [_fold(name, group, [names[person] for person in group], clips) for name, group in groups.items()]
 
 
 def check_disjoint(fold: Fold, clips: Sequence[Clip]) -> None:
     """Raises ValueError, naming them, when subjects are both learned from and tested."""
-    learned, tested = ({(clips[i].dataset, clips[i].subject) for i in indices} for indices in (fold.train, fold.test))
+    learned, tested = ({clips[i].person for i in indices} for indices in (fold.train, fold.test))
     if shared := sorted(learned & tested):
         raise ValueError(f"fold {fold.name} tests subjects that it was trained on: {shared}")
 
@@ -57,11 +59,11 @@ def shuffled_labels(labels: Sequence[int], seed: Sequence[int]) -> list[int]:
     return np.random.default_rng(list(seed)).permutation(np.asarray(labels)).tolist()
 
 
-def _fold(name: str, group: list[tuple[str, str]], clips: Sequence[Clip]) -> Fold:
-    tested = [(clip.dataset, clip.subject) in group for clip in clips]
+def _fold(name: str, group: list[tuple[str, str]], subjects: list[str], clips: Sequence[Clip]) -> Fold:
+    tested = [clip.person in group for clip in clips]
     fold = Fold(
         name,
-        tuple(subject for _, subject in group),
+        tuple(subjects),
         tuple(i for i, out in enumerate(tested) if not out),
         tuple(i for i, out in enumerate(tested) if out),
     )

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import UserError
-from . import casme3
 from .clips import DatasetIndex
+from .sets.casme2 import CASME2
+from .sets.casme3 import CASME3
+from .sets.dfme import DFME
+from .sets.folder import FOLDER
+from .sets.megc2019 import MEGC2019
+from .sets.mmew import MMEW
+from .sets.samm import SAMM
+from .sets.smic import SMIC
 
-_READERS = {"casme3": casme3.read}
-DATASETS = tuple(_READERS)
+
+class Dataset(Protocol):
+    """A data set that can be read: most are a `TableDataset`, but anything with these may be given."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, root: Path, classes: str | None = None) -> DatasetIndex:
+        """The clips below ``root``, with what was wrong in ``faults``. Raises `UserError`, naming the path."""
+        ...
 
 
-def read_dataset(name: str, root: str | Path) -> DatasetIndex:
-    """The clips of data set ``name`` (one of `DATASETS`) under the folder ``root``.
+_ALL: tuple[Dataset, ...] = (CASME2, SAMM, SMIC, CASME3, MMEW, DFME, MEGC2019, FOLDER)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
 
-    Faults known of the real files are read through and told in ``notes``. Raises `UserError`, naming the
-    path, for an unknown set, a missing folder or annotation, or when no clip is left.
+
+def read_dataset(dataset: str | Dataset, root: str | Path, classes: str | None = None) -> DatasetIndex:
+    """The clips of a ``dataset``, a name of `DATASETS` or one of your own, under the folder ``root``.
+
+    ``classes`` chooses among the set's (``3``, ``5``, ``7``, ``8``, ``objective``); left out, every emotion is a
+    class. Faults known of the real files are read through and told in ``faults``. Raises `UserError`, naming
+    the path, for an unknown set or classes, a missing folder or annotation, or when no clip is left.
     """
-    if name not in _READERS:
-        raise UserError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    if isinstance(dataset, str):
+        if dataset not in DATASETS:
+            raise UserError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+        dataset = DATASETS[dataset]
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
-    return _READERS[name](root)
+    return dataset.read(root, classes)

@@ -1,0 +1,1 @@
+"""The data sets of the field, a file each."""
