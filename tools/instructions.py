@@ -143,6 +143,8 @@ def main() -> int:
     if options.within:
         run_within(options.within, options.only)
         return 0
+    if not FILE.exists() and not options.write:
+        parser.error(f"there is no {FILE.name} to compare with: --write makes one")
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"versions": {}, "cases": {}}
     try:
         found = count(options.only)
