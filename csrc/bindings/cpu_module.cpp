@@ -159,25 +159,25 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "add_layer_norm_forward",
-      [](int dtype, int residual_dtype, std::array<int64_t, 2> sizes, float eps, uintptr_t x, uintptr_t residual,
+      [](int dtype, int x_dtype, std::array<int64_t, 2> sizes, float eps, uintptr_t residual, uintptr_t x,
          std::array<int64_t, 2> row_strides, uintptr_t weight, uintptr_t bias, uintptr_t sum, uintptr_t norm) {
         hsta::AddLayerNorm op{};
-        op.dtype = hsta::DType(dtype), op.residual_dtype = hsta::DType(residual_dtype);
+        op.dtype = hsta::DType(dtype), op.x_dtype = hsta::DType(x_dtype);
         op.rows = sizes[0], op.width = sizes[1], op.eps = eps;
-        op.x = pointer(x), op.x_stride_row = row_strides[0];
-        op.residual = pointer(residual), op.residual_stride_row = row_strides[1];
+        op.residual = pointer(residual), op.residual_stride_row = row_strides[0];
+        op.x = pointer(x), op.x_stride_row = row_strides[1];
         op.weight = pointer<const float>(weight), op.bias = pointer<const float>(bias);
         op.sum = pointer(sum), op.norm = pointer(norm);
         hsta::kernels().add_layer_norm_forward(op);
       },
-      py::arg("dtype"), py::arg("residual_dtype"), py::arg("sizes"), py::arg("eps"), py::arg("x"), py::arg("residual"),
+      py::arg("dtype"), py::arg("x_dtype"), py::arg("sizes"), py::arg("eps"), py::arg("residual"), py::arg("x"),
       py::arg("row_strides"), py::arg("weight"), py::arg("bias"), py::arg("sum"), py::arg("norm"),
       py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "add_layer_norm_backward",
       [](int dtype, std::array<int64_t, 2> sizes, float eps, uintptr_t sum, uintptr_t weight, uintptr_t grad_norm,
-         uintptr_t grad_sum, std::array<int64_t, 2> row_strides, uintptr_t grad_x, uintptr_t grad_weight,
+         uintptr_t grad_sum, std::array<int64_t, 2> row_strides, uintptr_t grad_residual, uintptr_t grad_weight,
          uintptr_t grad_bias) {
         hsta::AddLayerNorm op{};
         op.dtype = hsta::DType(dtype);
@@ -185,13 +185,13 @@ PYBIND11_MODULE(_cpu, m) {
         op.sum = pointer(sum), op.weight = pointer<const float>(weight);
         op.grad_norm = pointer(grad_norm), op.grad_norm_stride_row = row_strides[0];
         op.grad_sum = pointer(grad_sum), op.grad_sum_stride_row = row_strides[1];
-        op.grad_x = pointer(grad_x);
+        op.grad_residual = pointer(grad_residual);
         op.grad_weight = pointer<float>(grad_weight), op.grad_bias = pointer<float>(grad_bias);
         hsta::kernels().add_layer_norm_backward(op);
       },
       py::arg("dtype"), py::arg("sizes"), py::arg("eps"), py::arg("sum"), py::arg("weight"), py::arg("grad_norm"),
-      py::arg("grad_sum"), py::arg("row_strides"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"),
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("grad_sum"), py::arg("row_strides"), py::arg("grad_residual"), py::arg("grad_weight"),
+      py::arg("grad_bias"), py::call_guard<py::gil_scoped_release>());
 
   m.def(
       "bias_gelu_forward",

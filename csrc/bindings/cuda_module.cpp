@@ -74,12 +74,12 @@ void define_add_layer_norm(py::module_& m) {
         [](Numbers<2> sizes) { return cuda::add_layer_norm_workspace(add_layer_norm(0, sizes, 0, 0, 0)); });
   m.def(
       "add_layer_norm_forward",
-      [](int dtype, int residual_dtype, Numbers<2> sizes, float eps, Address x, Address residual,
-         Numbers<2> row_strides, Address weight, Address bias, Address sum, Address norm, Address stream) {
+      [](int dtype, int x_dtype, Numbers<2> sizes, float eps, Address residual, Address x, Numbers<2> row_strides,
+         Address weight, Address bias, Address sum, Address norm, Address stream) {
         auto op = add_layer_norm(dtype, sizes, eps, sum, weight);
-        op.residual_dtype = DType(residual_dtype);
-        op.x = pointer(x), op.x_stride_row = row_strides[0];
-        op.residual = pointer(residual), op.residual_stride_row = row_strides[1];
+        op.x_dtype = DType(x_dtype);
+        op.residual = pointer(residual), op.residual_stride_row = row_strides[0];
+        op.x = pointer(x), op.x_stride_row = row_strides[1];
         op.bias = pointer<const float>(bias);
         op.norm = pointer(norm);
         named_errors("forward", op, [&](auto& op) { cuda::add_layer_norm_forward(op, to_stream(stream)); });
@@ -88,12 +88,12 @@ void define_add_layer_norm(py::module_& m) {
   m.def(
       "add_layer_norm_backward",
       [](int dtype, Numbers<2> sizes, float eps, Address sum, Address weight, Address grad_norm, Address grad_sum,
-         Numbers<2> row_strides, Address grad_x, Address grad_weight, Address grad_bias, Address workspace,
+         Numbers<2> row_strides, Address grad_residual, Address grad_weight, Address grad_bias, Address workspace,
          Address stream) {
         auto op = add_layer_norm(dtype, sizes, eps, sum, weight);
         op.grad_norm = pointer(grad_norm), op.grad_norm_stride_row = row_strides[0];
         op.grad_sum = pointer(grad_sum), op.grad_sum_stride_row = row_strides[1];
-        op.grad_x = pointer(grad_x);
+        op.grad_residual = pointer(grad_residual);
         op.grad_weight = pointer<float>(grad_weight), op.grad_bias = pointer<float>(grad_bias);
         op.workspace = pointer<float>(workspace);
         named_errors("backward", op, [&](auto& op) { cuda::add_layer_norm_backward(op, to_stream(stream)); });

@@ -25,8 +25,6 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr int64_t kBlockRows = 32;
 constexpr int64_t kSlice = kTileVecs * kLanes;
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename Word>
 struct Plan {
   int64_t rows, width, padded, stride, words, words_stride, heads, slots, rows_per_item, items;

@@ -3,16 +3,12 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "row_shares.h"
 #include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
-
-// Rows whose share of the weight gradients is summed by one work item; fixed, so that the order of summation is.
-constexpr int64_t kRowsPerItem = 32;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Statistics {
   float mean, rstd;
@@ -30,24 +26,24 @@ Statistics statistics(float* row, float sum, int64_t width, float eps) {
   return {mean, 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps)};
 }
 
-template <typename X, typename R>
+template <typename R, typename X>
 void forward(const AddLayerNorm& op) {
-  const int64_t row_bytes = op.width * int64_t(sizeof(X));
+  const int64_t row_bytes = op.width * int64_t(sizeof(R));
   const Writer sum_writer(op.sum, op.rows * row_bytes, row_bytes), norm_writer(op.norm, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
-      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
       const R* residual = static_cast<const R*>(op.residual) + i * op.residual_stride_row;
-      X* sum = static_cast<X*>(op.sum) + i * op.width;
-      X* norm = static_cast<X*>(op.norm) + i * op.width;
+      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
+      R* sum = static_cast<R*>(op.sum) + i * op.width;
+      R* norm = static_cast<R*>(op.norm) + i * op.width;
       Vec total{};
       for_vectors(op.width, [&](int64_t c, auto count) {
-        const Vec exact = load_floats(x + c, count) + load_floats(residual + c, count);
+        const Vec exact = load_floats(residual + c, count) + load_floats(x + c, count);
         sum_writer.store(exact, sum + c, count);
-        const Vec stored = round_to<X>(exact);  // normalize what the next layer reads
+        const Vec stored = round_to<R>(exact);  // normalize what the next layer reads
         store(row + c, stored);
         total += stored;
       });
@@ -63,27 +59,27 @@ void forward(const AddLayerNorm& op) {
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row.
-template <typename X>
+template <typename R>
 void backward(const AddLayerNorm& op) {
   const int64_t padded = round_up(op.width, kLanes);
-  const int64_t items = (op.rows + kRowsPerItem - 1) / kRowsPerItem;
-  float* parts = scratch(Scratch::kShared, items * 2 * padded);
-  const int64_t row_bytes = op.width * int64_t(sizeof(X));
-  const Writer writer(op.grad_x, op.rows * row_bytes, row_bytes);
+  const int64_t items = divide_up(op.rows, kRowsPerItem);
+  float* shares = scratch(Scratch::kShared, items * 2 * padded);
+  const int64_t row_bytes = op.width * int64_t(sizeof(R));
+  const Writer writer(op.grad_residual, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* row = scratch(Scratch::kThread, 2 * padded);
     float* grad = row + padded;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < items; ++item) {
-      float* grad_weight = parts + item * 2 * padded;
+      float* grad_weight = shares + item * 2 * padded;
       float* grad_bias = grad_weight + padded;
       for (int64_t c = 0; c < 2 * padded; ++c) grad_weight[c] = 0;
       for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
-        const X* sum = static_cast<const X*>(op.sum) + i * op.width;
-        const X* grad_norm = static_cast<const X*>(op.grad_norm) + i * op.grad_norm_stride_row;
-        const X* grad_sum = static_cast<const X*>(op.grad_sum) + i * op.grad_sum_stride_row;
-        X* grad_x = static_cast<X*>(op.grad_x) + i * op.width;
+        const R* sum = static_cast<const R*>(op.sum) + i * op.width;
+        const R* grad_norm = static_cast<const R*>(op.grad_norm) + i * op.grad_norm_stride_row;
+        const R* grad_sum = static_cast<const R*>(op.grad_sum) + i * op.grad_sum_stride_row;
+        R* grad_residual = static_cast<R*>(op.grad_residual) + i * op.width;
         Vec total{};
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec y = load_floats(sum + c, count);
@@ -107,29 +103,25 @@ void backward(const AddLayerNorm& op) {
         const Vec along = broadcast(reduce_add(along_total) / float(op.width));
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec through_norm = broadcast(s.rstd) * (load(grad + c) - mean - load(row + c) * along);
-          writer.store(load_floats(grad_sum + c, count) + through_norm, grad_x + c, count);
+          writer.store(load_floats(grad_sum + c, count) + through_norm, grad_residual + c, count);
         });
       }
     }
     writer.finish();
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
-      Vec weight_total{}, bias_total{};
-      for (int64_t item = 0; item < items; ++item) {
-        weight_total += load(parts + item * 2 * padded + c);
-        bias_total += load(parts + (item * 2 + 1) * padded + c);
-      }
-      store_floats(weight_total, op.grad_weight + c, min(kLanes, op.width - c));
-      store_floats(bias_total, op.grad_bias + c, min(kLanes, op.width - c));
+      const int64_t count = min(kLanes, op.width - c);
+      store_floats(sum_shares(shares + c, items, 2 * padded), op.grad_weight + c, count);
+      store_floats(sum_shares(shares + padded + c, items, 2 * padded), op.grad_bias + c, count);
     }
   }
 }
 
-template <typename X>
+template <typename R>
 void forward_for(const AddLayerNorm& op) {
-  if (op.residual_dtype == op.dtype) return forward<X, X>(op);
-  if (op.residual_dtype == DType::kBFloat16) return forward<X, BFloat16>(op);
-  return forward<X, Float16>(op);
+  if (op.x_dtype == op.dtype) return forward<R, R>(op);
+  if (op.x_dtype == DType::kBFloat16) return forward<R, BFloat16>(op);
+  return forward<R, Float16>(op);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // What small_groups.h and large_groups.h share: who attends to whom, how the work is dealt out, how prefix queries are
 // put together from the groups, how results are written.
 //
-// Patches fall into groups that attend among themselves: a group is one place over all frames (time) or all places of
-// one frame (space). Prefix tokens belong to every group. As keys they are simply there; as queries they see all
-// groups, so every group contributes a partial result for them, and a second stage merges the partials in a fixed
-// order. With `joint` there is one group of all tokens and nothing to merge.
+// Patches fall into groups that attend among themselves: a group is one position over all frames (time) or all
+// positions of one frame (space). Prefix tokens belong to every group, as its first rows. As keys they are simply
+// there; as queries they see all groups, which are dealt out in splits: every split contributes a partial softmax for
+// them, and a second stage merges the partials in a fixed order. With `joint` there is one group of all tokens and
+// nothing to merge.
 #pragma once
 
 #include <cfloat>
@@ -23,14 +24,15 @@ namespace {
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries are dealt out to several items
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+// Which of a token's three vectors, in qkv and in its gradient.
+enum Part : int { kQuery, kKey, kValue };
 
 // Which tokens form a group, and how groups, heads and queries are dealt out to work items.
 struct Plan {
   int64_t tokens, prefix, groups, group_patches, group_step, patch_step;
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
-  int64_t groups_per_item, heads_per_item, queries_per_item, slots, head_runs, query_runs, items;
+  int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
   Writer writer;            // of the output, or of the gradient
   float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
 
@@ -50,10 +52,10 @@ struct Plan {
     groups_per_item = small ? 8 : 1;
     heads_per_item = small ? op.heads : 1;
     queries_per_item = split_queries && !small ? kQueriesPerItem : rows;
-    slots = (groups + groups_per_item - 1) / groups_per_item;
+    splits = divide_up(groups, groups_per_item);
     head_runs = op.heads / heads_per_item;
-    query_runs = (rows + queries_per_item - 1) / queries_per_item;
-    items = op.batch * slots * head_runs * query_runs;
+    query_runs = divide_up(rows, queries_per_item);
+    items = op.batch * splits * head_runs * query_runs;
   }
 
   // Row r of group g: the prefix tokens come first.
@@ -66,7 +68,7 @@ struct Plan {
 };
 
 struct Item {
-  int64_t sample, slot, first_group, last_group, first_head, last_head, first_query, last_query;
+  int64_t sample, split, first_group, last_group, first_head, last_head, first_query, last_query;
 
   Item(const Plan& plan, int64_t index) {
     first_query = index % plan.query_runs * plan.queries_per_item;
@@ -75,9 +77,9 @@ struct Item {
     first_head = index % plan.head_runs * plan.heads_per_item;
     last_head = first_head + plan.heads_per_item;
     index /= plan.head_runs;
-    slot = index % plan.slots;
-    sample = index / plan.slots;
-    first_group = slot * plan.groups_per_item;
+    split = index % plan.splits;
+    sample = index / plan.splits;
+    first_group = split * plan.groups_per_item;
     last_group = min(first_group + plan.groups_per_item, plan.groups);
   }
 };
@@ -101,7 +103,7 @@ struct Group {
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
 
-  Rows<T> part(int part) const {
+  Rows<T> part(Part part) const {
     return {static_cast<const T*>(op.qkv) + sample * op.qkv_stride_batch + part * op.qkv_stride_part +
                 head * op.qkv_stride_head,
             op.qkv_stride_token};
@@ -115,7 +117,7 @@ struct Group {
   }
   float* stats(int64_t p) const { return op.stats + prefix_row(p) * 2; }
   float& delta(int64_t p) const { return plan.deltas[prefix_row(p)]; }
-  T* grad(int64_t token, int part) const {
+  T* grad(int64_t token, Part part) const {
     return static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   }
 
@@ -145,20 +147,20 @@ void write_output(const Group<T>& group, int64_t token, float sum, const float* 
 }
 
 template <typename T>
-void write_gradient(const Group<T>& group, int64_t token, int part, const float* values) {
-  write_scaled(group.plan, values, part == 2 ? 1.0f : float(group.op.scale), group.grad(token, part));
+void write_gradient(const Group<T>& group, int64_t token, Part part, const float* values) {
+  write_scaled(group.plan, values, part == kValue ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
 // The maximum of a prefix query's scores is no lower than this. A group may have no score above -inf while others have:
 // its weights are then zeros and not, as in a whole row of -inf, NaN.
 constexpr float kLowest = -FLT_MAX;
 
-// The running softmax state of one prefix query: maximum (base 2), sum, and weighted sum of values.
-// `parts` is laid out (batch, slots, heads, prefix, 2 + dim_padded).
+// A partial softmax of one prefix query, over some of its keys: maximum (base 2), sum, and weighted sum of values.
+// `partials` is laid out (batch, splits, heads, prefix, 2 + dim_padded).
 struct Partial {
   float *max2, *sum, *values;
-  Partial(const Plan& plan, float* parts, int64_t heads, int64_t sample, int64_t slot, int64_t head, int64_t p) {
-    max2 = parts + (((sample * plan.slots + slot) * heads + head) * plan.prefix + p) * (2 + plan.dim_padded);
+  Partial(const Plan& plan, float* partials, int64_t heads, int64_t sample, int64_t split, int64_t head, int64_t p) {
+    max2 = partials + (((sample * plan.splits + split) * heads + head) * plan.prefix + p) * (2 + plan.dim_padded);
     sum = max2 + 1;
     values = max2 + 2;
   }
@@ -168,15 +170,15 @@ struct Partial {
     for (int64_t d = 0; d < plan.dim_padded; ++d) values[d] = 0;
   }
   void merge(const Plan& plan, float other_max2, float other_sum, const float* other_values) const {
-    const float top = other_max2 > *max2 ? other_max2 : *max2;
+    const float new_max2 = other_max2 > *max2 ? other_max2 : *max2;
     Vec exponents{};
-    exponents[0] = *max2 - top, exponents[1] = other_max2 - top;
+    exponents[0] = *max2 - new_max2, exponents[1] = other_max2 - new_max2;
     const Vec factors = exp2(exponents);
     const Vec mine = broadcast(factors[0]), theirs = broadcast(factors[1]);
     *sum = *sum * factors[0] + other_sum * factors[1];
     for (int64_t d = 0; d < plan.dim_padded; d += kLanes)
       store(values + d, load(values + d) * mine + load(other_values + d) * theirs);
-    *max2 = top;
+    *max2 = new_max2;
   }
 };
 

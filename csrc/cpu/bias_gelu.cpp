@@ -2,16 +2,12 @@
 // from x, the dropout mask included: its random numbers are a function of the seed and of the element's place.
 #include "kernels.h"
 #include "memory.h"
+#include "row_shares.h"
 #include "writer.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
-
-// Rows whose share of the bias gradient is summed by one work item; fixed, so that the order of summation is.
-constexpr int64_t kRowsPerItem = 32;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // |x|; beyond 8, where the normal distribution's tail is nothing beside |x|, a number for which it is 0. A NaN stays.
 inline Vec distance(Vec x) {
@@ -118,8 +114,8 @@ template <typename X>
 void backward(const BiasGelu& op) {
   const Dropout dropout(op.dropout_rate, op.seed);
   const int64_t padded = round_up(op.width, 4 * kLanes);
-  const int64_t items = (op.rows + kRowsPerItem - 1) / kRowsPerItem;
-  float* parts = scratch(Scratch::kShared, items * padded);
+  const int64_t items = divide_up(op.rows, kRowsPerItem);
+  float* shares = scratch(Scratch::kShared, items * padded);
   const int64_t row_bytes = op.width * int64_t(sizeof(X));
   const Writer writer(op.grad_x, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
@@ -127,7 +123,7 @@ void backward(const BiasGelu& op) {
     float* factors = scratch(Scratch::kThread, padded);
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < items; ++item) {
-      float* grad_bias = parts + item * padded;
+      float* grad_bias = shares + item * padded;
       for (int64_t c = 0; c < padded; ++c) grad_bias[c] = 0;
       for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
         const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
@@ -146,9 +142,8 @@ void backward(const BiasGelu& op) {
     writer.finish();
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
-      Vec total{};
-      for (int64_t item = 0; item < items; ++item) total += load(parts + item * padded + c);
-      if (c < op.width) store_floats(total, op.grad_bias + c, min(kLanes, op.width - c));
+      if (c < op.width)
+        store_floats(sum_shares(shares + c, items, padded), op.grad_bias + c, min(kLanes, op.width - c));
     }
   }
 }

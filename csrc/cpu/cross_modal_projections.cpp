@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kColumns = 256;  // of the key projection, taken by one work item
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // write(b, i, weight[i] · x + bias[i]) for every row i of the weight, where fill(h, b, x) gives the row of sample b
 // that row i's head h takes.
 template <typename T, typename Fill, typename Write>

@@ -95,7 +95,7 @@ template <typename Word>
 static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
                         int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   for (int64_t k = 0; k == 0 || k < k_count; k += kDepth) {
-    const int64_t depth = k_count - k < kDepth ? k_count - k : kDepth;
+    const int64_t depth = min(kDepth, k_count - k);
     gemm_block<Word>(m_count, n_count, depth, {a.data + k * a.col, a.row, a.col}, b + k * ldb, ldb, c, ldc,
                      accumulate || k > 0);
   }

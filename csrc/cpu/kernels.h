@@ -71,23 +71,23 @@ struct CrossModalProjections {
 
 // sum = x + residual, norm = LayerNorm(sum), over rows of `width` contiguous elements. Written tensors are contiguous.
 struct AddLayerNorm {
-  DType dtype;           // of x, sum, norm and their gradients
-  DType residual_dtype;  // the same, or a half type beside float (autocast)
+  DType dtype;    // of residual, sum, norm and their gradients
+  DType x_dtype;  // the same, or a half type beside float (autocast)
   int64_t rows, width;
   float eps;
-  const void* x;
-  int64_t x_stride_row;
   const void* residual;
   int64_t residual_stride_row;
+  const void* x;
+  int64_t x_stride_row;
   const float *weight, *bias;
   // Written by the forward pass; the backward pass reads sum.
   void *sum, *norm;
-  // Backward pass only. grad_x is the gradient of the sum, hence of x and of the residual alike.
+  // Backward pass only. grad_residual is the gradient of the sum, hence that of x too.
   const void* grad_norm;
   int64_t grad_norm_stride_row;
   const void* grad_sum;
   int64_t grad_sum_stride_row;
-  void* grad_x;
+  void* grad_residual;
   float *grad_weight, *grad_bias;
 };
 

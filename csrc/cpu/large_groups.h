@@ -13,19 +13,19 @@ namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;  // queries whose scores are held at a time
 
-// Scales scores to base 2, puts -inf where the query does not look (before `first`, from `count` on); the largest one,
-// or `lowest`.
+// Scales scores to base 2, masks the keys that the query does not see (before `first`, from `count` on); returns the
+// largest score, or `lowest`.
 inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale,
                             float lowest = -INFINITY) {
-  Vec top = broadcast(lowest);
+  Vec row_max = broadcast(lowest);
   for (int64_t j = 0; j < padded; j += kLanes) {
     Vec s = scaled(load(scores + j), scale);
     if (j < first || j + kLanes > count)
       for (int lane = 0; lane < kLanes; ++lane) s[lane] = j + lane < first || j + lane >= count ? -INFINITY : s[lane];
     store(scores + j, s);
-    top = max(top, s);
+    row_max = max(row_max, s);
   }
-  return reduce_max(top);
+  return reduce_max(row_max);
 }
 
 // Weights of a row, as the products read them, in place of scores or beside them.
@@ -34,12 +34,12 @@ inline void store_weights(float* to, Vec p) { store(to, p); }
 inline void store_weights(Pair* to, Vec p) { store_pairs(to, p); }
 #endif
 
-// Writes 2^(score - top); returns the sum.
+// Writes 2^(score - max2); returns the sum.
 template <typename Word>
-float exponentiate(const float* scores, int64_t padded, float top, Word* weights) {
+float exponentiate(const float* scores, int64_t padded, float max2, Word* weights) {
   Vec sum[2] = {};
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Vec p = exp2(load(scores + j) - broadcast(top));
+    const Vec p = exp2(load(scores + j) - broadcast(max2));
     store_weights(weights + j / kPerWord<Word>, p);
     sum[j / kLanes % 2] += p;
   }
@@ -64,33 +64,33 @@ struct LargeGroups {
   // Operands of a group, and room for what is computed from them.
   struct Buffers {
     Arena arena;
-    Word *rows, *kt, *v_terms;
+    Word *rows, *kt, *v_deep;
     float *scores, *values;
     Word* weights;
     // Backward pass only.
-    Word *grad_out, *vt, *q_terms, *k_terms, *grad_out_terms, *grad_weights, *probs_across, *grad_across;
+    Word *grad_out, *vt, *q_deep, *k_deep, *grad_out_deep, *grad_weights, *probs_by_key, *grad_by_key;
     float *grad_scores, *grad_k, *grad_v;
 
     Buffers(const LargeGroups& groups, float* base, bool backward) : arena{base} {
       const Plan& plan = groups.plan;
-      const int64_t panel = plan.rows * groups.words, terms = depth_words<Word>(plan.rows) * plan.dim_padded;
+      const int64_t panel = plan.rows * groups.words, deep = depth_words<Word>(plan.rows) * plan.dim_padded;
       const int64_t block = kBlockRows * plan.rows_padded;
       rows = arena.take<Word>(panel);
       kt = arena.take<Word>(groups.words * plan.rows_padded);
-      v_terms = arena.take<Word>(terms);
+      v_deep = arena.take<Word>(deep);
       scores = arena.take<float>(block);
       values = arena.take<float>(kBlockRows * plan.dim_padded);
       weights = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
       if (!backward) return;
       grad_out = arena.take<Word>(panel);
       vt = arena.take<Word>(groups.words * plan.rows_padded);
-      q_terms = kPairs ? arena.take<Word>(terms) : rows;
-      k_terms = v_terms;
-      grad_out_terms = kPairs ? arena.take<Word>(terms) : grad_out;
+      q_deep = kPairs ? arena.take<Word>(deep) : rows;
+      k_deep = v_deep;
+      grad_out_deep = kPairs ? arena.take<Word>(deep) : grad_out;
       grad_scores = arena.take<float>(block);
       grad_weights = kPairs ? weights : reinterpret_cast<Word*>(grad_scores);
-      probs_across = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
-      grad_across = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(grad_scores);
+      probs_by_key = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
+      grad_by_key = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(grad_scores);
       grad_k = arena.take<float>(plan.rows * plan.dim_padded);
       grad_v = arena.take<float>(plan.rows * plan.dim_padded);
     }
@@ -102,8 +102,8 @@ struct LargeGroups {
     for (int64_t r = 0; r < plan.rows; ++r) pack_row(from.row(plan.token(group.index, r)), plan.dim, to + r * words);
   }
 
-  // Rows as the terms of a sum over rows: two interleaved where words are pairs.
-  void pack_terms(const Word* rows, Word* to) const {
+  // Rows as a product reads them that sums over rows: two interleaved where words are pairs.
+  void pack_deep(const Word* rows, Word* to) const {
     if constexpr (kPairs) {
       for (int64_t r = 0; r < plan.rows; r += 2, to += plan.dim_padded)
         interleave_rows(rows + r * words, r + 1 < plan.rows ? rows + (r + 1) * words : nullptr, plan.dim_padded, to);
@@ -116,11 +116,11 @@ struct LargeGroups {
   template <typename Merge>
   void forward(const Group<T>& group, int64_t first_query, int64_t last_query, float* base, const Merge& merge) const {
     const Buffers b(*this, base, false);
-    pack(group, group.part(1), b.rows);
+    pack(group, group.part(kKey), b.rows);
     transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
-    pack(group, group.part(2), b.rows);
-    pack_terms(b.rows, b.v_terms);
-    pack(group, group.part(0), b.rows);
+    pack(group, group.part(kValue), b.rows);
+    pack_deep(b.rows, b.v_deep);
+    pack(group, group.part(kQuery), b.rows);
 
     for (int64_t first = first_query; first < last_query; first += kBlockRows) {
       const int64_t count = min(kBlockRows, last_query - first);
@@ -134,7 +134,7 @@ struct LargeGroups {
         row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, lowest);
         row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
       }
-      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.weights, padded_words, 1}, b.v_terms,
+      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.weights, padded_words, 1}, b.v_deep,
                  plan.dim_padded, b.values, plan.dim_padded, false);
       for (int64_t i = 0; i < count; ++i) {
         float* row = b.values + i * plan.dim_padded;
@@ -159,15 +159,15 @@ struct LargeGroups {
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
     const Buffers b(*this, base, true);
-    pack(group, group.part(2), b.rows);
+    pack(group, group.part(kValue), b.rows);
     transpose(b.rows, plan.rows, words, b.vt, plan.rows_padded);
-    pack(group, group.part(1), b.rows);
+    pack(group, group.part(kKey), b.rows);
     transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
-    pack_terms(b.rows, b.k_terms);
-    pack(group, group.part(0), b.rows);
-    pack_terms(b.rows, b.q_terms);
+    pack_deep(b.rows, b.k_deep);
+    pack(group, group.part(kQuery), b.rows);
+    pack_deep(b.rows, b.q_deep);
     pack(group, group.grad_out(), b.grad_out);
-    pack_terms(b.grad_out, b.grad_out_terms);
+    pack_deep(b.grad_out, b.grad_out_deep);
 
     for (int64_t first = 0; first < plan.rows; first += kBlockRows) {
       const int64_t count = min(kBlockRows, plan.rows - first), depth = depth_words<Word>(count);
@@ -178,17 +178,17 @@ struct LargeGroups {
       for (int64_t i = 0; i < count; ++i) score_gradients(group, first + i, b, i);
       if constexpr (kPairs) pair_up_rows(count, b);
 
-      const int64_t terms_at = first / kPerWord<Word> * plan.dim_padded;
-      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.grad_weights, padded_words, 1}, b.k_terms,
+      const int64_t deep_at = first / kPerWord<Word> * plan.dim_padded;
+      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.grad_weights, padded_words, 1}, b.k_deep,
                  plan.dim_padded, b.values, plan.dim_padded, false);
-      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.grad_across, 1, plan.rows_padded}, b.q_terms + terms_at,
+      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.grad_by_key, 1, plan.rows_padded}, b.q_deep + deep_at,
                  plan.dim_padded, b.grad_k, plan.dim_padded, first > 0);
-      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.probs_across, 1, plan.rows_padded}, b.grad_out_terms + terms_at,
+      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.probs_by_key, 1, plan.rows_padded}, b.grad_out_deep + deep_at,
                  plan.dim_padded, b.grad_v, plan.dim_padded, first > 0);
-      write(group, first, count, 0, b.values, add);
+      write(group, first, count, kQuery, b.values, add);
     }
-    write(group, 0, plan.rows, 1, b.grad_k, add);
-    write(group, 0, plan.rows, 2, b.grad_v, add);
+    write(group, 0, plan.rows, kKey, b.grad_k, add);
+    write(group, 0, plan.rows, kValue, b.grad_v, add);
   }
 
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).
@@ -196,11 +196,11 @@ struct LargeGroups {
     float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
     const bool prefix = query < plan.prefix;
     const int64_t visible = plan.first_visible(group.index, query);
-    const float own_top = prepare_scores(p, visible, plan.rows, plan.rows_padded, scale);
-    const Vec top = broadcast(prefix ? group.stats(query)[0] : own_top);
+    const float own_max2 = prepare_scores(p, visible, plan.rows, plan.rows_padded, scale);
+    const Vec max2 = broadcast(prefix ? group.stats(query)[0] : own_max2);
     Vec sum{}, sum_dp{};
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
-      const Vec e = exp2(load(p + j) - top);
+      const Vec e = exp2(load(p + j) - max2);
       store(p + j, e);
       sum += e;
       sum_dp += e * load(dp + j);
@@ -226,14 +226,14 @@ struct LargeGroups {
       for (int64_t j = 0; j < padded; j += kLanes) {
         const float *p = b.scores + i * padded + j, *ds = b.grad_scores + i * padded + j;
         const bool alone = i + 1 == count;
-        store(b.probs_across + i / 2 * padded + j, pair_up(load(p), alone ? Vec{} : load(p + padded)));
-        store(b.grad_across + i / 2 * padded + j, pair_up(load(ds), alone ? Vec{} : load(ds + padded)));
+        store(b.probs_by_key + i / 2 * padded + j, pair_up(load(p), alone ? Vec{} : load(p + padded)));
+        store(b.grad_by_key + i / 2 * padded + j, pair_up(load(ds), alone ? Vec{} : load(ds + padded)));
       }
   }
 #endif
 
   template <typename Add>
-  void write(const Group<T>& group, int64_t first, int64_t count, int part, float* values, const Add& add) const {
+  void write(const Group<T>& group, int64_t first, int64_t count, Part part, float* values, const Add& add) const {
     for (int64_t i = 0; i < count; ++i) {
       float* row = values + i * plan.dim_padded;
       if (first + i < plan.prefix)

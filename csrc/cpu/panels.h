@@ -39,7 +39,7 @@ constexpr int64_t row_words(int64_t dim) {
 // Rows that are summed over, in words.
 template <typename Word>
 constexpr int64_t depth_words(int64_t rows) {
-  return (rows + kPerWord<Word> - 1) / kPerWord<Word>;
+  return divide_up(rows, kPerWord<Word>);
 }
 
 // One row of words, filled up with zeros.

@@ -24,13 +24,19 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
+// Of the standard library's functions none that is not inlined everywhere may be called here: the linker keeps one copy
+// of them, which could be that for a newer processor than this one.
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
+
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitsVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
-// What products are made of, 4 bytes each: a float, or two bfloat16 where the processor multiplies and adds pairs of
-// them. Everything that handles words handles both.
+// A word is the 4 bytes of an operand that a product takes at once: a float, or two bfloat16 where the processor
+// multiplies and adds pairs of them. Everything that handles words handles both.
 struct Pair {
   BFloat16 low, high;
 };
@@ -74,11 +80,17 @@ static inline void store(Word* p, V v) {
 
 static inline Vec broadcast(float x) { return x - Vec{}; }
 
+static inline IntVec broadcast(int32_t x) { return x - IntVec{}; }
+
 static inline PairVec broadcast(Pair x) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return (PairVec)(bits - IntVec{});
+  return (PairVec)broadcast(bits);
 }
+
+// Masks of the lanes whose element of `x` is below, or equal to, a number of at most 31 bits.
+static inline IntVec is_below(IntVec x, int64_t bound) { return x < broadcast(int32_t(bound)); }
+static inline IntVec is_equal(IntVec x, int64_t value) { return x == broadcast(int32_t(value)); }
 
 // sum + a * b, word by word.
 static inline Vec multiply_add(Vec sum, Vec a, Vec b) { return sum + a * b; }
@@ -99,6 +111,13 @@ static inline Vec rounded(Vec x) {
 #endif
   return x;
 }
+
+// 0, 1, 2, ...: each lane's own number.
+template <int... kLane>
+static inline IntVec lane_numbers(std::integer_sequence<int, kLane...>) {
+  return IntVec{kLane...};
+}
+static inline IntVec lane_numbers() { return lane_numbers(std::make_integer_sequence<int, kLanes>()); }
 
 // Lanes of the concatenation (a, b), chosen at compile time: lane i of the result is lane Choice::of(i).
 template <typename Choice, typename V, int... kLane>
@@ -326,8 +345,6 @@ static inline void store_row(const float* source, int64_t count, T* to) {
   for (; i + kLanes <= count; i += kLanes) store_floats(load(source + i), to + i);
   for (; i < count; ++i) to[i] = from_float<T>(source[i]);
 }
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace HSTA_ISA
 }  // namespace hsta

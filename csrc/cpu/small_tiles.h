@@ -17,6 +17,47 @@ namespace {
 constexpr int kTileQueries = kLanes / 4, kTileKeys = 4;
 constexpr int64_t kMaxQueryTiles = kMaxSmallRows / kTileQueries, kMaxKeyTiles = kMaxSmallRows / kTileKeys;
 
+// The query and the key of a tile that a lane belongs to.
+static inline IntVec query_of_lane() { return lane_numbers() / kTileKeys; }
+static inline IntVec key_of_lane() { return lane_numbers() % kTileKeys; }
+
+// Pointers to the rows of a group, as words.
+template <typename Word>
+struct SmallRows {
+  const int64_t words;  // of a row
+  const Word *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows], *grad_out[kMaxSmallRows];
+
+  explicit SmallRows(int64_t words) : words(words) {}
+};
+
+// Scores of a group's rows from `first_row` on with each other, as rows of tiles.
+struct TileMatrix {
+  int64_t first_row, rows, query_tiles, key_tiles;
+
+  TileMatrix(int64_t first_row, int64_t last_row)
+      : first_row(first_row),
+        rows(last_row - first_row),
+        query_tiles(divide_up(rows, kTileQueries)),
+        key_tiles(divide_up(rows, kTileKeys)) {}
+
+  // Of row of tiles i: the group's row that is its first query, and how many there are.
+  int64_t row(int64_t i) const { return first_row + i * kTileQueries; }
+  int64_t queries(int64_t i) const { return min(kTileQueries, rows - i * kTileQueries); }
+
+  // Puts `value` where a row of tiles has keys that do not exist.
+  void pad(Vec* tiles, Vec value) const {
+    if (rows % kTileKeys == 0) return;
+    Vec& last = tiles[key_tiles - 1];
+    last = is_below(key_of_lane(), rows % kTileKeys) ? last : value;
+  }
+  // Of each query, over fours of keys.
+  Vec row_max(const Vec* tiles) const {
+    Vec found = tiles[0];
+    for (int64_t t = 1; t < key_tiles; ++t) found = max(found, tiles[t]);
+    return found;
+  }
+};
+
 // f(constant n) for a count n of 1 to kMax that is known only at run time.
 template <int kMax, typename F>
 inline __attribute__((always_inline)) void with_constant(int64_t n, const F& f) {
@@ -104,20 +145,20 @@ inline __attribute__((always_inline)) Vec score_tile(const Word* const* q, const
   return tile_of_sums(sum, {0, kLast < 1 ? 0 : 1, kLast < 2 ? 0 : 2, kLast < 3 ? 0 : 3});
 }
 
-// A tile beside the others, for kTileQueries rows and one or two prefix tokens: columns 0 and 1 are q of the rows
-// times k of the prefix, columns 2 and 3 are q of the prefix times k of the rows. Columns of an absent token are
-// copies.
-constexpr int kMaxPrefixBeside = kTileQueries < 2 ? 1 : 2;
+// Scores of kTileQueries rows with one or two prefix tokens, both ways: columns 0 and 1 of this border tile are q of
+// the rows times k of the prefix, columns 2 and 3 are q of the prefix times k of the rows. Columns of an absent token
+// are copies.
+constexpr int kMaxBorderTokens = kTileQueries < 2 ? 1 : 2;
 
+// `q` and `k` are the rows of a group, its prefix first; those of the tile begin at `row`.
 template <typename Word>
-Vec score_beside(const Word* const* q, const Word* const* k, const Word* const* prefix_q, const Word* const* prefix_k,
-                 int64_t prefix, int64_t words) {
+Vec border_score_tile(const Word* const* q, const Word* const* k, int64_t row, int64_t prefix, int64_t words) {
   Vec tile;
-  with_constant<kMaxPrefixBeside>(prefix, [&](auto count) {
+  with_constant<kMaxBorderTokens>(prefix, [&](auto count) {
     constexpr int kPrefix = count();
     Vec sum[kTileQueries][2 * kPrefix];
-    multiply_rows<kTileQueries, kPrefix, 0>(q, prefix_k, words, sum);
-    multiply_rows<kTileQueries, kPrefix, kPrefix>(k, prefix_q, words, sum);
+    multiply_rows<kTileQueries, kPrefix, 0>(q + row, k, words, sum);
+    multiply_rows<kTileQueries, kPrefix, kPrefix>(k + row, q, words, sum);
     tile = tile_of_sums(sum, {0, kPrefix - 1, kPrefix, 2 * kPrefix - 1});
   });
   return tile;
@@ -135,36 +176,36 @@ void score_tiles(const Word* const* q, int64_t queries, const Word* const* k, in
   });
 }
 
-// Where the weights of a sum lie: that of term k in row r at (k / kPerOuter) * outer + (k % kPerOuter) * inner + r *
-// row.
+// Where the weights of a sum over rows lie: that of row k in sum r at (k / kPerOuter) * outer + (k % kPerOuter) * inner
+// + r * sum.
 template <int kPerOuter>
-struct Weights {
-  int64_t outer, inner, row;
+struct WeightStrides {
+  int64_t outer, inner, sum;
 };
 
-// Part of a sum over rows: its weights, its terms, and how many of them.
+// What sums over rows are made of: the weights, the rows, and how many of them.
 template <typename Word, int kPerOuter>
-struct Terms {
+struct WeightedRows {
   const Word* weights;
-  Weights<kPerOuter> at;
+  WeightStrides<kPerOuter> strides;
   const Word* const* rows;
   int64_t count;
 };
 
 template <int kRows, int kVecs, typename Word, int kPerOuter>
-inline __attribute__((always_inline)) void add_terms(const Terms<Word, kPerOuter>& part, int64_t d,
-                                                     Vec (&sum)[kRows][kVecs]) {
+inline __attribute__((always_inline)) void add_weighted_rows(const WeightedRows<Word, kPerOuter>& part, int64_t d,
+                                                             Vec (&sum)[kRows][kVecs]) {
   const Word* weights = part.weights;
-  for (int64_t first = 0; first < part.count; first += kPerOuter, weights += part.at.outer) {
+  for (int64_t first = 0; first < part.count; first += kPerOuter, weights += part.strides.outer) {
     const int64_t inner_count = min(kPerOuter, part.count - first);
     for (int64_t k = 0; k < inner_count; ++k) {
-      const Word* term = part.rows[first + k] + d;
-      decltype(load(term)) value[kVecs];
+      const Word* row = part.rows[first + k] + d;
+      decltype(load(row)) value[kVecs];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) value[v] = load(term + v * kLanes);
+      for (int v = 0; v < kVecs; ++v) value[v] = load(row + v * kLanes);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const auto weight = broadcast(weights[k * part.at.inner + r * part.at.row]);
+        const auto weight = broadcast(weights[k * part.strides.inner + r * part.strides.sum]);
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) sum[r][v] = multiply_add(sum[r][v], weight, value[v]);
       }
@@ -180,14 +221,14 @@ inline __attribute__((always_inline)) void weighted_sum_tile(int64_t d, float* t
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) sum[r][v] = Vec{};
-  (add_terms(parts, d, sum), ...);
+  (add_weighted_rows(parts, d, sum), ...);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) store(to + r * to_row + d + v * kLanes, sum[r][v]);
 }
 
-// to[r] = sum of the weighted terms of all parts, for up to kTileQueries rows of dim_padded floats.
+// to[r] = sum of the weighted rows of all parts, for up to kTileQueries rows of dim_padded floats.
 template <typename... Parts>
 void weighted_sum(int64_t rows, int64_t dim_padded, float* to, const Parts&... parts) {
   with_constant<kTileQueries>(rows, [&](auto n) {
@@ -198,20 +239,32 @@ void weighted_sum(int64_t rows, int64_t dim_padded, float* to, const Parts&... p
   });
 }
 
-// Rows as the terms of a sum over rows: as they are, or for pairs two rows interleaved.
-static inline const float* const* as_terms(const float* const* rows, int64_t, int64_t, float*, const float**) {
+// Rows as a sum over them reads them: as they are, or for pairs two rows interleaved.
+static inline const float* const* deep_rows(const float* const* rows, int64_t, int64_t, float*, const float**) {
   return rows;
 }
 #ifdef __AVX512BF16__
-static inline const Pair* const* as_terms(const Pair* const* rows, int64_t count, int64_t dim_padded, Pair* copies,
-                                          const Pair** terms) {
+static inline const Pair* const* deep_rows(const Pair* const* rows, int64_t count, int64_t dim_padded, Pair* copies,
+                                           const Pair** deep) {
   for (int64_t r = 0; r < count; r += 2, copies += dim_padded) {
     interleave_rows(rows[r], r + 1 < count ? rows[r + 1] : nullptr, dim_padded, copies);
-    terms[r / 2] = copies;
+    deep[r / 2] = copies;
   }
-  return terms;
+  return deep;
 }
 #endif
+
+template <typename Word>
+const Word* const* take_deep_rows(const Word* const* rows, int64_t count, int64_t dim_padded, Arena& arena,
+                                  const Word** to) {
+  return deep_rows(rows, count, dim_padded, arena.take<Word>((count + 1) / 2 * dim_padded), to);
+}
+
+// What the backward pass sums over.
+template <typename Word>
+struct DeepRows {
+  const Word *const *q, *const *k, *const *grad_out;
+};
 
 // A tile of weights in memory: for sums over its keys, whose column 2 is kToColumn2 further on, and over its queries.
 template <typename Word>
@@ -219,8 +272,12 @@ struct WeightTile;
 template <>
 struct WeightTile<float> {
   static constexpr int kFloats = kLanes, kToColumn2 = 2, kKeysPerOuter = kTileKeys, kQueriesPerOuter = kTileQueries;
-  static constexpr Weights<kKeysPerOuter> over_keys() { return {kLanes, 1, 4}; }
-  static constexpr Weights<kQueriesPerOuter> over_queries(int64_t key_tiles) { return {key_tiles * kLanes, 4, 1}; }
+  using OverKeys = WeightedRows<float, kKeysPerOuter>;
+  using OverQueries = WeightedRows<float, kQueriesPerOuter>;
+  static constexpr WeightStrides<kKeysPerOuter> over_keys() { return {kLanes, 1, 4}; }
+  static constexpr WeightStrides<kQueriesPerOuter> over_queries(int64_t key_tiles) {
+    return {key_tiles * kLanes, 4, 1};
+  }
   static void store_over_keys(float* to, Vec tile) { store(to, tile); }
   static void store_over_queries(float* to, Vec tile) { store(to, tile); }
 };
@@ -229,8 +286,12 @@ template <>
 struct WeightTile<Pair> {
   static constexpr int kFloats = kLanes / 2, kToColumn2 = 1;
   static constexpr int kKeysPerOuter = kTileKeys / 2, kQueriesPerOuter = kTileQueries / 2;
-  static constexpr Weights<kKeysPerOuter> over_keys() { return {kLanes / 2, 1, 2}; }
-  static constexpr Weights<kQueriesPerOuter> over_queries(int64_t key_tiles) { return {key_tiles * kLanes / 2, 4, 1}; }
+  using OverKeys = WeightedRows<Pair, kKeysPerOuter>;
+  using OverQueries = WeightedRows<Pair, kQueriesPerOuter>;
+  static constexpr WeightStrides<kKeysPerOuter> over_keys() { return {kLanes / 2, 1, 2}; }
+  static constexpr WeightStrides<kQueriesPerOuter> over_queries(int64_t key_tiles) {
+    return {key_tiles * kLanes / 2, 4, 1};
+  }
   static void store_over_keys(Pair* to, Vec tile) { store_pairs(to, tile); }
   static void store_over_queries(Pair* to, Vec tile) {
     const PairVec words = pair_up(shuffle<Fours<0>>(tile, tile), shuffle<Fours<1>>(tile, tile));

@@ -28,9 +28,9 @@ void sum_nan_columns(const Group<T>& group, int64_t query, const ScoreScale& sca
   float* sums = scratch(Scratch::kThread, plan.dim);
   for (int64_t d = 0; d < plan.dim; ++d) sums[d] = 0;
   for (int64_t token = 0; token < plan.tokens; ++token) {
-    const float score = dot(plan.dim, group.part(0).row(query), group.part(1).row(token));
+    const float score = dot(plan.dim, group.part(kQuery).row(query), group.part(kKey).row(token));
     const float weight = exp2(scaled(broadcast(score), scale) - broadcast(max2))[0];
-    const T* value = group.part(2).row(token);
+    const T* value = group.part(kValue).row(token);
     for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight * to_float(value[d]);
   }
   for (int64_t d = 0; d < plan.dim; ++d)
@@ -42,21 +42,21 @@ void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
-  float* parts = scratch(Scratch::kShared, op.batch * plan.slots * op.heads * plan.prefix * (2 + plan.dim_padded));
+  float* partials = scratch(Scratch::kShared, op.batch * plan.splits * op.heads * plan.prefix * (2 + plan.dim_padded));
 
   for_each_item(plan, plan.small ? small.scratch_floats() : large.scratch_floats(false), [&](Item item, float* buffer) {
     for (int64_t h = item.first_head; h < item.last_head; ++h)
       for (int64_t p = item.first_query; p < min(plan.prefix, item.last_query); ++p)
-        Partial(plan, parts, op.heads, item.sample, item.slot, h, p).clear(plan);
+        Partial(plan, partials, op.heads, item.sample, item.split, h, p).clear(plan);
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
         const Group<T> group{plan, op, item.sample, g, h};
         const auto merge = [&](int64_t p, float max2, float sum, const float* values) {
-          Partial(plan, parts, op.heads, item.sample, item.slot, h, p).merge(plan, max2, sum, values);
+          Partial(plan, partials, op.heads, item.sample, item.split, h, p).merge(plan, max2, sum, values);
         };
-        if (plan.small) {
+        if (plan.small)
           small.forward(group, buffer, merge);
-        } else
+        else
           large.forward(group, item.first_query, item.last_query, buffer, merge);
       }
   });
@@ -64,10 +64,10 @@ void forward(const SpaceTimeAttention& op) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < op.batch * op.heads * plan.prefix; ++row) {
     const int64_t p = row % plan.prefix, h = row / plan.prefix % op.heads, b = row / plan.prefix / op.heads;
-    const Partial total(plan, parts, op.heads, b, 0, h, p);
-    for (int64_t slot = 1; slot < plan.slots; ++slot) {
-      const Partial part(plan, parts, op.heads, b, slot, h, p);
-      total.merge(plan, *part.max2, *part.sum, part.values);
+    const Partial total(plan, partials, op.heads, b, 0, h, p);
+    for (int64_t split = 1; split < plan.splits; ++split) {
+      const Partial partial(plan, partials, op.heads, b, split, h, p);
+      total.merge(plan, *partial.max2, *partial.sum, partial.values);
     }
     const Group<T> group{plan, op, b, 0, h};
     group.stats(p)[0] = *total.max2, group.stats(p)[1] = *total.sum;
@@ -83,12 +83,12 @@ void backward(const SpaceTimeAttention& op) {
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
-  // (batch, slots, heads, 3, prefix, dim_padded): each item's share of the prefix tokens' gradients
-  const int64_t parts_floats = op.batch * plan.slots * op.heads * 3 * prefix_floats;
-  float* parts = scratch(Scratch::kShared, parts_floats + op.batch * op.heads * plan.prefix);
-  plan.deltas = parts + parts_floats;
-  const auto parts_of = [&](int64_t sample, int64_t slot, int64_t head) {
-    return parts + ((sample * plan.slots + slot) * op.heads + head) * 3 * prefix_floats;
+  // (batch, splits, heads, 3, prefix, dim_padded): each split's share of the prefix tokens' gradients
+  const int64_t shares_floats = op.batch * plan.splits * op.heads * 3 * prefix_floats;
+  float* shares = scratch(Scratch::kShared, shares_floats + op.batch * op.heads * plan.prefix);
+  plan.deltas = shares + shares_floats;
+  const auto share_of = [&](int64_t sample, int64_t split, int64_t head) {
+    return shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
   };
 
   const int64_t buffer_floats = plan.small ? small.scratch_floats() : large.scratch_floats(true);
@@ -102,20 +102,20 @@ void backward(const SpaceTimeAttention& op) {
 
   for_each_item(plan, buffer_floats, [&](Item item, float* buffer) {
     for (int64_t h = item.first_head; h < item.last_head; ++h) {
-      float* mine = parts_of(item.sample, item.slot, h);
-      for (int64_t i = 0; i < 3 * prefix_floats; ++i) mine[i] = 0;
+      float* share = share_of(item.sample, item.split, h);
+      for (int64_t i = 0; i < 3 * prefix_floats; ++i) share[i] = 0;
     }
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
         const Group<T> group{plan, op, item.sample, g, h};
-        float* mine = parts_of(item.sample, item.slot, h);
-        const auto add = [&](int part, int64_t p, const float* values) {
-          float* to = mine + (part * plan.prefix + p) * plan.dim_padded;
+        float* share = share_of(item.sample, item.split, h);
+        const auto add = [&](Part part, int64_t p, const float* values) {
+          float* to = share + (part * plan.prefix + p) * plan.dim_padded;
           for (int64_t d = 0; d < plan.dim_padded; d += kLanes) store(to + d, load(to + d) + load(values + d));
         };
-        if (plan.small) {
+        if (plan.small)
           small.backward(group, buffer, add);
-        } else
+        else
           large.backward(group, buffer, add);
       }
   });
@@ -123,12 +123,12 @@ void backward(const SpaceTimeAttention& op) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < op.batch * op.heads; ++row) {
     const int64_t b = row / op.heads, h = row % op.heads;
-    float* total = parts_of(b, 0, h);
-    for (int64_t slot = 1; slot < plan.slots; ++slot) {
-      const float* share = parts_of(b, slot, h);
+    float* total = share_of(b, 0, h);
+    for (int64_t split = 1; split < plan.splits; ++split) {
+      const float* share = share_of(b, split, h);
       for (int64_t i = 0; i < 3 * prefix_floats; ++i) total[i] += share[i];
     }
-    for (int part = 0; part < 3; ++part)
+    for (const Part part : {kQuery, kKey, kValue})
       for (int64_t p = 0; p < plan.prefix; ++p)
         write_gradient(Group<T>{plan, op, b, 0, h}, p, part, total + (part * plan.prefix + p) * plan.dim_padded);
   }

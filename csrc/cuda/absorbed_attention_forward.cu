@@ -13,7 +13,7 @@ struct Result {
   int64_t first_row;  // of the sample and slot
 
   __device__ void store_stats(const OnlineSoftmax& softmax, int head) const {
-    float* stats = parts.slots > 1 ? parts.stats : op.stats;
+    float* stats = parts.splits > 1 ? parts.stats : op.stats;
     if (head < op.heads) store(stats + (first_row + head) * 2, Vector<float, 2>{{softmax.top, softmax.sum}});
   }
 
@@ -24,7 +24,7 @@ struct Result {
       if (head >= op.heads || column + c >= op.width) return;
       for (float& value : pair.at) value /= sums[head];
       const int64_t at = (first_row + head) * op.width + column + c;
-      if (parts.slots > 1) {
+      if (parts.splits > 1) {
         store(parts.values + at, narrowed_pair<T>(pair));
       } else {
         store(op.z + at, pair);

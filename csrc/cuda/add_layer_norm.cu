@@ -11,9 +11,9 @@ constexpr int kWarpColumns = 1024;
 constexpr int kRowsPerBlock = 32;  // backward: a block's share of the weights' gradients is then 1/16 of the traffic
 
 // The pieces of a row that a thread holds, as float: piece i starts at column (i * kGroup + thread) * kColumns.
-template <typename X, int kGroup>
+template <typename R, int kGroup>
 struct Row {
-  static constexpr int kColumns = 16 / sizeof(X), kPieces = kWarpColumns / kWarp / kColumns;
+  static constexpr int kColumns = 16 / sizeof(R), kPieces = kWarpColumns / kWarp / kColumns;
   float at[kPieces][kColumns];
 
   template <typename F>
@@ -34,11 +34,11 @@ struct Row {
     });
   }
 
-  __device__ void store_to(X* row, int64_t width) const {
+  __device__ void store_to(R* row, int64_t width) const {
     for_pieces(width, [&](int i, int column) {
-      Vector<X, kColumns> piece;
+      Vector<R, kColumns> piece;
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) piece.at[c] = narrowed<X>(at[i][c]);
+      for (int c = 0; c < kColumns; ++c) piece.at[c] = narrowed<R>(at[i][c]);
       store(row + column, piece);
     });
   }
@@ -66,8 +66,8 @@ struct RowSums {
 };
 
 // row = (row - mean) / sqrt(var + eps); returns 1 / sqrt(var + eps).
-template <typename X, int kGroup>
-__device__ float normalize(Row<X, kGroup>& row, int64_t width, float eps, RowSums<kGroup>& sum) {
+template <typename R, int kGroup>
+__device__ float normalize(Row<R, kGroup>& row, int64_t width, float eps, RowSums<kGroup>& sum) {
   float total = 0, squares = 0;
   row.for_elements(width, [&](int i, int c) { total += row.at[i][c]; });
   const float mean = sum(total) / float(width);
@@ -80,39 +80,39 @@ __device__ float normalize(Row<X, kGroup>& row, int64_t width, float eps, RowSum
   return rstd;
 }
 
-template <typename X, typename R, int kGroup>
+template <typename R, typename X, int kGroup>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ AddLayerNorm op) {
   const int64_t index = block_index() * (kThreads / kGroup) + thread_index() / kGroup;
   if (index >= op.rows) return;
   RowSums<kGroup> sum;
-  Row<X, kGroup> row, other;
-  row.load_from(static_cast<const X*>(op.x) + index * op.x_stride_row, op.width);
-  other.load_from(static_cast<const R*>(op.residual) + index * op.residual_stride_row, op.width);
+  Row<R, kGroup> row, other;
+  row.load_from(static_cast<const R*>(op.residual) + index * op.residual_stride_row, op.width);
+  other.load_from(static_cast<const X*>(op.x) + index * op.x_stride_row, op.width);
   row.for_elements(op.width, [&](int i, int c) {
-    row.at[i][c] = widened(narrowed<X>(row.at[i][c] + other.at[i][c]));  // normalize what the next layer reads
+    row.at[i][c] = widened(narrowed<R>(row.at[i][c] + other.at[i][c]));  // normalize what the next layer reads
   });
-  row.store_to(static_cast<X*>(op.sum) + index * op.width, op.width);
+  row.store_to(static_cast<R*>(op.sum) + index * op.width, op.width);
   normalize(row, op.width, op.eps, sum);
   other.load_from(op.weight, op.width);
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] *= other.at[i][c]; });
   other.load_from(op.bias, op.width);
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] += other.at[i][c]; });
-  row.store_to(static_cast<X*>(op.norm) + index * op.width, op.width);
+  row.store_to(static_cast<R*>(op.norm) + index * op.width, op.width);
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row. A block
 // takes kRowsPerBlock rows and leaves its share of the weight's and the bias's gradient, (2, width), in the workspace.
-template <typename X, int kGroup>
+template <typename R, int kGroup>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ AddLayerNorm op) {
   constexpr int kRowsAtOnce = kThreads / kGroup;
   RowSums<kGroup> sum;
-  Row<X, kGroup> grad_weight{}, grad_bias{};
+  Row<R, kGroup> grad_weight{}, grad_bias{};
   const int64_t first = block_index() * kRowsPerBlock;
   const int64_t last = first + kRowsPerBlock < op.rows ? first + kRowsPerBlock : op.rows;
   for (int64_t index = first + thread_index() / kGroup; index < last; index += kRowsAtOnce) {
-    Row<X, kGroup> y, grad, weight;
-    y.load_from(static_cast<const X*>(op.sum) + index * op.width, op.width);
-    grad.load_from(static_cast<const X*>(op.grad_norm) + index * op.grad_norm_stride_row, op.width);
+    Row<R, kGroup> y, grad, weight;
+    y.load_from(static_cast<const R*>(op.sum) + index * op.width, op.width);
+    grad.load_from(static_cast<const R*>(op.grad_norm) + index * op.grad_norm_stride_row, op.width);
     const float rstd = normalize(y, op.width, op.eps, sum);
     weight.load_from(op.weight, op.width);
     float total = 0, along = 0;
@@ -125,12 +125,12 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     });
     total = sum(total) / float(op.width);
     along = sum(along) / float(op.width);
-    Row<X, kGroup> incoming;
-    incoming.load_from(static_cast<const X*>(op.grad_sum) + index * op.grad_sum_stride_row, op.width);
+    Row<R, kGroup> incoming;
+    incoming.load_from(static_cast<const R*>(op.grad_sum) + index * op.grad_sum_stride_row, op.width);
     y.for_elements(op.width, [&](int i, int c) {
       y.at[i][c] = incoming.at[i][c] + rstd * (grad.at[i][c] - total - y.at[i][c] * along);
     });
-    y.store_to(static_cast<X*>(op.grad_x) + index * op.width, op.width);
+    y.store_to(static_cast<R*>(op.grad_residual) + index * op.width, op.width);
   }
 
   // The groups add their shares one after the other.
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     if (thread_index() / kGroup == turn)
       grad_weight.for_pieces(op.width, [&](int i, int column) {
 #pragma unroll
-        for (int c = 0; c < Row<X, kGroup>::kColumns; ++c) {
+        for (int c = 0; c < Row<R, kGroup>::kColumns; ++c) {
           float *weight = totals + column + c, *bias = weight + op.width;
           *weight = (turn ? *weight : 0) + grad_weight.at[i][c];
           *bias = (turn ? *bias : 0) + grad_bias.at[i][c];
@@ -172,10 +172,10 @@ void add_layer_norm_forward(const AddLayerNorm& op, Stream stream) {
   with_group(op.width, [&](auto group) {
     const int64_t blocks = divide_up(op.rows, kThreads / group);
     const auto run = [&](auto kernel) { launch(kernel, blocks, kThreads, 4 * kWarps * 4, stream, op); };
-    with_type(op.dtype, [&](auto x) {
-      using X = decltype(x);
-      if (op.residual_dtype == op.dtype) return run(forward_kernel<X, X, group()>);
-      if (op.residual_dtype == DType::kBFloat16) return run(forward_kernel<float, BFloat16, group()>);
+    with_type(op.dtype, [&](auto residual) {
+      using R = decltype(residual);
+      if (op.x_dtype == op.dtype) return run(forward_kernel<R, R, group()>);
+      if (op.x_dtype == DType::kBFloat16) return run(forward_kernel<float, BFloat16, group()>);
       run(forward_kernel<float, Float16, group()>);
     });
   });
@@ -186,9 +186,9 @@ int64_t add_layer_norm_workspace(const AddLayerNorm& op) { return divide_up(op.r
 void add_layer_norm_backward(const AddLayerNorm& op, Stream stream) {
   const int64_t blocks = divide_up(op.rows, kRowsPerBlock);
   with_group(op.width, [&](auto group) {
-    with_type(op.dtype, [&](auto x) {
+    with_type(op.dtype, [&](auto residual) {
       const int64_t shared_bytes = (4 * kWarps + 2 * op.width) * 4;
-      launch(backward_kernel<decltype(x), group()>, blocks, kThreads, shared_bytes, stream, op);
+      launch(backward_kernel<decltype(residual), group()>, blocks, kThreads, shared_bytes, stream, op);
     });
   });
   sum_parts(op.workspace, 1, blocks, 2 * op.width, ToWeightAndBias{op.grad_weight, op.grad_bias, op.width}, stream);

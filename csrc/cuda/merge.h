@@ -6,25 +6,25 @@
 
 namespace hsta::cuda {
 
-// Parts of `rows` softmaxes a sample: values (batch, slots, rows, columns), stats (batch, slots, rows, 2).
+// Parts of `rows` softmaxes a sample: values (batch, splits, rows, columns), stats (batch, splits, rows, 2).
 template <typename T>
 struct Parts {
   T* values;
   float* stats;
-  int64_t slots, rows, columns;
+  int64_t splits, rows, columns;
 
-  Parts(float* workspace, int64_t batch, int64_t slots, int64_t rows, int64_t columns)
+  Parts(float* workspace, int64_t batch, int64_t splits, int64_t rows, int64_t columns)
       : values(reinterpret_cast<T*>(workspace)),
-        stats(workspace + value_floats(batch * slots * rows, columns)),
-        slots(slots),
+        stats(workspace + value_floats(batch * splits * rows, columns)),
+        splits(splits),
         rows(rows),
         columns(columns) {}
 
-  static int64_t floats(int64_t batch, int64_t slots, int64_t rows, int64_t columns) {
-    return value_floats(batch * slots * rows, columns) + batch * slots * rows * 2;
+  static int64_t floats(int64_t batch, int64_t splits, int64_t rows, int64_t columns) {
+    return value_floats(batch * splits * rows, columns) + batch * splits * rows * 2;
   }
-  __device__ int64_t row(int64_t sample, int64_t slot, int64_t row) const {
-    return (sample * slots + slot) * rows + row;
+  __device__ int64_t row(int64_t sample, int64_t split, int64_t row) const {
+    return (sample * splits + split) * rows + row;
   }
 
  private:
@@ -35,16 +35,16 @@ struct Parts {
 
 // Part of a row's softmax that a lane knows, of four columns.
 struct Partial {
-  float top = -INFINITY, sum = 0;
+  float max = -INFINITY, sum = 0;
   Vector<float, 4> values{};
 
   __device__ void merge(const Partial& other) {
-    const float both = fmaxf(top, other.top);
-    if (both == -INFINITY) return;
-    const float mine = exp2(top - both), theirs = exp2(other.top - both);
+    if (other.sum == 0) return;  // no key, or none with a score above -inf
+    const float both = fmaxf(max, other.max);
+    const float mine = exp2(max - both), theirs = exp2(other.max - both);
     sum = sum * mine + other.sum * theirs;
     for (int i = 0; i < 4; ++i) values.at[i] = values.at[i] * mine + other.values.at[i] * theirs;
-    top = both;
+    max = both;
   }
 };
 
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   const int64_t column = block_index() % blocks_per_row * kMergeColumns + 4 * lane;
   const bool valid = column < parts.columns;
   Partial total;
-  for (int64_t slot = warp; slot < parts.slots; slot += kMergeWarps) {
-    const int64_t at = parts.row(sample, slot, row);
+  for (int64_t split = warp; split < parts.splits; split += kMergeWarps) {
+    const int64_t at = parts.row(sample, split, row);
     const auto part_stats = load<2>(parts.stats + at * 2);
     Partial part{part_stats.at[0], part_stats.at[1], {}};
     if (valid) {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
   for (int other = 1; other < kMergeWarps; ++other) total.merge(others[other * kWarp + lane]);
   for (float& value : total.values.at) value /= total.sum;
   to(sample, row, column, total.values);
-  if (column == 0) store(stats + (sample * parts.rows + row) * 2, Vector<float, 2>{{total.top, total.sum}});
+  if (column == 0) store(stats + (sample * parts.rows + row) * 2, Vector<float, 2>{{total.max, total.sum}});
 }
 
 // Merges all parts: to(sample, row, column, four values from this column on), stats (batch, rows, 2).

@@ -40,11 +40,11 @@ __device__ void add_output_products(const TimeTile& tile, const Tiles<T>& tiles,
 // Probabilities, and the scores' gradients but for `scale`, of 16 queries: into tiles.p and tiles.ds. What comes in are
 // the products q·k and dO·v, and δ of prefix queries.
 template <typename T>
-__device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles<T>& tiles, int first,
+__device__ void score_gradients(const TimeTile& tile, uint32_t visible, const Tiles<T>& tiles, int first,
                                 Square (&p)[kMaxSquares], Square (&dp)[kMaxSquares], const RowPair& prefix_delta) {
-  RowPair top = to_scores<T>(tile, seen, first, p), sum, delta;
-  each_seen(seen, [&](int square) {
-    p[square].each([&](float value, int r, int) { sum.at[r] += exp2(value - top.at[r]); });
+  RowPair row_max = to_scores<T>(tile, visible, first, p), sum, delta;
+  each_visible(visible, [&](int square) {
+    p[square].each([&](float value, int r, int) { sum.at[r] += exp2(value - row_max.at[r]); });
   });
   sum.combine([](float a, float b) { return a + b; });
 #pragma unroll
@@ -56,11 +56,11 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles
     }
     const int64_t index = (tile.sample * tile.op.heads + tile.head) * tile.prefix + row - tile.plan.patch_rows;
     const auto stats = load<2>(tile.op.stats + index * 2);
-    top.at[r] = stats.at[0], sum.at[r] = stats.at[1];
+    row_max.at[r] = stats.at[0], sum.at[r] = stats.at[1];
   }
 
-  each_seen(seen, [&](int square) {
-    p[square].each([&](float& value, int r, int) { value = quotient<T>(exp2(value - top.at[r]), sum.at[r]); });
+  each_visible(visible, [&](int square) {
+    p[square].each([&](float& value, int r, int) { value = quotient<T>(exp2(value - row_max.at[r]), sum.at[r]); });
     put(p[square], tiles.p.from(first, square * kSquare));
     each_of(p[square], dp[square], [&](float p, float& dp, int r) { delta.at[r] = multiply_add(p, dp, delta.at[r]); });
   });
@@ -68,7 +68,7 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t seen, const Tiles
   for (int r = 0; r < 2; ++r)
     if (tile.is_prefix(first + Square::row(r))) delta.at[r] = prefix_delta.at[r];
   delta.combine([](float a, float b) { return a + b; });
-  each_seen(seen, [&](int square) {
+  each_visible(visible, [&](int square) {
     each_of(p[square], dp[square], [&](float p, float& dp, int r) { dp = p * (dp - delta.at[r]); });
     put(dp[square], tiles.ds.from(first, square * kSquare));
   });
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   const HeadDim<T, kDim> d(op.head_dim, span);
   const Tiles<T> tiles(plan.rows, d.pitch);
   const int first = thread_index() / kWarp * kSquare;
-  const uint32_t seen = tile.seen(first / kSquare);
+  const uint32_t visible = tile.visible_squares(first / kSquare);
 
   const auto copy_all_but_v = [&](int column) {
     tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d, column, tiles.q);
@@ -106,24 +106,24 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
     const Matrix<T> q = tiles.q.from(first, 0), grad = tiles.grad.from(first, 0);
     const int columns = d.columns(column);
     if (tile.has_prefix(first / kSquare)) add_output_products(tile, tiles, first, columns, prefix_delta);
-    each_seen(seen, [&](int square) {
+    each_visible(visible, [&](int square) {
       multiply<Stored::kAsIs, Stored::kTransposed>(p[square], q, tiles.k.from(square * kSquare, 0), columns);
       multiply<Stored::kAsIs, Stored::kTransposed>(dp[square], grad, tiles.v.from(square * kSquare, 0), columns);
     });
   }
-  score_gradients(tile, seen, tiles, first, p, dp, prefix_delta);
+  score_gradients(tile, visible, tiles, first, p, dp, prefix_delta);
   block_barrier();
 
   // The same 16 rows, as queries and as keys. Gradients take the place of their values, to be written in rows.
   const auto write = [&](int begin, int part, float factor, auto&& product) {
     for (int column = 0; column < d.columns(begin); column += kSquare) {
       Square sum;
-      each_seen(seen, [&](int square) { product(sum, square * kSquare, column); });
+      each_visible(visible, [&](int square) { product(sum, square * kSquare, column); });
       sum.each([&](float& value, int, int) { value *= factor; });
       sum.each_pair([&](Vector<float, 2> values, int r, int c) {
         const int row = first + Square::row(r), to = begin + column + c;
         if (!tile.is_prefix(row) || to >= d.dim) return;
-        const int64_t at = ((tile.sample * plan.slots + tile.slot) * 3 + part) * op.heads + tile.head;
+        const int64_t at = ((tile.sample * plan.splits + tile.split) * 3 + part) * op.heads + tile.head;
         store(op.workspace + (at * op.prefix + row - plan.patch_rows) * d.dim + to, values);
       });
       put(sum, tiles.v.from(first, column));
@@ -182,7 +182,7 @@ void space_time_attention_backward(const SpaceTimeAttention& op, Stream stream) 
              op, plan, span);
     });
     const int64_t size = 3 * op.heads * op.prefix * op.head_dim;
-    if (op.prefix) sum_parts(op.workspace, op.batch, plan.slots, size, ToPrefixGradients<T>{op}, stream);
+    if (op.prefix) sum_parts(op.workspace, op.batch, plan.splits, size, ToPrefixGradients<T>{op}, stream);
   });
 }
 

@@ -1,5 +1,5 @@
 // Attention over time, forward: every row of the softmax is on chip, so q, k and v are read once and the output is
-// written once. A prefix query sees the places of all blocks: each leaves its part, and a second kernel merges them.
+// written once. A prefix query sees the positions of all blocks: each leaves its part, and a second kernel merges them.
 #include "merge.h"
 #include "time_tile.h"
 
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   const Matrix<T> q{shared_memory<T>(), d.pitch}, k = q.from(plan.rows, 0), v = k.from(plan.rows, 0);
   const Matrix<T> p{v.at(plan.rows, 0), pitch_of<T>(plan.rows)};
   const int first = thread_index() / kWarp * kSquare;
-  const uint32_t seen = tile.seen(first / kSquare);
+  const uint32_t visible = tile.visible_squares(first / kSquare);
   Square s[kMaxSquares];
   for (int column = 0; column < d.padded; column += d.span) {
     if (column) block_barrier();  // all are done with the columns before
@@ -25,16 +25,16 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
     commit_copies();
     wait_copies<0>();
     block_barrier();
-    each_seen(seen, [&](int square) {
+    each_visible(visible, [&](int square) {
       multiply<Stored::kAsIs, Stored::kTransposed>(s[square], q.from(first, 0), k.from(square * kSquare, 0),
                                                    d.columns(column));
     });
   }
-  const RowPair top = to_scores<T>(tile, seen, first, s);
+  const RowPair row_max = to_scores<T>(tile, visible, first, s);
   RowPair sum;
-  each_seen(seen, [&](int square) {
+  each_visible(visible, [&](int square) {
     s[square].each([&](float& value, int r, int) {
-      value = exp2(value - top.at[r]);
+      value = exp2(value - row_max.at[r]);
       sum.at[r] += value;
     });
     put(s[square], p.from(first, square * kSquare));
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   warp_barrier();
 
   const auto part_row = [&](int row) {
-    return parts.row(tile.sample, tile.slot, tile.head * op.prefix + row - plan.patch_rows);
+    return parts.row(tile.sample, tile.split, tile.head * op.prefix + row - plan.patch_rows);
   };
   T* out = static_cast<T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
   // Backwards: the last columns are here. Outputs take the place of the warp's queries, to be written in rows.
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
     }
     for (int column = 0; column < d.columns(begin); column += kSquare) {
       Square o;
-      each_seen(seen, [&](int square) {
+      each_visible(visible, [&](int square) {
         multiply<Stored::kAsIs, Stored::kAsIs>(o, p.from(first, square * kSquare), v.from(square * kSquare, column),
                                                kSquare);
       });
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   for (int r = 0; r < 2; ++r) {
     const int row = first + Square::row(r);
     if (thread_index() % 4 == 0 && tile.is_prefix(row))
-      store(parts.stats + part_row(row) * 2, Vector<float, 2>{{top.at[r], sum.at[r]}});
+      store(parts.stats + part_row(row) * 2, Vector<float, 2>{{row_max.at[r], sum.at[r]}});
   }
 }
 
@@ -94,7 +94,7 @@ struct ToPrefixRows {
 
 void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
-  const Parts<float> parts(op.workspace, op.batch, plan.slots, op.heads * op.prefix, op.head_dim);
+  const Parts<float> parts(op.workspace, op.batch, plan.splits, op.heads * op.prefix, op.head_dim);
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const auto elements = [&](int span) { return plan.rows * (3 * pitch_of<T>(span) + pitch_of<T>(plan.rows)); };
@@ -107,9 +107,9 @@ void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
 }
 
 int64_t space_time_attention_workspace(const SpaceTimeAttention& op) {
-  const int64_t slots = TimePlan(op).slots, rows = op.batch * op.heads * op.prefix;
-  const int64_t backward = rows * slots * 3 * op.head_dim;
-  const int64_t forward = Parts<float>::floats(op.batch, slots, op.heads * op.prefix, op.head_dim);
+  const int64_t splits = TimePlan(op).splits, rows = op.batch * op.heads * op.prefix;
+  const int64_t backward = rows * splits * 3 * op.head_dim;
+  const int64_t forward = Parts<float>::floats(op.batch, splits, op.heads * op.prefix, op.head_dim);
   return forward > backward ? forward : backward;
 }
 

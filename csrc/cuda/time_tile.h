@@ -1,8 +1,9 @@
-// Attention over time a tile at a time: a block stacks the rows of some neighbouring places, `frames` each, and then
-// the prefix tokens. A query sees the keys of its own place and of the prefix; of the square of all rows with all rows
-// only the 16 × 16 squares in which somebody sees somebody are computed. A warp takes 16 rows of queries, or of keys.
-// Where a GPU's shared memory does not take all columns of a head, they come a span at a time, and some twice: the
-// second time from L2.
+// Attention over time a tile at a time: a block stacks the rows of some neighbouring positions, `frames` each, and then
+// the prefix tokens. A query sees the keys of its own position and of the prefix; of the square of all rows with all
+// rows only the 16 × 16 squares in which somebody sees somebody are computed. A warp takes 16 rows of queries, or of
+// keys. The prefix comes last: before the positions it would push them across the squares' borders.
+// Where a GPU's shared memory does not take all columns of a head, they come a span at a time, and some twice:
+// the second time from L2.
 #pragma once
 
 #include "../common/score_scale.h"
@@ -12,24 +13,24 @@ namespace hsta::cuda {
 
 constexpr int kMaxRows = 80, kMaxSquares = kMaxRows / kSquare;
 
-// How the places are dealt out to blocks. The batch has no say, so that results do not depend on it.
+// How the positions are dealt out to blocks. The batch has no say, so that results do not depend on it.
 struct TimePlan {
-  int rows, places, patch_rows;  // of a tile
-  int64_t slots;                 // tiles of a sample and head
+  int rows, positions, patch_rows;  // of a tile
+  int64_t splits;                   // tiles of a sample and head
   ScoreScale scale;
 
   explicit TimePlan(const SpaceTimeAttention& op) : scale(op.scale) {
     const int sequence = int(op.frames + op.prefix);
     // Rows of float take twice the shared memory, and gain nothing from larger tiles.
     const int limit = sequence <= 32 && op.dtype == DType::kFloat32 ? 32 : sequence <= 64 ? 64 : kMaxRows;
-    places = int((limit - op.prefix) / op.frames);
-    if (places > op.patches) places = int(op.patches);
-    patch_rows = places * int(op.frames);
+    positions = int((limit - op.prefix) / op.frames);
+    if (positions > op.patches) positions = int(op.patches);
+    patch_rows = positions * int(op.frames);
     rows = int(divide_up(patch_rows + op.prefix, kSquare)) * kSquare;
-    slots = divide_up(op.patches, places);
+    splits = divide_up(op.patches, positions);
   }
 
-  int64_t blocks(const SpaceTimeAttention& op) const { return op.batch * slots * op.heads; }
+  int64_t blocks(const SpaceTimeAttention& op) const { return op.batch * splits * op.heads; }
   int threads() const { return rows / kSquare * kWarp; }
 };
 
@@ -53,7 +54,7 @@ struct HeadDim {
 };
 
 // The keys that a row's query sees: a run of patches, and the prefix or not.
-struct Sight {
+struct VisibleKeys {
   int first, last;
   bool prefix;
 };
@@ -62,15 +63,15 @@ struct TimeTile {
   const SpaceTimeAttention& op;
   const TimePlan& plan;
   int prefix, frames, valid_rows;  // valid_rows: of patches that exist
-  int64_t sample, slot, head;      // heads lie side by side in memory: neighbouring blocks take them
+  int64_t sample, split, head;     // heads lie side by side in memory: neighbouring blocks take them
 
   __device__ TimeTile(const SpaceTimeAttention& op, const TimePlan& plan)
       : op(op), plan(plan), prefix(int(op.prefix)), frames(int(op.frames)) {
     head = block_index() % op.heads;
-    slot = block_index() / op.heads % plan.slots;
-    sample = block_index() / op.heads / plan.slots;
-    const int64_t places = op.patches - slot * plan.places;
-    valid_rows = int(places < plan.places ? places : plan.places) * frames;
+    split = block_index() / op.heads % plan.splits;
+    sample = block_index() / op.heads / plan.splits;
+    const int64_t positions = op.patches - split * plan.positions;
+    valid_rows = int(positions < plan.positions ? positions : plan.positions) * frames;
   }
 
   __device__ bool is_prefix(int row) const { return row >= plan.patch_rows && row < plan.patch_rows + prefix; }
@@ -78,16 +79,16 @@ struct TimeTile {
   __device__ int64_t tokens() const { return op.prefix + op.frames * op.patches; }
   __device__ int64_t token(int row) const {
     if (row >= plan.patch_rows) return row - plan.patch_rows;
-    return prefix + row % frames * op.patches + slot * plan.places + row / frames;
+    return prefix + row % frames * op.patches + split * plan.positions + row / frames;
   }
 
-  __device__ Sight sight(int row) const {
+  __device__ VisibleKeys visible_keys(int row) const {
     if (is_patch(row)) return {row / frames * frames, row / frames * frames + frames, true};
-    if (is_prefix(row)) return {0, valid_rows, slot == 0};  // among themselves in one slot, so as to count once
+    if (is_prefix(row)) return {0, valid_rows, split == 0};  // among themselves in one split, so as to count once
     return {0, 0, false};
   }
-  __device__ bool sees(const Sight& sight, int column) const {
-    return (column >= sight.first && column < sight.last) || (sight.prefix && is_prefix(column));
+  __device__ bool is_visible(const VisibleKeys& keys, int column) const {
+    return (column >= keys.first && column < keys.last) || (keys.prefix && is_prefix(column));
   }
 
   // Whether some of 16 rows are the prefix's.
@@ -96,7 +97,7 @@ struct TimeTile {
   }
 
   // The squares in which rows of square `a` see columns, a bit each. It is the same seen from the columns.
-  __device__ uint32_t seen(int a) const {
+  __device__ uint32_t visible_squares(int a) const {
     uint32_t bits = 0;
     for (int b = 0; b < plan.rows / kSquare; ++b) bits |= uint32_t(square_sees(a, b)) << b;
     return bits;
@@ -153,21 +154,21 @@ struct TimeTile {
     if (has_prefix(a) && (has_patches(b) || has_prefix(b))) return true;
     if (has_prefix(b) && has_patches(a)) return true;
     if (!has_patches(a) || !has_patches(b)) return false;
-    const auto first_place = [&](int square) { return square * kSquare / frames; };
-    const auto last_place = [&](int square) {
+    const auto first_position = [&](int square) { return square * kSquare / frames; };
+    const auto last_position = [&](int square) {
       const int last = (square + 1) * kSquare;
       return ((last < valid_rows ? last : valid_rows) - 1) / frames;
     };
-    return first_place(a) <= last_place(b) && first_place(b) <= last_place(a);
+    return first_position(a) <= last_position(b) && first_position(b) <= last_position(a);
   }
 };
 
-// f(square) for those of the squares that are `seen`, as constants.
+// f(square) for those of the squares that are `visible`, as constants.
 template <typename F>
-__device__ inline void each_seen(uint32_t seen, F&& f) {
+__device__ inline void each_visible(uint32_t visible, F&& f) {
 #pragma unroll
   for (int square = 0; square < kMaxSquares; ++square)
-    if (seen >> square & 1) f(square);
+    if (visible >> square & 1) f(square);
 }
 
 // Makes scores, exponents of 2, of the products q·k of 16 queries; minus infinity where a query does not see a key.
@@ -175,21 +176,21 @@ __device__ inline void each_seen(uint32_t seen, F&& f) {
 // that a probability of one is recovered as exactly one, however large the scores; into how many spans the columns are
 // divided makes no difference to them.
 template <typename T>
-__device__ inline RowPair to_scores(const TimeTile& tile, uint32_t seen, int first, Square (&s)[kMaxSquares]) {
-  const Sight sights[2] = {tile.sight(first + Square::row(0)), tile.sight(first + Square::row(1))};
-  RowPair top{{-INFINITY, -INFINITY}};
-  each_seen(seen, [&](int square) {
+__device__ inline RowPair to_scores(const TimeTile& tile, uint32_t visible, int first, Square (&s)[kMaxSquares]) {
+  const VisibleKeys keys[2] = {tile.visible_keys(first + Square::row(0)), tile.visible_keys(first + Square::row(1))};
+  RowPair row_max{{-INFINITY, -INFINITY}};
+  each_visible(visible, [&](int square) {
     s[square].each([&](float& value, int r, int column) {
       float scaled = value * tile.plan.scale.high;
       if constexpr (sizeof(T) == 4) scaled += value * tile.plan.scale.low;
-      value = tile.sees(sights[r], square * kSquare + column) ? scaled : -INFINITY;
-      top.at[r] = fmaxf(top.at[r], value);
+      value = tile.is_visible(keys[r], square * kSquare + column) ? scaled : -INFINITY;
+      row_max.at[r] = fmaxf(row_max.at[r], value);
     });
   });
-  top.combine([](float a, float b) { return fmaxf(a, b); });
-  for (float& value : top.at)
+  row_max.combine([](float a, float b) { return fmaxf(a, b); });
+  for (float& value : row_max.at)
     if (value == -INFINITY) value = 0;  // a row of padding, or of NaN
-  return top;
+  return row_max;
 }
 
 // f(head_dim as a constant where the kernels have one and all its columns fit into shared memory, else 0; span).

@@ -99,8 +99,8 @@ class _AddLayerNormLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
         residual: Tensor,
+        x: Tensor,
         norm_weight: Tensor,
         norm_bias: Tensor,
         weight: Tensor,
@@ -108,10 +108,10 @@ class _AddLayerNormLinear(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        y, total = call(add_layer_norm.forward, x, residual, norm_weight, norm_bias, eps, backend)
+        y, total = call(add_layer_norm.forward, residual, x, norm_weight, norm_bias, eps, backend)
         ctx.save_for_backward(total, norm_weight, norm_bias, weight)
         ctx.arguments = (eps, backend)
-        ctx.residual_dtype, ctx.has_bias = residual.dtype, bias is not None
+        ctx.x_dtype, ctx.has_bias = x.dtype, bias is not None
         return F.linear(y.to(weight.dtype), weight, bias), total
 
     @staticmethod
@@ -129,9 +129,9 @@ class _AddLayerNormLinear(torch.autograd.Function):
         def formula(total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
             return F.linear(layer_norm(total, norm_weight, norm_bias, eps).to(weight.dtype), weight), total
 
-        grad_x, *grads = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
+        grad_residual, *grads = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
         grad_bias = grad_outputs[0].sum(0) if ctx.has_bias else None
-        return grad_x, grad_x.to(ctx.residual_dtype), *grads, grad_bias, None, None
+        return grad_residual, grad_residual.to(ctx.x_dtype), *grads, grad_bias, None, None
 
 
 class _BiasGeluLinear(torch.autograd.Function):

@@ -6,26 +6,26 @@ namespace {
 
 constexpr double kEps = 1e-6f;
 
-template <typename X, typename R>
+template <typename R, typename X>
 void check(int64_t rows, int64_t width, int64_t gap) {
   std::mt19937 random(7);
-  Tensor<X> x({rows, width}, gap), grad_norm(x.sizes, gap), grad_sum(x.sizes, gap);
-  Tensor<R> residual({rows, width}, gap);
+  Tensor<R> residual({rows, width}, gap), grad_norm(residual.sizes, gap), grad_sum(residual.sizes, gap);
+  Tensor<X> x({rows, width}, gap);
   Tensor<float> weight({width}), bias({width}), grad_weight({width}), grad_bias({width});
-  Tensor<X> sum(x.sizes), norm(x.sizes), grad_x(x.sizes);
-  x.randomize(random, 0.5), residual.randomize(random), weight.randomize(random, 1), bias.randomize(random);
+  Tensor<R> sum(residual.sizes), norm(residual.sizes), grad_residual(residual.sizes);
+  residual.randomize(random, 0.5), x.randomize(random), weight.randomize(random, 1), bias.randomize(random);
   grad_norm.randomize(random), grad_sum.randomize(random);
 
   AddLayerNorm op{};
-  op.dtype = dtype_of<X>(), op.residual_dtype = dtype_of<R>();
+  op.dtype = dtype_of<R>(), op.x_dtype = dtype_of<X>();
   op.rows = rows, op.width = width, op.eps = float(kEps);
-  op.x = x.memory.data(), op.x_stride_row = x.strides[0];
   op.residual = residual.memory.data(), op.residual_stride_row = residual.strides[0];
+  op.x = x.memory.data(), op.x_stride_row = x.strides[0];
   op.weight = weight.memory.data(), op.bias = bias.memory.data();
   op.sum = sum.memory.data(), op.norm = norm.memory.data();
   op.grad_norm = grad_norm.memory.data(), op.grad_norm_stride_row = grad_norm.strides[0];
   op.grad_sum = grad_sum.memory.data(), op.grad_sum_stride_row = grad_sum.strides[0];
-  op.grad_x = grad_x.memory.data();
+  op.grad_residual = grad_residual.memory.data();
   op.grad_weight = grad_weight.memory.data(), op.grad_bias = grad_bias.memory.data();
   in_new_thread([&] { kernels().add_layer_norm_forward(op); });
   in_new_thread([&] { kernels().add_layer_norm_backward(op); });
@@ -36,7 +36,7 @@ void check(int64_t rows, int64_t width, int64_t gap) {
     double mean = 0, variance = 0, grad_mean = 0, along = 0;
     const int64_t at = i * width;
     for (int64_t c = 0; c < width; ++c) {
-      exact_sum[at + c] = to_float(from_float<X>(to_float(x[at + c]) + to_float(residual[at + c])));
+      exact_sum[at + c] = to_float(from_float<R>(to_float(residual[at + c]) + to_float(x[at + c])));
       mean += exact_sum[at + c] / width;
     }
     for (int64_t c = 0; c < width; ++c) variance += std::pow(exact_sum[at + c] - mean, 2) / width;
@@ -54,20 +54,20 @@ void check(int64_t rows, int64_t width, int64_t gap) {
       exact_grad[at + c] = to_float(grad_sum[at + c]) + rstd * (g[c] - grad_mean - y[c] * along);
   }
   const std::string what = "add_layer_norm, dtypes " + std::to_string(int(op.dtype)) + " " +
-                           std::to_string(int(op.residual_dtype)) + ", rows=" + std::to_string(rows) +
+                           std::to_string(int(op.x_dtype)) + ", rows=" + std::to_string(rows) +
                            " C=" + std::to_string(width) + ", gap " + std::to_string(gap);
   expect_close(what + ": sum", sum, exact_sum, op.dtype);
   expect_close(what + ": norm", norm, exact_norm, op.dtype);
-  expect_close(what + ": grad_x", grad_x, exact_grad, op.dtype);
+  expect_close(what + ": grad_residual", grad_residual, exact_grad, op.dtype);
   expect_close(what + ": grad_weight", grad_weight, exact_weight, DType::kFloat32);
   expect_close(what + ": grad_bias", grad_bias, exact_bias, DType::kFloat32);
 }
 
-template <typename X, typename R>
+template <typename R, typename X>
 void test() {
   for (int64_t gap : {0, 3})
     for (int64_t width : {3, 15, 16, 17, 40, 100, 768})
-      for (int64_t rows : {1, 2, 65, 200}) check<X, R>(rows, width, gap);
+      for (int64_t rows : {1, 2, 65, 200}) check<R, X>(rows, width, gap);
 }
 
 }  // namespace

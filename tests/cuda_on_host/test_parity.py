@@ -33,7 +33,7 @@ SHAPES = [
     *((grid, prefix, 1, 40, 2) for grid, prefix in itertools.product(((1, 17), (3, 1), (3, 7)), (0, 1, 2))),
     *(((3, 9), 1, 2, head_dim, 1) for head_dim in (8, 16, 32, 64, 128)),
     *(((frames, 197), prefix, 1, 8, 1) for frames, prefix in ((1, 2), (3, 1), (7, 0))),  # many tiles
-    ((7, 17), 1, 1, 16, 1),  # sequences that straddle squares, a slot that is not full
+    ((7, 17), 1, 1, 16, 1),  # sequences that straddle squares, a split that is not full
     ((2, 70), 2, 1, 16, 1),
     ((16, 5), 1, 1, 16, 1),
     ((33, 2), 0, 1, 24, 1),
@@ -56,6 +56,26 @@ def test_attention_over_time(dtype, device):
         qkv = torch.randn(batch, tokens, 3, heads, head_dim, dtype=torch.float64, device=device)
         grad = torch.randn(batch, tokens, heads, head_dim, dtype=torch.float64, device=device)
         of_attention.check(qkv, grid, "time", prefix, dtype, "cuda", grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_without_a_score_above_minus_infinity_weigh_nothing(dtype, device):
+    """In the softmax of a prefix query, which is merged from those of blocks: of all positions of a block, of all but
+    the prefix, of everything. Gradients of such keys are NaN in any case: zero times infinity."""
+    grid, prefix = (7, 17), 1
+    length = prefix + grid[0] * grid[1]
+    qkv = torch.rand(3, length, 3, 1, 16, dtype=torch.float64, device=device) + 0.5
+    patches = qkv[:, prefix:].unflatten(1, grid)
+    patches[0, :, 9:, 1] = patches[1, :, :, 1] = qkv[2, :, 1] = -float("inf")
+
+    def run(name, dtype):
+        with backend(name), torch.no_grad():
+            return space_time_attention(qkv.to(dtype), grid, "time", prefix)
+
+    ours, same, exact = run("cuda", dtype), run("reference", dtype), run("reference", torch.float64)
+    assert torch.equal(ours.isnan(), exact.isnan())
+    finite = exact.isfinite()
+    assert_close_to_reference(ours[finite], same[finite], exact[finite], "out")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,8 +11,8 @@ from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference, triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
-# Each module has forward(x, residual, weight, bias, eps) -> (norm, sum)
-# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_x, grad_weight, grad_bias).
+# Each module has forward(residual, x, weight, bias, eps) -> (norm, sum), `residual` as wide as `x` or wider,
+# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_residual, grad_weight, grad_bias); that of x is the same.
 OPERATOR = backends.Operator(
     "add_layer_norm",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -21,21 +21,21 @@ OPERATOR = backends.Operator(
 
 
 def by_width(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two addends as kernels take them, float32 before half types: under autocast that is the residual stream."""
-    return (residual, x) if residual.dtype == torch.float32 else (x, residual)
+    """(residual, x) as kernels take them, the other way round where x alone is float32."""
+    return (x, residual) if x.dtype == torch.float32 and residual.dtype != torch.float32 else (residual, x)
 
 
 @custom_op("add_layer_norm_forward")
 def forward(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = rows_contiguous(x), rows_contiguous(residual)
+    rows = rows_contiguous(residual), rows_contiguous(x)
     return OPERATOR.implementations[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
 
 
 @forward.register_fake
-def _(x, residual, weight, bias, eps, backend):
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+def _(residual, x, weight, bias, eps, backend):
+    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
 
 
 @custom_op("add_layer_norm_backward")
@@ -62,17 +62,17 @@ class AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
         residual: torch.Tensor,
+        x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor,
         eps: float,
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, total = call(forward, x, residual, weight, bias, eps, backend)
+        norm, total = call(forward, residual, x, weight, bias, eps, backend)
         ctx.save_for_backward(total, weight, bias)
         ctx.arguments = (eps, backend)
-        ctx.residual_dtype = residual.dtype
+        ctx.x_dtype = x.dtype
         return norm, total
 
     @staticmethod
@@ -85,5 +85,5 @@ class AddLayerNorm(torch.autograd.Function):
         def formula(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return reference.layer_norm(total, weight, bias, eps), total
 
-        grad_x, grad_weight, grad_bias = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
-        return grad_x, grad_x.to(ctx.residual_dtype), grad_weight, grad_bias, None, None
+        grad_residual, grad_weight, grad_bias = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
+        return grad_residual, grad_residual.to(ctx.x_dtype), grad_weight, grad_bias, None, None

@@ -7,26 +7,26 @@ import torch
 from hsta_kernels.ops.launch import cpu as launch
 
 
-def refuse(x: torch.Tensor, residual: torch.Tensor) -> str | None:
+def refuse(residual: torch.Tensor, x: torch.Tensor) -> str | None:
     reason = launch.refuse("x", x) or launch.refuse("residual", residual)
-    if reason is None and residual.dtype != x.dtype and x.dtype != torch.float32:
-        return f"x is {x.dtype} and residual {residual.dtype}; the kernel takes one dtype, or float32 for x"
+    if reason is None and x.dtype != residual.dtype and residual.dtype != torch.float32:
+        return f"residual is {residual.dtype} and x {x.dtype}; the kernel takes one dtype, or float32 for residual"
     return reason
 
 
 def forward(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total, norm = x.new_empty(x.shape), x.new_empty(x.shape)
-    if x.numel():
+    total, norm = residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+    if residual.numel():
         launch.module().add_layer_norm_forward(
-            launch.DTYPES[x.dtype],
             launch.DTYPES[residual.dtype],
-            tuple(x.shape),
+            launch.DTYPES[x.dtype],
+            tuple(residual.shape),
             eps,
-            x.data_ptr(),
             residual.data_ptr(),
-            (x.stride(0), residual.stride(0)),
+            x.data_ptr(),
+            (residual.stride(0), x.stride(0)),
             weight.data_ptr(),
             bias.data_ptr(),
             total.data_ptr(),
@@ -38,7 +38,11 @@ def forward(
 def backward(
     grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad_x, grad_weight, grad_bias = total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+    grad_residual, grad_weight, grad_bias = (
+        total.new_empty(total.shape),
+        torch.zeros_like(weight),
+        torch.zeros_like(weight),
+    )
     if total.numel():
         launch.module().add_layer_norm_backward(
             launch.DTYPES[total.dtype],
@@ -49,8 +53,8 @@ def backward(
             grad_norm.data_ptr(),
             grad_sum.data_ptr(),
             (grad_norm.stride(0), grad_sum.stride(0)),
-            grad_x.data_ptr(),
+            grad_residual.data_ptr(),
             grad_weight.data_ptr(),
             grad_bias.data_ptr(),
         )
-    return grad_x, grad_weight, grad_bias
+    return grad_residual, grad_weight, grad_bias

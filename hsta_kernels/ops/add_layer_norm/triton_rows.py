@@ -25,15 +25,15 @@ def _normalize(x, mask, C, eps):
 
 @triton.jit
 def add_layer_norm_forward(
-    x, residual, weight, bias, total, norm, x_stride: tl.int64, residual_stride: tl.int64, rows, C, eps,
+    residual, x, weight, bias, total, norm, residual_stride: tl.int64, x_stride: tl.int64, rows, C, eps,
     BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, BLOCK_C)
-    offsets, mask = _offsets(row, rows, x_stride * UNIT, C, BLOCK_C)
-    sum_rows = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     offsets, mask = _offsets(row, rows, residual_stride * UNIT, C, BLOCK_C)
-    sum_rows += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    sum_rows = tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    offsets, mask = _offsets(row, rows, x_stride * UNIT, C, BLOCK_C)
+    sum_rows += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     sum_rows = sum_rows.to(total.dtype.element_ty)
     y, _ = _normalize(sum_rows.to(tl.float32), mask, C, eps)
     w = tl.load(weight + columns, mask=columns < C, other=0.0)
@@ -45,7 +45,7 @@ def add_layer_norm_forward(
 
 @triton.jit
 def add_layer_norm_backward(
-    grad_norm, grad_sum, total, weight, grad_x, grad_weight_parts, grad_bias_parts,
+    grad_norm, grad_sum, total, weight, grad_residual, grad_weight_parts, grad_bias_parts,
     norm_stride: tl.int64, sum_stride: tl.int64, rows, C, eps, rows_per_program,
     BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +69,7 @@ def add_layer_norm_backward(
         dy = dnorm * w[None, :]
         along_y, along_one = tl.sum(dy * y, 1) / C, tl.sum(dy, 1) / C
         dx = (dy - along_one[:, None] - y * along_y[:, None]) * rstd[:, None] + dsum
-        tl.store(grad_x + offsets, dx.to(grad_x.dtype.element_ty), mask=mask)
+        tl.store(grad_residual + offsets, dx.to(grad_residual.dtype.element_ty), mask=mask)
     parts = program.to(tl.int64) * C + columns
     tl.store(grad_weight_parts + parts, dw, mask=columns < C)
     tl.store(grad_bias_parts + parts, db, mask=columns < C)

@@ -18,7 +18,7 @@ from hsta_kernels.ops.launch.triton import (
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
-_MERGED_SLOTS = 32  # partial results of a prefix row that are merged at a time
+_MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
 
 
 class Groups(NamedTuple):
@@ -77,19 +77,19 @@ def forward(
     common = {"P": groups.prefix, **_columns(head_dim), "UNIT": unit, "PRECISION": precision(qkv.dtype)}
     factor = in_two_parts(scale * math.log2(math.e))
     tile = _time_tile("time_forward", qkv, groups, axis)
-    slots = -(-num_patches // tile["PACK"]) if tile else groups.groups
-    partial_shape = (batch, heads, groups.prefix, slots)
+    splits = -(-num_patches // tile["PACK"]) if tile else groups.groups
+    partial_shape = (batch, heads, groups.prefix, splits)
     values = qkv.new_empty((*partial_shape, head_dim), dtype=torch.float32)
     partial_stats = qkv.new_empty((*partial_shape, 2), dtype=torch.float32)
     with current_device(qkv):
         if tile:
-            time_forward[(batch * slots * heads,)](
+            time_forward[(batch * splits * heads,)](
                 qkv, out, stats, values, partial_stats, *strides, num_patches, heads, *factor,
                 **common, **tile,
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", qkv, groups)
-            flash_forward[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_forward[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 qkv,
                 out,
                 stats,
@@ -105,8 +105,8 @@ def forward(
             )
         if groups.prefix:
             merge_prefix[(batch * heads * groups.prefix,)](
-                values, partial_stats, out, stats, slots, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim), enable_fp_fusion=False,
+                values, partial_stats, out, stats, splits, length, heads,
+                P=groups.prefix, BLOCK=_MERGED_SPLITS, **_columns(head_dim), enable_fp_fusion=False,
             )  # fmt: skip
     return out, stats
 
@@ -139,11 +139,11 @@ def backward(
     }  # fmt: skip
     scales = (*in_two_parts(scale * math.log2(math.e)), scale)
     tile = _time_tile("time_backward", qkv, groups, axis)
-    slots = -(-num_patches // tile["PACK"]) if tile else groups.groups
-    partial_grads = qkv.new_empty((batch, 3, heads, groups.prefix, slots, head_dim), dtype=torch.float32)
+    splits = -(-num_patches // tile["PACK"]) if tile else groups.groups
+    partial_grads = qkv.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
     with current_device(qkv):
         if tile:
-            time_backward[(batch * slots * heads,)](
+            time_backward[(batch * splits * heads,)](
                 grad_out, qkv, out, stats, grad_qkv, partial_grads, *grad_strides, *strides, num_patches, heads,
                 *scales, **common, **tile,
             )  # fmt: skip
@@ -151,17 +151,17 @@ def backward(
             delta = qkv.new_empty((batch, heads, length), dtype=torch.float32)
             sizes = (*grad_strides, *strides, *groups[1:], length, heads, *scales)
             config = _flash_tiles("flash_backward_q", qkv, groups)
-            flash_backward_q[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 grad_out, qkv, out, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
             )
             config = _flash_tiles("flash_backward_kv", qkv, groups)
-            flash_backward_kv[(batch * slots * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 grad_out, qkv, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
             )
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
-                partial_grads, grad_qkv, slots, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SLOTS, **_columns(head_dim), enable_fp_fusion=False,
+                partial_grads, grad_qkv, splits, length, heads,
+                P=groups.prefix, BLOCK=_MERGED_SPLITS, **_columns(head_dim), enable_fp_fusion=False,
             )  # fmt: skip
     return grad_qkv
 

@@ -2,7 +2,7 @@
 
 A tile holds some rows (tokens) of one head. Prefix tokens belong to every group of patches. As keys they are simply
 there; as queries they see all groups, so every group leaves a partial result for them, and the kernels at the end of
-this file merge the partial results in a fixed order. Partial results are float32, laid out (B, H, P, slots, ...).
+this file merge the partial results in a fixed order. Partial results are float32, laid out (B, H, P, splits, ...).
 """
 
 # mypy: allow-incomplete-defs, no-check-untyped-defs
@@ -65,10 +65,10 @@ def diagonal(square, ROWS: tl.constexpr):
 
 @triton.jit
 def merge_prefix(
-    partial_values, partial_stats, out, stats, slots, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    partial_values, partial_stats, out, stats, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One prefix query of one head: softmax over all tokens from its partial softmaxes over the slots.
+    """One prefix query of one head: softmax over all tokens from its partial softmaxes over the splits.
 
     A partial result is m = max s, l = Σ 2^(s - m) and Σ 2^(s - m) v; with M the largest m, each is worth 2^(m - M).
     """
@@ -76,18 +76,18 @@ def merge_prefix(
     token, head, sample = program % P, program // P % H, program // P // H
     columns = tl.arange(0, BLOCK_D)
     top = tl.full((), -float("inf"), tl.float32)
-    for start in range(0, slots, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
-        pointers = partial_stats + (program * slots + slot) * 2
-        top = tl.maximum(top, tl.max(tl.load(pointers, mask=slot < slots, other=-float("inf")), 0))
+    for start in range(0, splits, BLOCK):
+        split = start + tl.arange(0, BLOCK)
+        pointers = partial_stats + (program * splits + split) * 2
+        top = tl.maximum(top, tl.max(tl.load(pointers, mask=split < splits, other=-float("inf")), 0))
     total = tl.zeros((), tl.float32)
     values = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(0, slots, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
-        pointers = partial_stats + (program * slots + slot) * 2
-        weight = tl.exp2(tl.load(pointers, mask=slot < slots, other=-float("inf")) - top)
-        total += tl.sum(weight * tl.load(pointers + 1, mask=slot < slots, other=0.0), 0)
-        tile = load_tile(partial_values, program * slots + slot, slot < slots, D, D, BLOCK_D, True)
+    for start in range(0, splits, BLOCK):
+        split = start + tl.arange(0, BLOCK)
+        pointers = partial_stats + (program * splits + split) * 2
+        weight = tl.exp2(tl.load(pointers, mask=split < splits, other=-float("inf")) - top)
+        total += tl.sum(weight * tl.load(pointers + 1, mask=split < splits, other=0.0), 0)
+        tile = load_tile(partial_values, program * splits + split, split < splits, D, D, BLOCK_D, True)
         values += tl.sum(weight[:, None] * tile, 0)
     row = (sample * L + token) * H + head
     tl.store(out + row * D + columns, (values / total).to(out.dtype.element_ty), mask=columns < D)
@@ -98,15 +98,15 @@ def merge_prefix(
 
 @triton.jit
 def sum_prefix(
-    partial_grads, grad_qkv, slots, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
+    partial_grads, grad_qkv, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The gradient of one prefix token's query, key or value in one head: the sum of every slot's share."""
+    """The gradient of one prefix token's query, key or value in one head: the sum of every split's share."""
     program = tl.program_id(0).to(tl.int64)  # (sample, part, head, prefix token)
     token, head, part, sample = program % P, program // P % H, program // P // H % 3, program // P // H // 3
     columns = tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(0, slots, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
-        total += tl.sum(load_tile(partial_grads, program * slots + slot, slot < slots, D, D, BLOCK_D, True), 0)
+    for start in range(0, splits, BLOCK):
+        split = start + tl.arange(0, BLOCK)
+        total += tl.sum(load_tile(partial_grads, program * splits + split, split < splits, D, D, BLOCK_D, True), 0)
     row = ((sample * L + token) * 3 + part) * H + head
     tl.store(grad_qkv + row * D + columns, total.to(grad_qkv.dtype.element_ty), mask=columns < D)

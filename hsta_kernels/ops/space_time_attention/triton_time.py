@@ -1,9 +1,9 @@
 """Attention over time in Triton: sequences of a few frames each, many of them in one tile.
 
-A tile stacks the rows of PACK neighbouring places, T frames each, and the prefix tokens: one matrix product gives the
-scores of all of them with all of them, of which each query keeps those of its own place and of the prefix. What is
-thrown away costs matrix-unit time that this memory-bound work has to spare; whole rows of the softmax are on chip, so
-the forward and the backward pass read each tensor once and write each result once.
+A tile stacks the rows of PACK neighbouring positions, T frames each, and the prefix tokens: one matrix product gives
+the scores of all of them with all of them, of which each query keeps those of its own position and of the prefix. What
+is thrown away costs matrix-unit time that this memory-bound work has to spare; whole rows of the softmax are on chip,
+so the forward and the backward pass read each tensor once and write each result once.
 
 Softmax works in base 2: a score is scale·log2(e)·q·k, an exponent of 2. The backward pass computes it by the same
 operations as the forward pass, to the same bits, so that a probability of one is recovered as exactly one.
@@ -15,32 +15,39 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, divide, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import (
+    LOWEST,
+    diagonal,
+    divide,
+    load_tile,
+    scores,
+    store_tile,
+)
 
-PREFIX = tl.constexpr(-1)  # the place of a prefix token
-PADDING = tl.constexpr(-2)  # the place of a row that is not there
+PREFIX = tl.constexpr(-1)  # the position of a prefix token
+PADDING = tl.constexpr(-2)  # the position of a row that is not there
 
 
 @triton.jit
-def _rows(slot, N, T: tl.constexpr, P: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr):
-    """(place, token) of each row of a tile: PACK·T patches, then the P prefix tokens, then padding."""
+def _rows(split, N, T: tl.constexpr, P: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr):
+    """(position, token) of each row of a tile: PACK·T patches, then the P prefix tokens, then padding."""
     rows = tl.arange(0, ROWS)
-    place = slot * PACK + rows // T
-    token = P + rows % T * N + place
-    place = tl.where((rows < PACK * T) & (place < N), place, PADDING)
+    position = split * PACK + rows // T
+    token = P + rows % T * N + position
+    position = tl.where((rows < PACK * T) & (position < N), position, PADDING)
     is_prefix = (rows >= PACK * T) & (rows < PACK * T + P)
-    return tl.where(is_prefix, PREFIX, place), tl.where(is_prefix, rows - PACK * T, token)
+    return tl.where(is_prefix, PREFIX, position), tl.where(is_prefix, rows - PACK * T, token)
 
 
 @triton.jit
-def _visible(place, slot):
-    """Who sees whom in a tile, (queries, keys). The prefix sees itself in slot 0 only, so as to count once.
+def _visible(position, split):
+    """Who sees whom in a tile, (queries, keys). The prefix sees itself in split 0 only, so as to count once.
 
     Padding sees padding, which keeps NaN out of rows that nobody reads.
     """
-    query, key = place[:, None], place[None, :]
+    query, key = position[:, None], position[None, :]
     with_prefix = ((query == PREFIX) & (key >= 0)) | ((query >= 0) & (key == PREFIX))
-    return with_prefix | ((query == key) & ((query != PREFIX) | (slot == 0)))
+    return with_prefix | ((query == key) & ((query != PREFIX) | (split == 0)))
 
 
 @triton.jit
@@ -51,34 +58,34 @@ def time_forward(
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    slots = tl.cdiv(N, PACK)
-    program = tl.program_id(0)  # (sample, slot, head): heads lie side by side in memory
-    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
-    place, token = _rows(slot, N, T, P, PACK, ROWS)
-    valid = place != PADDING
+    splits = tl.cdiv(N, PACK)
+    program = tl.program_id(0)  # (sample, split, head): heads lie side by side in memory
+    head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
+    position, token = _rows(split, N, T, P, PACK, ROWS)
+    valid = position != PADDING
     base = qkv + (sample * sample_stride + head * head_stride) * UNIT
     q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
     k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
     v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
 
     s = scores(q, k, scale, scale_low, PRECISION)
-    s = tl.where(_visible(place, slot), s, -float("inf"))
-    m = tl.max(s, 1)
+    s = tl.where(_visible(position, split), s, -float("inf"))
+    m = tl.maximum(tl.max(s, 1), LOWEST)
     p = tl.exp2(s - m[:, None])
     l = tl.sum(p, 1)
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
     L = P + N * T
     o = divide(values, l[:, None], q.dtype)
-    store_tile(o, out + (sample * L * H + head) * D, token, place >= 0, H * D, D, BLOCK_D, True)
+    store_tile(o, out + (sample * L * H + head) * D, token, position >= 0, H * D, D, BLOCK_D, True)
     row_stats = stats + ((sample * H + head) * L + token) * 2
-    tl.store(row_stats, m, mask=place >= 0)
-    tl.store(row_stats + 1, l, mask=place >= 0)
+    tl.store(row_stats, m, mask=position >= 0)
+    tl.store(row_stats + 1, l, mask=position >= 0)
     if P > 0:
-        row = ((sample * H + head) * P + token) * slots + slot
-        store_tile(values, partial_values, row, place == PREFIX, D, D, BLOCK_D, True)
-        tl.store(partial_stats + row * 2, m, mask=place == PREFIX)
-        tl.store(partial_stats + row * 2 + 1, l, mask=place == PREFIX)
+        row = ((sample * H + head) * P + token) * splits + split
+        store_tile(values, partial_values, row, position == PREFIX, D, D, BLOCK_D, True)
+        tl.store(partial_stats + row * 2, m, mask=position == PREFIX)
+        tl.store(partial_stats + row * 2 + 1, l, mask=position == PREFIX)
 
 
 @triton.jit
@@ -90,11 +97,11 @@ def time_backward(
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    slots = tl.cdiv(N, PACK)
+    splits = tl.cdiv(N, PACK)
     program = tl.program_id(0)
-    head, slot, sample = program % H, program // H % slots, (program // H // slots).to(tl.int64)
-    place, token = _rows(slot, N, T, P, PACK, ROWS)
-    valid = place != PADDING
+    head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
+    position, token = _rows(split, N, T, P, PACK, ROWS)
+    valid = position != PADDING
     base = qkv + (sample * sample_stride + head * head_stride) * UNIT
     q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
     k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
@@ -107,27 +114,27 @@ def time_backward(
     l = tl.load(row_stats + 1, mask=valid, other=1.0)
 
     s = scores(q, k, scale, scale_low, PRECISION)
-    p = tl.where(_visible(place, slot), divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype), 0.0)
+    p = tl.where(_visible(position, split), divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype), 0.0)
     dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-    # A patch has its whole row here. A prefix query's row is spread over the slots: δ = Σ p·dp = dO·O, by the same
+    # A patch has its whole row here. A prefix query's row is spread over the splits: δ = Σ p·dp = dO·O, by the same
     # kind of product as dp, so that with a one-hot p they cancel exactly.
     delta = tl.sum(p * dp, 1)
     if P > 0:
-        o = load_tile(out + (sample * L * H + head) * D, token, place == PREFIX, H * D, D, BLOCK_D, True)
+        o = load_tile(out + (sample * L * H + head) * D, token, position == PREFIX, H * D, D, BLOCK_D, True)
         of_prefix = diagonal(tl.dot(do, tl.trans(o), input_precision=PRECISION), ROWS)
-        delta = tl.where(place == PREFIX, of_prefix, delta)
+        delta = tl.where(position == PREFIX, of_prefix, delta)
     ds = (p * (dp - delta[:, None])).to(q.dtype)
     dq = tl.dot(ds, k, input_precision=PRECISION) * grad_scale
     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * grad_scale
 
     grad_base = grad_qkv + (sample * L * 3 * H + head) * D
-    store_tile(dq, grad_base, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
-    store_tile(dk, grad_base + H * D, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
-    store_tile(dv, grad_base + 2 * H * D, token, place >= 0, 3 * H * D, D, BLOCK_D, True)
+    store_tile(dq, grad_base, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
+    store_tile(dk, grad_base + H * D, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
+    store_tile(dv, grad_base + 2 * H * D, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
     if P > 0:
-        part = H * P * slots
-        row = sample * 3 * part + (head * P + token) * slots + slot
-        store_tile(dq, partial_grads, row, place == PREFIX, D, D, BLOCK_D, True)
-        store_tile(dk, partial_grads, row + part, place == PREFIX, D, D, BLOCK_D, True)
-        store_tile(dv, partial_grads, row + 2 * part, place == PREFIX, D, D, BLOCK_D, True)
+        part = H * P * splits
+        row = sample * 3 * part + (head * P + token) * splits + split
+        store_tile(dq, partial_grads, row, position == PREFIX, D, D, BLOCK_D, True)
+        store_tile(dk, partial_grads, row + part, position == PREFIX, D, D, BLOCK_D, True)
+        store_tile(dv, partial_grads, row + 2 * part, position == PREFIX, D, D, BLOCK_D, True)
