@@ -130,6 +130,8 @@ def test_magnitudes(axis, magnitude, dtype, kernel):
 )
 def test_parity_of_saturated_prefix_queries(axis, grid_size, prefix, dtype, kernel):
     """A query that sees one key alone has no gradient: dp of that key and delta, from the output, are one number."""
+    if kernel.name == "cuda" and prefix > 16:
+        pytest.skip("the CUDA kernels take up to 16 prefix tokens")
     tokens = prefix + grid_size[0] * grid_size[1]
     batch, heads = (1, 1) if kernel.simulated else (4, 2)
     qkv = (torch.randn(batch, tokens, 3, heads, 64) * 1e3).to(kernel.device, dtype)
