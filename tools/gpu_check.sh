@@ -27,6 +27,7 @@ step() { # name, seconds allowed, command...
 
 step build 110 "$PYTHON" setup.py build_ext --inplace
 step info 20 "$PYTHON" -m hsta_kernels.info
+step tests-ops 100 "${on_gpu[@]}" --ignore=tests/ops/test_hypothesis.py tests/ops # which draws its cases with a package of its own
 step tests-cuda 60 "${on_gpu[@]}" -k "not sanitizer" tests/cuda tests/cuda_on_host
 step tests-triton 100 "${on_gpu[@]}" -k "not sanitizer" tests/triton
 step sanitizer-cuda 45 "${on_gpu[@]}" -k sanitizer tests/cuda

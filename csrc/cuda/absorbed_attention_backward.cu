@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
     run.store_rows(y, row, 0, width);
   }
 
-  const int64_t first_row = (run.sample * plan.slots + run.slot) * op.heads;
+  const int64_t first_row = (run.sample * plan.splits + run.split) * op.heads;
   run.each_square([&](int i, int column) { store_grad_u(op, grad_u[i], 0, column, first_row, grad_u_parts); });
 }
 
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
     });
   }
 
-  const int64_t first_row = (run.sample * plan.slots + run.slot) * op.heads;
+  const int64_t first_row = (run.sample * plan.splits + run.split) * op.heads;
   run.each_unit(0, run.padded, [&](int i, int column, int g) {
     store_grad_u(op, grad_u[i], g * kHeads, column, first_row, grad_u_parts);
   });
@@ -250,8 +250,8 @@ struct ToGradU {
 
 void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
   const RunPlan plan(op);
-  float* parts = plan.slots > 1 ? op.workspace : op.grad_u;
-  const int64_t runs = op.batch * plan.slots;
+  float* parts = plan.splits > 1 ? op.workspace : op.grad_u;
+  const int64_t runs = op.batch * plan.splits;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     if (takes_whole_rows<T>(op)) {
@@ -266,7 +266,7 @@ void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
       launch(backward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
     }
   });
-  if (plan.slots > 1) sum_parts(parts, op.batch, plan.slots, op.heads * op.width, ToGradU{op}, stream);
+  if (plan.splits > 1) sum_parts(parts, op.batch, plan.splits, op.heads * op.width, ToGradU{op}, stream);
 }
 
 }  // namespace hsta::cuda

@@ -10,7 +10,7 @@ template <typename T>
 struct Result {
   const AbsorbedAttention& op;
   const Parts<T>& parts;
-  int64_t first_row;  // of the sample and slot
+  int64_t first_row;  // of the sample and split
 
   __device__ void store_stats(const OnlineSoftmax& softmax, int head) const {
     float* stats = parts.splits > 1 ? parts.stats : op.stats;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kRunThreads)
     });
   }
 
-  const Result<T> result{op, parts, parts.row(run.sample, run.slot, 0)};
+  const Result<T> result{op, parts, parts.row(run.sample, run.split, 0)};
   if (score_row() == 0) {
     sums[score_head()] = softmax.sum;
     result.store_stats(softmax, score_head());
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
     });
   }
 
-  const Result<T> result{op, parts, parts.row(run.sample, run.slot, 0)};
+  const Result<T> result{op, parts, parts.row(run.sample, run.split, 0)};
   if (score_row() == 0)
     run.each_head_square([&](int g) {
       const int head = g * kHeads + score_head();
@@ -148,10 +148,10 @@ struct ToZ {
 
 void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
   const RunPlan plan(op);
-  const int64_t runs = op.batch * plan.slots;
+  const int64_t runs = op.batch * plan.splits;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    const Parts<T> parts(op.workspace, op.batch, plan.slots, op.heads, op.width);
+    const Parts<T> parts(op.workspace, op.batch, plan.splits, op.heads, op.width);
     if (takes_whole_rows<T>(op)) {
       const int pitch = pitch_of<T>(padded_width(op.width));
       with_squares(op.width, [&](auto squares) {
@@ -163,13 +163,13 @@ void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
       const int64_t bytes = RunMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
       launch(forward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
     }
-    if (plan.slots > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
+    if (plan.splits > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
   });
 }
 
 int64_t absorbed_attention_workspace(const AbsorbedAttention& op) {
-  const int64_t slots = RunPlan(op).slots;
-  return slots > 1 ? Parts<float>::floats(op.batch, slots, op.heads, op.width) : 0;
+  const int64_t splits = RunPlan(op).splits;
+  return splits > 1 ? Parts<float>::floats(op.batch, splits, op.heads, op.width) : 0;
 }
 
 }  // namespace hsta::cuda

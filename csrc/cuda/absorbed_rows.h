@@ -18,12 +18,12 @@ static_assert(kRunThreads == kHeads * kRows, "a thread a score");
 // A run's result is as large as 2 or 4 times `heads` tokens and is written and read: that bounds their number. The
 // batch has no say: results do not depend on it.
 struct RunPlan {
-  int64_t rows_per_slot, slots;
+  int64_t rows_per_split, splits;
 
   explicit RunPlan(const AbsorbedAttention& op) {
     const int64_t rows = op.tokens + 1, wanted = op.tokens / (24 * op.heads);
-    rows_per_slot = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
-    slots = divide_up(rows, rows_per_slot);
+    rows_per_split = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
+    splits = divide_up(rows, rows_per_split);
   }
 };
 
@@ -69,13 +69,13 @@ struct RowRun {
 
   const AbsorbedAttention& op;
   int width, padded;
-  int64_t sample, slot, first, last;
+  int64_t sample, split, first, last;
 
   __device__ RowRun(const AbsorbedAttention& op, const RunPlan& plan, int64_t index)
       : op(op), width(int(op.width)), padded(padded_width(op.width)) {
-    sample = index / plan.slots, slot = index % plan.slots;
-    first = slot * plan.rows_per_slot;
-    last = first + plan.rows_per_slot < op.tokens + 1 ? first + plan.rows_per_slot : op.tokens + 1;
+    sample = index / plan.splits, split = index % plan.splits;
+    first = split * plan.rows_per_split;
+    last = first + plan.rows_per_split < op.tokens + 1 ? first + plan.rows_per_split : op.tokens + 1;
   }
 
   // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the

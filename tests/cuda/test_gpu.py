@@ -1,6 +1,6 @@
 """What only a GPU shows of the CUDA kernels: repetition, grids and offsets past every limit, graphs, memory errors.
 
-Parity on a GPU is tests/cuda_on_host/test_parity.py.
+Parity on a GPU is in tests/ops and tests/cuda_on_host/test_parity.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
+from tests.kernels import Kernel
 from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops import test_space_time_attention as of_attention
 
@@ -81,7 +82,7 @@ def test_many_sequences(sequences, prefix):
     tokens = prefix + 4 * sequences
     qkv = torch.randn(1, tokens, 3, 1, 32, device="cuda", dtype=torch.float64)
     grad = torch.randn(1, tokens, 1, 32, device="cuda", dtype=torch.float64)
-    of_attention.check(qkv, (4, sequences), "time", prefix, torch.bfloat16, "cuda", grad)
+    of_attention.check(qkv, (4, sequences), "time", prefix, torch.bfloat16, Kernel("cuda", "cuda"), grad)
 
 
 @pytest.mark.slow

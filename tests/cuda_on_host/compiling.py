@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.kernels import EMULATED
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-MODULE_VARIABLE = "HSTA_EMULATED_CUDA"  # tells a test process where the kernels compiled for the host are
 FLAGS = (
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off",
     "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HERE}",
@@ -62,7 +63,7 @@ def emulated(arguments: Sequence[str], seed: int = 0) -> subprocess.CompletedPro
     where = (f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so"))
     libraries = [subprocess.check_output([compiler(), option], text=True).strip() for option in where]
     environment = os.environ | {
-        MODULE_VARIABLE: str(kernel_module()),
+        EMULATED: str(kernel_module()),
         "HSTA_FIBER_SEED": str(seed),
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's

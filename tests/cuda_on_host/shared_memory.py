@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-import tests.cuda_on_host.conftest  # noqa: F401 (puts the kernels in place)
+import tests.kernels  # noqa: F401 (puts the kernels in place)
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hsta_kernels import backends
 from tests.cuda_on_host.compiling import HERE, compiled, emulated
 
 SEEDS = range(5)
+OPERATORS = [name for name, operator in backends.OPERATORS.items() if "cuda" in operator.implementations]
+PARITY = (*(f"ops/test_{name}.py" for name in OPERATORS), "ops/test_compiler.py", "cuda_on_host/test_parity.py")
 FAULTS = {
     "race": "wrong results",
     "missing wait": "wrong results",
@@ -52,12 +55,12 @@ def test_without_it_all_is_green(fault, planted):
 @pytest.mark.parametrize(
     ("seed", "suites"),
     [
-        (0, ("test_parity.py", "test_traffic.py", "test_launches.py")),
-        (1, ("test_parity.py",)),
-        *(pytest.param(seed, ("test_parity.py",), marks=pytest.mark.slow) for seed in range(2, 6)),
+        (0, (*PARITY, "cuda_on_host/test_traffic.py", "cuda_on_host/test_launches.py")),
+        (1, PARITY),
+        *(pytest.param(seed, PARITY, marks=pytest.mark.slow) for seed in range(2, 6)),
     ],
 )
 def test_kernels_on_the_emulator(seed, suites):
-    files = [str(HERE / name) for name in suites]
+    files = [f"tests/{name}" for name in suites]
     done = emulated(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files], seed)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

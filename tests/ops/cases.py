@@ -1,52 +1,38 @@
-"""One example call of every operator, and of the two fused linear layers, as functions of tensors alone."""
+"""One example call, or a few, of every operator, and of the two fused linear layers, as functions of tensors alone.
+
+An operator's are the EXAMPLES of its tests/ops/test_<operator>.py: a name to a function of tensors, and their shapes.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import torch
 
-from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
+from hsta_kernels import backends
 from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
 
-WIDTH, HEADS = 32, 2
-VECTOR, MATRIX = (WIDTH,), (WIDTH, WIDTH)
-QKV = (3, 13, 3, HEADS, WIDTH // HEADS)  # 1 + 3 * 4 tokens
-ROWS = (8, 9, WIDTH)
-SEED = torch.tensor([77])
+Example = tuple[Callable, dict[str, tuple[int, ...]]]
 
 
-# name -> function of tensors, and their shapes by name
-CASES: dict[str, tuple[Callable, dict[str, tuple[int, ...]]]] = {
-    **{
-        f"space_time_attention_{axis}": (
-            lambda qkv, axis=axis: space_time_attention(qkv, (3, 4), axis),
-            {"qkv": QKV},
-        )
-        for axis in ("time", "space", "joint")
-    },
-    "cross_modal_attention": (
-        lambda *tensors: cross_modal_attention(*tensors, HEADS),
-        {"query_token": (8, WIDTH), "tokens": ROWS, "norm_weight": VECTOR, "norm_bias": VECTOR}
-        | {f"{name}_{kind}": shape for name in "qkv" for kind, shape in (("weight", MATRIX), ("bias", VECTOR))},
-    ),
-    "add_layer_norm": (
-        add_layer_norm,
-        {"x": ROWS, "residual": ROWS, "weight": VECTOR, "bias": VECTOR},
-    ),
-    "bias_gelu": (bias_gelu, {"x": ROWS, "bias": VECTOR}),
-    "bias_gelu_dropout": (lambda x, bias: bias_gelu(x, bias, 0.5, SEED.to(x.device)), {"x": ROWS, "bias": VECTOR}),
+def examples(operator: str) -> dict[str, Example]:
+    return importlib.import_module(f"tests.ops.test_{operator}").EXAMPLES
+
+
+WIDTH = 32
+OF_OPERATORS = {name: example for operator in backends.OPERATORS for name, example in examples(operator).items()}
+CASES: dict[str, Example] = OF_OPERATORS | {
     "add_layer_norm_linear": (
         add_layer_norm_linear,
-        {"x": ROWS, "residual": ROWS, "norm_weight": VECTOR, "norm_bias": VECTOR}
+        {"x": (8, 9, WIDTH), "residual": (8, 9, WIDTH), "norm_weight": (WIDTH,), "norm_bias": (WIDTH,)}
         | {"weight": (5, WIDTH), "bias": (5,)},
     ),
     "bias_gelu_linear": (
         bias_gelu_linear,
-        {"x": ROWS, "bias_before": VECTOR, "weight": (5, WIDTH), "bias": (5,)},
+        {"x": (8, 9, WIDTH), "bias_before": (WIDTH,), "weight": (5, WIDTH), "bias": (5,)},
     ),
 }
-OPERATORS = [name for name in CASES if not name.endswith("_linear")]
 
 
 def run(name: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
-from tests.ops.cases import CASES, HEADS, OPERATORS, run, tensors
+from tests.ops.cases import CASES, OF_OPERATORS, run, tensors
+from tests.ops.test_cross_modal_attention import HEADS
 
 
 def nested(tensor: torch.Tensor) -> torch.Tensor:
@@ -26,7 +27,7 @@ NOT_DENSE = {
     "mkldnn": torch.Tensor.to_mkldnn,
     "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
 }
-ARGUMENTS = [(name, argument) for name in OPERATORS for argument in CASES[name][1]]
+ARGUMENTS = [(name, argument) for name, (_, shapes) in OF_OPERATORS.items() for argument in shapes]
 
 
 @pytest.mark.filterwarnings("ignore:.*Sparse CSR:UserWarning", "ignore:.*nested tensors:UserWarning")

@@ -42,8 +42,7 @@ def test_parity_suite_on_every_instruction_set(isa):
     that runs ours are asked for, since PyTorch believes what it is told.
     """
     here = os.path.dirname(__file__)
-    operators = ("space_time_attention", "cross_modal_attention", "add_layer_norm", "bias_gelu")
-    files = [os.path.join(here, f"test_{name}.py") for name in (*operators, "cpu")]
+    files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "cpu")]
     select = "(test_parity or test_inference or exponential) and not every_instruction_set"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}
@@ -78,10 +77,10 @@ CALLS = {
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("operator", CALLS)
-def test_same_bits_for_any_thread_count_and_batch(operator, dtype):
-    call, samples, weights = CALLS[operator]
-    grad = operator != "cross_modal_attention"  # in training its projections are PyTorch's
+@pytest.mark.parametrize("name", CALLS)
+def test_same_bits_for_any_thread_count_and_batch(name, dtype):
+    call, samples, weights = CALLS[name]
+    grad = name != "cross_modal_attention"  # in training its projections are PyTorch's
 
     def run(batch: int) -> list[torch.Tensor]:
         """The result; with gradients also those of the samples, and of the weights where these are whole."""
@@ -101,15 +100,15 @@ def test_same_bits_for_any_thread_count_and_batch(operator, dtype):
     finally:
         torch.set_num_threads(threads)
     alone = run(1)
-    if operator != "add_layer_norm":  # whose two results are one above the other
+    if name != "add_layer_norm":  # whose two results are one above the other
         assert torch.equal(alone[0], expected[0][:1])
     for ours, theirs in zip(alone[1:], expected[1:], strict=False):
         assert torch.equal(ours, theirs[:1])
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("operator", ("space_time_attention", "absorbed attention", "add_layer_norm", "bias_gelu"))
-def test_large_outputs_hold_the_bits_of_small_ones(operator, dtype):
+@pytest.mark.parametrize("name", ("space_time_attention", "absorbed attention", "add_layer_norm", "bias_gelu"))
+def test_large_outputs_hold_the_bits_of_small_ones(name, dtype):
     """Outputs of more than 2 MB go past the caches (csrc/cpu/writer.h); a sample alone is smaller."""
     weight = torch.randn(128)
     calls = {
@@ -127,7 +126,7 @@ def test_large_outputs_hold_the_bits_of_small_ones(operator, dtype):
         ),
         "bias_gelu": (lambda x: ops.bias_gelu(x, weight.to(x)), [torch.randn(32, 300, 128)]),
     }
-    call, samples = calls[operator]
+    call, samples = calls[name]
 
     def run(first: int, last: int) -> list[torch.Tensor]:
         chosen = [t[first:last].to(dtype, copy=True).requires_grad_() for t in samples]

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
+from tests.ops.cases import examples
 from tests.tolerances import ROUNDOFF, SMALLEST, largest, rms
 
 pytestmark = [
@@ -158,29 +159,19 @@ def attention_calls(draw):
     }
 
 
-def test_space_time_attention():
-    errors = Errors()
+def of_space_time_attention(call):
+    torch.manual_seed(call["seed"])
+    dtype, shape = call["dtype"], call["shape"]
+    magnitude = min(call["magnitude"], 30.0) if dtype == torch.float16 else call["magnitude"]  # gradients stay in range
+    if call["scale"]:  # scores in the millions leave it to rounding which key is the largest
+        magnitude = min(magnitude, 1.0)
+    qkv = placed(call["layout"], (torch.randn(shape) * magnitude).to(dtype))
+    grad = placed(call["grad_layout"], torch.randn(shape[:2] + shape[3:]).to(dtype))
 
-    @cases(400)
-    @given(call=attention_calls())
-    def try_one(call):
-        torch.manual_seed(call["seed"])
-        dtype, shape = call["dtype"], call["shape"]
-        magnitude = (
-            min(call["magnitude"], 30.0) if dtype == torch.float16 else call["magnitude"]
-        )  # gradients stay in range
-        if call["scale"]:  # scores in the millions leave it to rounding which key is the largest
-            magnitude = min(magnitude, 1.0)
-        qkv = placed(call["layout"], (torch.randn(shape) * magnitude).to(dtype))
-        grad = placed(call["grad_layout"], torch.randn(shape[:2] + shape[3:]).to(dtype))
+    def function(x):
+        return (space_time_attention(x, call["grid"], call["axis"], call["prefix"], call["scale"]),)
 
-        def function(x):
-            return (space_time_attention(x, call["grid"], call["axis"], call["prefix"], call["scale"]),)
-
-        compare(errors, ("out", "grad of qkv"), function, [qkv], [grad])
-
-    try_one()
-    errors.check()
+    return ("out", "grad of qkv"), function, [qkv], [grad]
 
 
 @st.composite
@@ -198,33 +189,25 @@ def crossmodal_calls(draw):
     }
 
 
-def test_cross_modal_attention():
-    errors = Errors()
+def of_cross_modal_attention(call):
+    torch.manual_seed(call["seed"])
+    (batch, tokens, width), dtype = call["sizes"], call["dtype"]
+    inputs = [
+        placed(layout, (call["magnitude"] * (torch.randn(shape) + 0.5)).to(dtype))
+        for layout, shape in zip(call["layouts"], ((batch, width), (batch, tokens, width)), strict=True)
+    ]
+    inputs += [torch.randn(width).to(dtype) for _ in range(2)]
+    for _ in range(3):
+        inputs += [(torch.randn(width, width) * width**-0.5).to(dtype), torch.randn(width).to(dtype)]
+    k_bias = inputs.pop(7)  # its gradient is zero with us and rounding noise with the reference
 
-    @cases(60)
-    @given(call=crossmodal_calls())
-    def try_one(call):
-        torch.manual_seed(call["seed"])
-        (batch, tokens, width), dtype = call["sizes"], call["dtype"]
-        inputs = [
-            placed(layout, (call["magnitude"] * (torch.randn(shape) + 0.5)).to(dtype))
-            for layout, shape in zip(call["layouts"], ((batch, width), (batch, tokens, width)), strict=True)
-        ]
-        inputs += [torch.randn(width).to(dtype) for _ in range(2)]
-        for _ in range(3):
-            inputs += [(torch.randn(width, width) * width**-0.5).to(dtype), torch.randn(width).to(dtype)]
-        k_bias = inputs.pop(7)  # its gradient is zero with us and rounding noise with the reference
+    def function(*tensors):
+        return (cross_modal_attention(*tensors[:7], k_bias.to(tensors[0].dtype), *tensors[7:], call["heads"]),)
 
-        def function(*tensors):
-            return (cross_modal_attention(*tensors[:7], k_bias.to(tensors[0].dtype), *tensors[7:], call["heads"]),)
-
-        weights = [f"{x}_{y}" for x in ("norm", "q", "k", "v") for y in ("weight", "bias") if (x, y) != ("k", "bias")]
-        names = ["out", *(f"grad of {name}" for name in ("query_token", "tokens", *weights))]
-        grad = placed(call["grad_layout"], torch.randn(batch, width).to(dtype))
-        compare(errors, names, function, inputs, [grad])
-
-    try_one()
-    errors.check()
+    weights = [f"{x}_{y}" for x in ("norm", "q", "k", "v") for y in ("weight", "bias") if (x, y) != ("k", "bias")]
+    names = ["out", *(f"grad of {name}" for name in ("query_token", "tokens", *weights))]
+    grad = placed(call["grad_layout"], torch.randn(batch, width).to(dtype))
+    return names, function, inputs, [grad]
 
 
 @st.composite
@@ -242,23 +225,15 @@ def norm_calls(draw):
     }
 
 
-def test_add_layer_norm():
-    errors = Errors()
-
-    @cases(150)
-    @given(call=norm_calls())
-    def try_one(call):
-        torch.manual_seed(call["seed"])
-        shape, dtype, width = call["shape"], call["dtype"], call["shape"][-1]
-        tensors = [(call["magnitude"] * (torch.randn(shape) + call["mean"])).to(dtype) for _ in range(2)]
-        grads = [torch.randn(shape).to(dtype) for _ in range(2)]
-        x, residual, *grads = (placed(layout, t) for layout, t in zip(call["layouts"], tensors + grads, strict=True))
-        weights = [torch.randn(width).to(dtype) for _ in range(2)]
-        names = ("norm", "sum", "grad of x", "grad of residual", "grad of weight", "grad of bias")
-        compare(errors, names, add_layer_norm, [x, residual, *weights], grads)
-
-    try_one()
-    errors.check()
+def of_add_layer_norm(call):
+    torch.manual_seed(call["seed"])
+    shape, dtype, width = call["shape"], call["dtype"], call["shape"][-1]
+    tensors = [(call["magnitude"] * (torch.randn(shape) + call["mean"])).to(dtype) for _ in range(2)]
+    grads = [torch.randn(shape).to(dtype) for _ in range(2)]
+    x, residual, *grads = (placed(layout, t) for layout, t in zip(call["layouts"], tensors + grads, strict=True))
+    weights = [torch.randn(width).to(dtype) for _ in range(2)]
+    names = ("norm", "sum", "grad of x", "grad of residual", "grad of weight", "grad of bias")
+    return names, add_layer_norm, [x, residual, *weights], grads
 
 
 @st.composite
@@ -274,23 +249,66 @@ def gelu_calls(draw):
     }
 
 
-def test_bias_gelu():
+def of_bias_gelu(call):
+    torch.manual_seed(call["seed"])
+    shape, dtype = call["shape"], call["dtype"]
+    shape = (max(shape[0], -(-ENOUGH_ELEMENTS // torch.Size(shape[1:]).numel())), *shape[1:])
+    x, grad = (placed(layout, torch.randn(shape).to(dtype)) for layout in call["layouts"])
+    x, seed = x * call["magnitude"], torch.tensor([call["seed"]])
+    bias = (torch.randn(shape[-1]) * call["magnitude"]).to(dtype)
+
+    def function(x, bias):
+        return (bias_gelu(x, bias, call["rate"], seed),)
+
+    return ("out", "grad of x", "grad of bias"), function, [x, bias], [grad]
+
+
+@st.composite
+def example_calls(draw, operator: str):
+    """Of an operator that has no strategy of its own: its first example, with other sizes for the sizes there."""
+    function, shapes = next(iter(examples(operator).values()))
+    sizes = {size: draw(st.integers(20, 70)) for shape in shapes.values() for size in shape}
+    shapes = {name: tuple(sizes[size] for size in shape) for name, shape in shapes.items()}
+    return {
+        "function": function,
+        "shapes": shapes,
+        "dtype": draw(dtypes),
+        "layouts": [draw(layouts(len(shape), expandable=range(len(shape) - 1))) for shape in shapes.values()],
+        "seed": draw(seeds),
+    }
+
+
+def of_example(call):
+    torch.manual_seed(call["seed"])
+    tensors = [torch.randn(shape).to(call["dtype"]) for shape in call["shapes"].values()]
+    inputs = [placed(layout, tensor) for layout, tensor in zip(call["layouts"], tensors, strict=True)]
+
+    def function(*tensors):
+        outs = call["function"](*tensors)
+        return outs if isinstance(outs, tuple) else (outs,)
+
+    grads = [torch.randn(out.shape).to(out.dtype) for out in function(*inputs)]
+    names = [f"out {i}" for i in range(len(grads))] + [f"grad of {name}" for name in call["shapes"]]
+    return names, function, inputs, grads
+
+
+# operator -> cases in continuous integration, their strategy, and what makes names, function, inputs, grads of one
+STRATEGIES = {
+    "space_time_attention": (400, attention_calls(), of_space_time_attention),
+    "cross_modal_attention": (60, crossmodal_calls(), of_cross_modal_attention),
+    "add_layer_norm": (150, norm_calls(), of_add_layer_norm),
+    "bias_gelu": (100, gelu_calls(), of_bias_gelu),
+}
+
+
+def test_parity_of_what_nobody_thought_of(operator):
+    in_ci, strategy, make = STRATEGIES.get(operator.name) or (100, example_calls(operator.name), of_example)
     errors = Errors()
 
-    @cases(100)
-    @given(call=gelu_calls())
+    @cases(in_ci)
+    @given(call=strategy)
     def try_one(call):
-        torch.manual_seed(call["seed"])
-        shape, dtype = call["shape"], call["dtype"]
-        shape = (max(shape[0], -(-ENOUGH_ELEMENTS // torch.Size(shape[1:]).numel())), *shape[1:])
-        x, grad = (placed(layout, torch.randn(shape).to(dtype)) for layout in call["layouts"])
-        x, seed = x * call["magnitude"], torch.tensor([call["seed"]])
-        bias = (torch.randn(shape[-1]) * call["magnitude"]).to(dtype)
-
-        def function(x, bias):
-            return (bias_gelu(x, bias, call["rate"], seed),)
-
-        compare(errors, ("out", "grad of x", "grad of bias"), function, [x, bias], [grad])
+        compare(errors, *make(call))
 
     try_one()
     errors.check()

@@ -10,6 +10,8 @@ import torch
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, space_time_attention
 from hsta_kernels.ops.cross_modal_attention.autograd import AbsorbedAttention
+from tests.ops import cases as of_all
+from tests.ops.parity import run
 from tests.tolerances import assert_close_to_reference
 
 KERNELS = [name for name in ("cpu",) if backends.unavailable(name) is None]
@@ -60,11 +62,11 @@ def compare_attention(comparison: Comparison, qkv, grid, axis, prefix, scale, ke
         comparison.add(result, *tensors, cases, (grid, prefix))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", (3, 5, 8, 40, 64, 128))
 @pytest.mark.parametrize("axis", ("time", "space", "joint"))
-def test_parity_of_special_values(axis, head_dim, dtype, kernel):
+def test_parity_of_special_values(axis, head_dim, dtype, name):
     """One of them in q, k or v: of a prefix token, of the first patches, of one in between, of the last."""
     comparison = Comparison()
     shapes = [*itertools.product(((3, 2), (8, 3)), (0, 1, 2, 3)), ((37, 2), 0), ((37, 2), 1)]
@@ -78,15 +80,15 @@ def test_parity_of_special_values(axis, head_dim, dtype, kernel):
             if case is not None:
                 value, part, token = case
                 qkv[sample, token, part, 0, head_dim // 2] = value
-        compare_attention(comparison, qkv, grid, axis, prefix, None, kernel, cases)
+        compare_attention(comparison, qkv, grid, axis, prefix, None, name, cases)
     comparison.finish()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", (0.35, -0.35, 1.0, 0.0, 0.6931471805599453), ids=str)
 @pytest.mark.parametrize("axis", ("time", "space", "joint"))
-def test_parity_of_infinite_scores(axis, scale, dtype, kernel):
+def test_parity_of_infinite_scores(axis, scale, dtype, name):
     """Of one key, of all, of every other: rows of -inf, prefix queries with nothing else in one of their groups."""
     comparison = Comparison()
     for grid, prefix in itertools.product([(3, 2), (1, 2), (8, 3), (2, 1), (2, 37)], (0, 1, 2, 3)):
@@ -96,14 +98,14 @@ def test_parity_of_infinite_scores(axis, scale, dtype, kernel):
         qkv = (torch.rand(len(cases), length, 3, 1, 8) + 0.5).to(dtype)
         for sample, (sign, infinite) in enumerate(cases):
             qkv[sample, infinite, 1] = sign * float("inf")
-        compare_attention(comparison, qkv, grid, axis, prefix, scale, kernel, cases)
+        compare_attention(comparison, qkv, grid, axis, prefix, scale, name, cases)
     comparison.finish()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", (3, 8, 40, 67))
-def test_parity_of_special_values_in_rows(width, dtype, kernel):
+def test_parity_of_special_values_in_rows(width, dtype, name):
     """Of add_layer_norm and bias_gelu: in the middle or at the end of a row."""
     cases = [None, *itertools.product(SPECIAL, (width // 2, width - 1)), None]
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((len(cases), 5, width), width, width))
@@ -131,11 +133,30 @@ def test_parity_of_special_values_in_rows(width, dtype, kernel):
                 out = call(*tensors)
             return [out.detach(), *torch.autograd.grad(out, tensors, grad.to(dtype), materialize_grads=True)]
 
-        trio = results(kernel, dtype), results("reference", dtype), results("reference", torch.float64)
+        trio = results(name, dtype), results("reference", dtype), results("reference", torch.float64)
         names = "result", "grad of x", "grad of weight", "grad of bias"
-        for name, *tensors in zip(names, *trio, strict=True):
-            comparison.add(f"{call.__name__}, {name}", *tensors, cases if tensors[0].ndim > 1 else range(width))
+        for result, *tensors in zip(names, *trio, strict=True):
+            comparison.add(f"{call.__name__}, {result}", *tensors, cases if tensors[0].ndim > 1 else range(width))
     comparison.finish()
+
+
+@pytest.mark.skipif(not KERNELS, reason="the CPU kernels are not built: there is nothing to compare")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_special_values_in_the_examples_of_every_operator(operator, dtype):
+    """In the middle and at the end of the largest tensor: seen in the outputs and in this tensor's gradient."""
+    for name, (function, shapes) in of_all.examples(operator.name).items():
+        comparison, clean = Comparison(), of_all.tensors(name, dtype)
+        grads = [torch.randn(out.shape).to(dtype) for out in of_all.run(name, *clean)]
+        largest = max(shapes, key=lambda argument: torch.Size(shapes[argument]).numel())
+        for value, place in itertools.product(SPECIAL, (torch.Size(shapes[largest]).numel() // 2, -1)):
+            arguments = {argument: tensor.clone() for argument, tensor in zip(shapes, clean, strict=True)}
+            arguments[largest].view(-1)[place] = value
+            ours, same = (run(function, arguments, which, grads) for which in ("cpu", "reference"))
+            exact = run(function, {key: tensor.double() for key, tensor in arguments.items()}, "reference", grads)
+            for key in [*(key for key in ours if key.startswith("out")), f"grad of {largest}"]:
+                rows = range(len(ours[key]))
+                comparison.add(f"{name}, {key}", ours[key], same[key], exact[key], rows, (value, place))
+        comparison.finish()
 
 
 @pytest.mark.skipif(not KERNELS, reason="the CPU kernels are not built: there is nothing to compare")

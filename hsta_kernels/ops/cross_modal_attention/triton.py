@@ -32,18 +32,18 @@ def forward(
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if not z.numel():
         return z, stats
-    slots, rows_per_slot = runs(tokens.shape[1], heads)
+    splits, rows_per_split = runs(tokens.shape[1], heads)
     z_parts, stat_parts = z, stats
-    if slots > 1:
-        z_parts = tokens.new_empty((batch, slots, heads, width))
-        stat_parts = u.new_empty((batch, slots, heads, 2))
+    if splits > 1:
+        z_parts = tokens.new_empty((batch, splits, heads, width))
+        stat_parts = u.new_empty((batch, splits, heads, 2))
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
         if _whole_rows(tokens, heads):
             options = _whole_row_options("absorbed_forward", tokens, heads, unit)
-            absorbed_forward[(batch * slots,)](
-                u, tokens, z_parts, stat_parts, *sizes, slots, rows_per_slot, eps, **options
+            absorbed_forward[(batch * splits,)](
+                u, tokens, z_parts, stat_parts, *sizes, splits, rows_per_split, eps, **options
             )
         else:
             scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
@@ -51,12 +51,12 @@ def forward(
             options = _options("row_scores", tokens, heads, unit)
             row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
             options = _options("absorbed_columns", tokens, heads, unit)
-            absorbed_columns[(batch * slots * _chunks(tokens, options),)](
-                tokens, scores, rows, z_parts, stat_parts, *sizes, slots, rows_per_slot, **options
+            absorbed_columns[(batch * splits * _chunks(tokens, options),)](
+                tokens, scores, rows, z_parts, stat_parts, *sizes, splits, rows_per_split, **options
             )
-        if slots > 1:
+        if splits > 1:
             merge_z[(batch * heads,)](
-                z_parts, stat_parts, z, stats, heads, width, slots, BLOCK_C=power_of_2(width), enable_fp_fusion=False
+                z_parts, stat_parts, z, stats, heads, width, splits, BLOCK_C=power_of_2(width), enable_fp_fusion=False
             )
     return z, stats
 
@@ -70,7 +70,7 @@ def backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_slots
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_splits
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
 
     batch, heads, width = u.shape
@@ -78,8 +78,8 @@ def backward(
     grad_query, grad_tokens = query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if not z.numel():
         return grad_u, grad_query, grad_tokens
-    slots, rows_per_slot = runs(tokens.shape[1], heads)
-    parts = grad_u if slots == 1 else u.new_empty((batch, slots, heads, width))
+    splits, rows_per_split = runs(tokens.shape[1], heads)
+    parts = grad_u if splits == 1 else u.new_empty((batch, splits, heads, width))
     strides, unit = in_units((
         _distance(grad_query, grad_tokens), width, _distance(query_token, tokens), query_token.stride(0),
         *tokens.stride()[:2],
@@ -88,8 +88,8 @@ def backward(
     with current_device(tokens):
         if _whole_rows(tokens, heads):
             options = _whole_row_options("absorbed_backward", tokens, heads, unit)
-            absorbed_backward[(batch * slots,)](
-                grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, slots, rows_per_slot, eps, **options
+            absorbed_backward[(batch * splits,)](
+                grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, splits, rows_per_split, eps, **options
             )
         else:
             weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
@@ -99,12 +99,12 @@ def backward(
                 grad_z, u, tokens, z, stats, weights, rows, *sizes[2:], eps, **options
             )
             options = _options("absorbed_columns_backward", tokens, heads, unit)
-            absorbed_columns_backward[(batch * slots * _chunks(tokens, options),)](
-                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, slots, rows_per_slot, **options
+            absorbed_columns_backward[(batch * splits * _chunks(tokens, options),)](
+                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, splits, rows_per_split, **options
             )
-        if slots > 1:
+        if splits > 1:
             size, block = heads * width, 1024
-            sum_slots[(batch * -(-size // block),)](parts, grad_u, size, slots, BLOCK=block, enable_fp_fusion=False)
+            sum_splits[(batch * -(-size // block),)](parts, grad_u, size, splits, BLOCK=block, enable_fp_fusion=False)
     return grad_u, grad_query, grad_tokens
 
 
@@ -116,8 +116,8 @@ def runs(num_tokens: int, heads: int) -> tuple[int, int]:
     depend on it.
     """
     rows = num_tokens + 1
-    rows_per_slot = -(-rows // max(1, num_tokens // (18 * heads)))
-    return -(-rows // rows_per_slot), rows_per_slot
+    rows_per_split = -(-rows // max(1, num_tokens // (18 * heads)))
+    return -(-rows // rows_per_split), rows_per_split
 
 
 def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:

@@ -124,13 +124,13 @@ def _row_gradients(p, dz, ds, u, PRECISION: tl.constexpr):
 def absorbed_forward(
     u, tokens, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, slots, rows_per_slot, eps,
+    N, H, splits, rows_per_split, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)  # (sample, slot)
-    sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
-    last = tl.minimum(first + rows_per_slot, N + 1)
+    program = tl.program_id(0).to(tl.int64)  # (sample, split)
+    sample, first = program // splits, (program % splits).to(tl.int32) * rows_per_split
+    last = tl.minimum(first + rows_per_split, N + 1)
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     dtype = tokens.dtype.element_ty
@@ -161,18 +161,18 @@ def absorbed_forward(
 
 
 @triton.jit
-def merge_z(z_parts, stat_parts, z, stats, H, C, slots, BLOCK_C: tl.constexpr):
-    """One head's softmax over all rows from those over the slots: slot i counts l_i·2^(m_i - max m) times."""
+def merge_z(z_parts, stat_parts, z, stats, H, C, splits, BLOCK_C: tl.constexpr):
+    """One head's softmax over all rows from those over the splits: split i counts l_i·2^(m_i - max m) times."""
     program = tl.program_id(0).to(tl.int64)  # (sample, head)
     head, sample = program % H, program // H
     columns = tl.arange(0, BLOCK_C)
     top = tl.full((), -float("inf"), tl.float32)
-    for slot in range(slots):
-        top = tl.maximum(top, tl.load(stat_parts + ((sample * slots + slot) * H + head) * 2))
+    for split in range(splits):
+        top = tl.maximum(top, tl.load(stat_parts + ((sample * splits + split) * H + head) * 2))
     total = tl.zeros((), tl.float32)
     values = tl.zeros((BLOCK_C,), tl.float32)
-    for slot in range(slots):
-        part = (sample * slots + slot) * H + head
+    for split in range(splits):
+        part = (sample * splits + split) * H + head
         weight = tl.exp2(tl.load(stat_parts + part * 2) - top) * tl.load(stat_parts + part * 2 + 1)
         total += weight
         values += weight * tl.load(z_parts + part * C + columns, mask=columns < C, other=0.0)
@@ -186,13 +186,13 @@ def absorbed_backward(
     grad_z, u, tokens, z, stats, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, slots, rows_per_slot, eps,
+    N, H, splits, rows_per_split, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, first = program // slots, (program % slots).to(tl.int32) * rows_per_slot
-    last = tl.minimum(first + rows_per_slot, N + 1)
+    sample, first = program // splits, (program % splits).to(tl.int32) * rows_per_split
+    last = tl.minimum(first + rows_per_split, N + 1)
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     grad_distance += sample * (width - N * width)
@@ -231,12 +231,12 @@ def absorbed_backward(
 
 
 @triton.jit
-def sum_slots(parts, total, size, slots, BLOCK: tl.constexpr):
-    """total (B, size) from parts (B, slots, size)."""
+def sum_splits(parts, total, size, splits, BLOCK: tl.constexpr):
+    """total (B, size) from parts (B, splits, size)."""
     blocks = tl.cdiv(size, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, column = program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
     values = tl.zeros((BLOCK,), tl.float32)
-    for slot in range(slots):
-        values += tl.load(parts + (sample * slots + slot) * size + column, mask=column < size, other=0.0)
+    for split in range(splits):
+        values += tl.load(parts + (sample * splits + split) * size + column, mask=column < size, other=0.0)
     tl.store(total + sample * size + column, values, mask=column < size)

@@ -89,16 +89,16 @@ def row_scores(
 def absorbed_columns(
     tokens, scores, rows, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, slots, rows_per_slot,
+    N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A chunk of z of one run of rows, and the run's softmax statistics."""
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
-    program = tl.program_id(0).to(tl.int64)  # (sample, slot, chunk): a run's rows stay in the cache
-    column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // slots
-    first = (part % slots).to(tl.int32) * rows_per_slot
-    last = tl.minimum(first + rows_per_slot, N + 1)
+    program = tl.program_id(0).to(tl.int64)  # (sample, split, chunk): a run's rows stay in the cache
+    column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // splits
+    first = (part % splits).to(tl.int32) * rows_per_split
+    last = tl.minimum(first + rows_per_split, N + 1)
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     dtype = tokens.dtype.element_ty
@@ -184,16 +184,16 @@ def absorbed_columns_backward(
     grad_z, u, tokens, weights, rows, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, slots, rows_per_slot,
+    N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A chunk of the gradients of one run of rows, and the run's share of that chunk of u's."""
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     program = tl.program_id(0).to(tl.int64)
-    column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // slots
-    first = (part % slots).to(tl.int32) * rows_per_slot
-    last = tl.minimum(first + rows_per_slot, N + 1)
+    column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // splits
+    first = (part % splits).to(tl.int32) * rows_per_split
+    last = tl.minimum(first + rows_per_split, N + 1)
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     grad_distance += sample * (width - N * width)

@@ -1,0 +1,55 @@
+"""How each backend's kernels are run: as they are, on a GPU, or on the CPU by what stands in for a GPU.
+
+A test that takes `kernel` states what is right for all of them, and runs once for each backend of its operator.
+Triton's interpreter and the emulator of CUDA each take a process of their own (tests/triton/test_interpreter.py,
+tests/cuda_on_host/test_emulator.py), where theirs is the only kernel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from hsta_kernels import backends
+
+EMULATED = "HSTA_EMULATED_CUDA"  # tells the emulator's process where the CUDA kernels compiled for the host are
+if EMULATED in os.environ:
+    spec = importlib.util.spec_from_file_location("_cuda", os.environ[EMULATED])
+    backends.cuda = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backends.cuda)
+    backends.cuda_emulated = True
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIMULATED = "triton" if backends.triton_interpreted else "cuda" if backends.cuda_emulated else None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A backend, and the device that its tensors are on. What simulates a GPU has time for small cases alone."""
+
+    name: str
+    device: str
+    simulated: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def kernels(names: Iterable[str]) -> list[Any]:
+    """Parameters: those of the backends `names` that run in this process, or would if there were a GPU."""
+    if SIMULATED is not None:
+        return [pytest.param(Kernel(name, "cpu", simulated=True), id=name) for name in names if name == SIMULATED]
+    parameters = []
+    for name in names:
+        reason = backends.unavailable(name)
+        marks = [pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}")]
+        if name != "cpu":
+            marks.append(pytest.mark.gpu)
+        parameters.append(pytest.param(Kernel(name, "cpu" if name == "cpu" else "cuda"), id=name, marks=marks))
+    return parameters

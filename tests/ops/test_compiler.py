@@ -1,0 +1,42 @@
+"""Every operator and backend under PyTorch's compiler, and its custom ops under PyTorch's own check of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+import torch
+
+from hsta_kernels import BackendError, backend
+from tests.ops.cases import examples, tensors
+from tests.ops.parity import assert_same_bits, run
+from tests.ops.test_dispatch import Ops
+
+
+@pytest.fixture
+def calls(operator, kernel):
+    """Functions and their tensors by name: the operator's examples that the backend takes, which are some at least."""
+    taken = []
+    for name, (function, shapes) in examples(operator.name).items():
+        arguments = dict(zip(shapes, (t.to(kernel.device) for t in tensors(name)), strict=True))
+        with backend(kernel.name), suppress(BackendError):
+            function(**arguments)
+            taken.append((function, arguments))
+    assert taken
+    return taken
+
+
+def test_custom_ops_pass_opcheck(calls, kernel):
+    for function, arguments in calls:
+        with Ops() as seen:
+            run(function, arguments, kernel.name)
+        assert len(seen.calls) >= 2  # both passes
+        for op, args in seen.calls:
+            torch.library.opcheck(op, [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args])
+
+
+def test_compile_without_graph_breaks(calls, kernel):
+    for function, arguments in calls:
+        torch.compiler.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_same_bits(*(run(f, arguments, kernel.name) for f in (compiled, function)))
