@@ -85,6 +85,18 @@ def test_spotting_works_in_seconds(clips):
     assert abs(kept[varying.apex] - events.apex) <= 1
 
 
+def test_onset_and_offset_are_within_seconds_of_the_apex():
+    class Steady(Motion):
+        def between(self, before, after):
+            return abs(before - after)
+
+    frames = [np.zeros((8, 8, 3), np.uint8)] * 200
+    onset, apex, offset = spot(Steady(frames), seconds(frames, 100))
+    # Nine tenths of a quarter of a second before, and of half a second after.
+    assert (apex - onset, offset - apex) == (min(apex, 23), 45)
+    assert apex >= 16  # two thirds of a quarter of a second from the film's beginning
+
+
 def test_frames_beside_a_pause_are_not_compared_across_it(clips):
     first, second = clips[0], clips[3]
     frames = first.frames + second.frames  # another face: a jump larger than any expression

@@ -124,6 +124,24 @@ def test_a_cover_picture_is_not_the_film(tmp_path, flag):
     assert notes == []
 
 
+def test_a_file_with_nothing_but_a_cover_is_refused(tmp_path):
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=8000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height = cover.width = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(cover.encode())
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode())
+    with pytest.raises(UserError, match="no video in"):
+        read(path)
+
+
 def test_of_two_films_the_larger_is_taken_with_a_note(tmp_path):
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as container:

@@ -175,8 +175,8 @@ class Spotter:
 def _contrast(motion: Motion, times: Sequence[float], t: int, reach: float) -> float:
     """The smaller of the motions to frame ``t`` from some ``reach`` seconds before and after; 0 where there is none."""
     others = [_nearest(times, times[t] + side * (reach + SLACK)) for side in (-1, 1)]
-    # A frame must be there, not beyond an end of the film or the other side of a pause.
-    if not all(0.66 * reach <= abs(times[other] - times[t]) <= 2.01 * reach for other in others):
+    # Near an end of the film it is too close; beside a pause the nearest is frame t itself.
+    if not all(0.66 * reach <= abs(times[other] - times[t]) for other in others):
         return 0.0
     if not others[0] < t < others[1]:
         return 0.0
