@@ -1,6 +1,7 @@
 """What the command line says: help, and one line where something is wrong."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,6 +43,12 @@ WRONG = {
     f"{EVALUATE} --protocol leave-subjects-out": "--folds and --protocol leave-subjects-out go together",
     f"{EVALUATE} --protocol leave-subjects-out --folds 9": "folds must be from 2 to the 3 subjects, got 9",
     "predict --checkpoint {trained}": "Missing from hsta predict: PATH",
+    f"{PREDICT} --fps 0": "fps must be a positive number, got 0",
+    f"{PREDICT} --truth {{missing}}": "--truth and --threshold go with --spot",
+    f"{PREDICT} --spot --truth {{missing}}": "No such file or directory: {missing}",
+    f"{PREDICT} --spot --onset 3 --offset 4": "--spot finds onset, apex and offset",
+    "predict {film} {film} --checkpoint {trained} --onset 3 --offset 4": "are of one film, got 2",
+    "predict webcam --fps 30 --checkpoint {trained}": "--fps is not for a webcam",
     "predict {film} --checkpoint {missing}": "no checkpoint in {missing}",
     "predict {film} --checkpoint {empty}": "no checkpoint in {empty}",
     "predict {missing} --checkpoint {trained}": "no such file or folder: {missing}",
@@ -91,6 +98,12 @@ AT_ONCE = {
     "check --data . --dataset nothing": 2,
     "evaluate --data nowhere --output run --folds 2": 2,
     "demo --output run --seed -1": 2,
+    "predict": 2,
+    "predict nowhere.mp4 --checkpoint .": 2,
+    "predict . --checkpoint .": 2,
+    "predict . --checkpoint . --spot --fps -1": 2,
+    "predict . . --checkpoint .": 2,  # no checkpoint there
+    "predict webcam --checkpoint . --onset 3": 2,
 }
 
 
@@ -121,7 +134,7 @@ assert not loaded, loaded
             "--accelerator --devices --precision --strategy",
         ),
         ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
-        ("predict", "--checkpoint --json --output --onset --apex --offset"),
+        ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
         ("demo", "--output --seed"),
     ],
 )
@@ -131,6 +144,21 @@ def test_help_tells_every_option(command, options, capsys):
     for option in options.split():
         assert f" {option} " in said, option
     assert "{None}" not in said
+
+
+def test_an_error_in_a_loading_process_is_one_line(people, tmp_path, capsys):
+    copy = tmp_path / "people"
+    shutil.copytree(people, copy)
+    broken = next(copy.rglob("*.jpg")).parent
+    for image in broken.iterdir():
+        image.write_bytes(b"")
+    line = f"train --data {copy} --output {tmp_path / 'run'} --accelerator cpu --image-size 32 --num-frames 2"
+    options = "--depth 1 1 --epochs 1 --warmup-epochs 0 --batch-size 4 --workers 1"
+    assert main([*line.split(), *options.split()]) == 2
+    complaint = [text for text in capsys.readouterr().err.splitlines() if text.startswith("hsta: ")]
+    assert len(complaint) == 1
+    assert complaint[0].startswith(f"hsta: not an image, or a broken one: {broken}")
+    assert "Traceback" not in complaint[0]
 
 
 def test_help_names_the_commands(capsys):

@@ -73,7 +73,7 @@ class Demo:
         shuffled = Evaluate(output=control, **folds, shuffle_labels=True, **common).run()
         _step(5, "predict on a video of one more person")
         video, truth = self._film()
-        result = Predict(video, training, output=self.output / "predictions").run()
+        (result,) = Predict((video,), training, output=self.output / "predictions").run()
         print(f"  (generated as {truth})")
         _step(6, "speed of the fused module against the reference, taking turns in this process")
         print(_speed())

@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        _complain(str(error))
+        # From a process that loads clips it comes with that process's traceback above it.
+        _complain(str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2])
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _complain(f"{error.strerror or error}{where}")

@@ -34,7 +34,8 @@ class Train:
         check_seed(self.seed)
         index = self.data.read()
 
-        from ..training.checkpoints import CHECKPOINT, STATE_FILE, Task
+        from ..training.checkpoint_folder import CHECKPOINT
+        from ..training.checkpoints import STATE_FILE, Task
         from ..training.loop import LOG, fit
 
         config = self.model.config(len(index.class_names), self.recipe)

@@ -5,6 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 
+def even_in_time(times: np.ndarray) -> np.ndarray:
+    """The frames nearest to even steps from the first of increasing ``times`` to the last: as many, int64 (N,).
+
+    Of frames at a constant rate it is each; where the rate varies, some are left out and some repeated.
+    """
+    steps = np.linspace(times[0], times[-1], len(times))
+    return np.rint(np.interp(steps, times, np.arange(len(times)))).astype(np.int64)
+
+
 def choose_frames(length: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """``num_frames`` ordered indices into a clip of ``length`` frames, int64.
 

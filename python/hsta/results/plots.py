@@ -14,6 +14,7 @@ from ..files import replacing
 from ..generated.mark import NO_EVIDENCE
 from .metrics import Scores
 from .recognition import Recognition
+from .spotting import Curve, Interval
 
 BLUE, ORANGE = "#2c6fa6", "#d1681c"
 EVENTS = ("onset", "apex", "offset")
@@ -64,6 +65,24 @@ def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_sha
     _save(figure, path)
 
 
+def plot_intervals(path: Path, title: str, curve: Curve, intervals: Sequence[Interval], threshold: float) -> None:
+    """The score of each frame over time, and the intervals that were spotted with what they are."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(curve.times, curve.scores, color=BLUE, linewidth=1)
+    axes.axhline(threshold, color="grey", linestyle=":", linewidth=1)
+    axes.set_ylim(0, 1.4 * max([threshold, *curve.scores]))
+    for interval in intervals:
+        axes.axvspan(interval.onset, interval.offset, color=ORANGE, alpha=0.2)
+        axes.annotate(interval.label, (interval.apex, 1), (0, -3), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", rotation=90, va="top", ha="center", color=ORANGE)  # fmt: skip
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("score (pixels at 224)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: float) -> None:
     """The grid covers whole patches only: a border on the right and below may have none.
 
@@ -99,16 +118,17 @@ def _bars(axes: Axes, probabilities: dict[str, float], label: str) -> None:
 
 def _motion(axes: Axes, result: Recognition) -> None:
     curve = result.motion_curve
-    axes.plot(range(len(curve)), curve, color=BLUE, marker=".")
-    axes.axvspan(result.onset, result.offset, color=BLUE, alpha=0.08)
+    axes.plot(result.times, curve, color=BLUE, marker=".")
+    axes.axvspan(result.times[result.onset], result.times[result.offset], color=BLUE, alpha=0.08)
     axes.set_ylim(0, 1.4 * max(*curve, 1e-3))  # room above for the names of the events
     for event in EVENTS:
         at = getattr(result, event)
-        axes.axvline(at, color=ORANGE, linestyle="-" if event == "apex" else "--", linewidth=1.2)
+        seconds = result.times[at]
+        axes.axvline(seconds, color=ORANGE, linestyle="-" if event == "apex" else "--", linewidth=1.2)
         text = f"{event} {at}"
-        axes.annotate(text, (at, 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
+        axes.annotate(text, (seconds, 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points",
                       rotation=90, va="top", color=ORANGE)  # fmt: skip
-    axes.set_xlabel("frame" if result.fps is None else f"frame (at {result.fps:g} a second)")
+    axes.set_xlabel("seconds")
     axes.set_ylabel("motion from onset (pixels at 224)")
     axes.spines[["top", "right"]].set_visible(False)
 

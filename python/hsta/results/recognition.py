@@ -10,9 +10,11 @@ import torch
 
 import hsta_kernels
 
+from ..data.film import Film, hold
 from ..data.inputs import make_inputs
+from ..data.sampling import even_in_time
 from ..errors import UserError
-from ..face.crop import crop_face
+from ..face.crop import crop_face, locate_face
 from ..face.spotting import Events, Motion, spot
 from ..training.checkpoints import Task
 
@@ -31,7 +33,8 @@ class Recognition:
     offset: int
     spotted: bool
     """Onset and offset were found by the program, not given."""
-    fps: float | None
+    times: list[float]
+    """Of each frame, seconds from the first."""
     face: tuple[int, int, int, int]
     """x, y, width and height of the crop."""
     face_found: bool
@@ -41,69 +44,85 @@ class Recognition:
     """Of the branches video and special: CLS attention to the patches, mean over heads and time."""
     generated: bool
     """The model learned from generated data."""
+    notes: list[str]
+    """What was not as it should be in the film, and what was done about it."""
 
 
 def recognize(
     model: hsta_kernels.HSTA,
     task: Task,
-    frames: Sequence[np.ndarray],
+    film: Film,
     *,
     file: str,
-    fps: float | None,
-    face: tuple[int, int, int, int],
-    face_found: bool,
     events: tuple[int | None, int | None, int | None] = (None, None, None),
 ) -> tuple[Recognition, np.ndarray]:
-    """What a model says of the ``face`` (a box) in ``frames``, uint8 (H, W, 3) RGB, and its crop of the apex frame.
+    """What a model says of the micro-expression in a ``film``, and the face in its apex frame, uint8 (H, W, 3).
 
     ``events`` are onset, apex and offset, or None for what is to be found. Raises `UserError` when they are not
     in the video or not in order.
     """
-    config = model.config
+    frames, times = hold(film, file)
+    face, face_found = locate_face(frames)
     crops = crop_face(frames, face, MEASURED)
     motion = Motion(crops)
-    onset, apex, offset = _events(motion, fps, *events)
+    onset, apex, offset = _events(motion, times, *events)
     clip = crops[onset : offset + 1]
-    if config.image_size > MEASURED:  # larger crops show it more
-        clip = crop_face(frames[onset : offset + 1], face, config.image_size)
-    inputs = make_inputs(
-        clip,
-        apex - onset,
-        image_size=config.image_size,
-        num_frames=config.num_frames,
-        special=task.special,
-    )
-    video, special = (tensor[None] for tensor in inputs)
-    with torch.no_grad():
-        probabilities = model(video, special)[0].double().softmax(0).tolist()
-    maps = hsta_kernels.cls_attention(model, video, special)
+    if model.config.image_size > MEASURED:  # larger crops show it more
+        clip = crop_face(frames[onset : offset + 1], face, model.config.image_size)
+    probabilities, attention = classify(model, task, clip, times[onset : offset + 1], apex - onset)
     recognition = Recognition(
         file=file,
-        label=max(zip(probabilities, task.class_names, strict=True))[1],
-        probabilities=dict(zip(task.class_names, probabilities, strict=True)),
+        label=max(probabilities, key=probabilities.__getitem__),
+        probabilities=probabilities,
         onset=onset,
         apex=apex,
         offset=offset,
         spotted=events[0] is None,
-        fps=fps,
+        times=times.tolist(),
         face=face,
         face_found=face_found,
         motion_curve=motion.since(onset).tolist(),
-        attention={branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()},
+        attention=attention,
         generated=task.generated,
+        notes=film.notes + ([] if face_found else ["no face found, the centre is taken"]),
     )
     return recognition, clip[apex - onset]
 
 
-def _events(motion: Motion, fps: float | None, onset: int | None, apex: int | None, offset: int | None) -> Events:
-    if onset is None and apex is None and offset is None:
-        return spot(motion, fps) if fps else spot(motion)
+def classify(
+    model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int
+) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
+    """Probabilities of the classes and attention (as in `Recognition`) for the face crops of one micro-expression.
+
+    ``clip`` is onset to offset, RGB uint8, taken at ``times`` (seconds); ``apex`` indexes it.
+    """
+    even = even_in_time(times)
+    place = int(np.abs(times[even] - times[apex]).argmin())
+    even[place] = apex
+    config = model.config
+    inputs = make_inputs(
+        [clip[t] for t in even],
+        place,
+        image_size=config.image_size,
+        num_frames=config.num_frames,
+        special=task.special,
+    )
+    logits: list[torch.Tensor] = []
+    hook = model.register_forward_hook(lambda module, arguments, output: logits.append(output))
+    try:  # the call that looks at attention gives the logits too
+        maps = hsta_kernels.cls_attention(model, *(tensor[None] for tensor in inputs))
+    finally:
+        hook.remove()
+    probabilities = logits[0][0].double().softmax(0).tolist()
+    attention = {branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()}
+    return dict(zip(task.class_names, probabilities, strict=True)), attention
+
+
+def _events(motion: Motion, times: np.ndarray, onset: int | None, apex: int | None, offset: int | None) -> Events:
     if onset is None or offset is None:
-        raise UserError("onset and offset must be given together (apex may be left out)")
+        return spot(motion, times)
     if not 0 <= onset <= offset < len(motion):
         raise UserError(f"onset and offset must be in order and in 0 to {len(motion) - 1}, got {onset} and {offset}")
     if apex is None:
         apex = onset + int(np.argmax(motion.since(onset)[onset : offset + 1]))
-    elif not onset <= apex <= offset:
-        raise UserError(f"apex must be from onset {onset} to offset {offset}, got {apex}")
     return Events(onset, apex, offset)

@@ -19,10 +19,9 @@ from hsta_kernels import tensor_files
 
 from ..errors import UserError
 from ..files import replacing, write_text
+from .checkpoint_folder import TASK_FILE, checkpoint_folder
 
 STATE_FILE = "training_state.safetensors"
-CHECKPOINT = "checkpoint"
-TASK_FILE = "task.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -81,9 +80,7 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
 
     Raises `UserError` when there is none or it is damaged.
     """
-    directory = path / CHECKPOINT if (path / CHECKPOINT).is_dir() else path
-    if not (directory / TASK_FILE).is_file():
-        raise UserError(f"no checkpoint in {path}: {directory / TASK_FILE} is missing")
+    directory = checkpoint_folder(path)
     try:
         values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
         task = Task(**{**values, "class_names": tuple(values["class_names"])})

@@ -19,7 +19,8 @@ import hsta_kernels
 from ..data.clips import Clip
 from ..data.inputs import ClipDataset
 from ..errors import UserError
-from .checkpoints import CHECKPOINT, STATE_FILE, Task, load_state, save_checkpoint, save_state
+from .checkpoint_folder import CHECKPOINT
+from .checkpoints import STATE_FILE, Task, load_state, save_checkpoint, save_state
 from .clip_order import BalancedSampler
 from .recipe import BETAS, Recipe, parameter_groups
 

@@ -1,0 +1,114 @@
+"""Every micro-expression of a film: when, and what it is. Holds some two seconds of the film."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import hsta_kernels
+
+from ..data.film import Film
+from ..errors import UserError
+from ..face.crop import crop_face, find_face
+from ..face.spotting import Found, Spotter
+from ..files import write_text
+from ..training.checkpoints import Task
+from .recognition import MEASURED, classify
+
+LOOKED_FOR = 1.0  # seconds between two searches for the face
+MOVED = 0.25  # of the box's side: a face that has moved further gets a new box
+COLUMNS = ("onset", "apex", "offset", "onset_frame", "apex_frame", "offset_frame", "score", "label", "probability")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A micro-expression in a film. Onset, apex and offset in seconds, and as frames counted from 0."""
+
+    file: str
+    onset: float
+    apex: float
+    offset: float
+    onset_frame: int
+    apex_frame: int
+    offset_frame: int
+    score: float
+    """How far the apex stands out from the frames a quarter of a second before and after, pixels of a 224 frame."""
+    label: str
+    probabilities: dict[str, float]
+    generated: bool
+    """The model learned from generated data."""
+
+
+@dataclass
+class Curve:
+    """The score of each frame in which a face was followed."""
+
+    times: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
+def spot_film(
+    model: hsta_kernels.HSTA, task: Task, film: Film, *, file: str, threshold: float, curve: Curve
+) -> Iterator[Interval]:
+    """The intervals of a film, each as soon as it is certain; ``curve`` gets the scores.
+
+    The face is sought once a second. One box holds it, as in `recognize`, until it has moved out of it; frames before
+    that are not compared with frames after.
+    """
+    size = max(MEASURED, model.config.image_size)
+    box, spotter, looked = None, Spotter(threshold), -np.inf
+    absent = 0
+
+    def tell(found: Sequence[Found]) -> Iterator[Interval]:
+        for events, times, score, faces in found:
+            apex = events.apex - events.onset
+            probabilities, _ = classify(model, task, faces, np.array(times), apex)
+            yield Interval(
+                file, times[0], times[apex], times[-1], *events, score,
+                max(probabilities, key=probabilities.__getitem__), probabilities, task.generated,
+            )  # fmt: skip
+
+    def end() -> Iterator[Interval]:
+        yield from tell(spotter.finish())
+        curve.times += spotter.times
+        curve.scores += spotter.scores
+
+    for number, (time, picture) in enumerate(film):
+        if box is None or time >= looked + LOOKED_FOR:
+            looked = time
+            seen = find_face(picture)
+            if seen is not None and (box is None or _moved(box, seen)):
+                yield from end()
+                box, spotter = seen, Spotter(threshold, number)
+        if box is None:
+            absent += 1
+        else:
+            yield from tell(spotter.add(time, crop_face([picture], box, size)[0]))
+    yield from end()
+    if box is None:
+        raise UserError(f"no face found in {file}")
+    if absent:
+        film.notes.append(f"no face in the first {absent} frames: left out")
+
+
+def _moved(box: tuple[int, int, int, int], seen: tuple[int, int, int, int]) -> bool:
+    x, y, width, height = box
+    dx, dy = seen[0] + seen[2] / 2 - x - width / 2, seen[1] + seen[3] / 2 - y - height / 2
+    return max(abs(dx), abs(dy), abs(seen[2] - width)) > MOVED * width
+
+
+def write_intervals(path: Path, intervals: Sequence[Interval]) -> None:
+    """A csv table of the intervals, a row each, in seconds and in frames."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for i in intervals:
+        times = (f"{t:.4f}" for t in (i.onset, i.apex, i.offset))
+        frames = (i.onset_frame, i.apex_frame, i.offset_frame)
+        table.writerow([*times, *frames, f"{i.score:.3f}", i.label, f"{i.probabilities[i.label]:.3f}"])
+    write_text(path, text.getvalue())
