@@ -1,16 +1,22 @@
-"""The table and the picture of a run, from its file alone.
+"""The table and the pictures of a run, from its file alone.
 
-python -m benchmarks.report benchmarks/results/NAME.json     # prints the table, draws NAME.png beside the file
+python -m benchmarks.report benchmarks/results/NAME.json     # prints the table, draws beside the file NAME.png, with a
+                                                             # bar for every piece of work, and NAME-summary.png
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.record import Result, Results, read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def title(machine: Mapping[str, object]) -> str:
@@ -50,15 +56,13 @@ def _left_out(run: Results) -> list[str]:
 
 def picture(run: Results, path: Path) -> None:
     """Speed over the best contender of every piece of work, as bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     def name(r: Result) -> str:
         return f"{r.operator}: {r.work} ({r.dtype})"
 
-    figure, axes = pyplot.subplots(figsize=(9, 1.1 + 0.24 * len(run.results)), layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + 0.24 * len(run.results)), layout="constrained")
+    axes = figure.subplots()
     colors = ["#2a6f97" if r.ratio >= 1 else "#bc4b51" for r in run.results]
     bars = axes.barh([name(r) for r in run.results], [r.ratio for r in run.results], color=colors)
     axes.bar_label(bars, [f" {r.ratio:.1f}x vs {r.best}" for r in run.results], fontsize=7)
@@ -69,10 +73,51 @@ def picture(run: Results, path: Path) -> None:
     axes.tick_params(labelsize=7)
     axes.set_xlabel("times as fast as the best contender", fontsize=8)
     figure.suptitle(title(run.machine), fontsize=9)
+    _save(figure, path)
+
+
+# What the summary's bars are of: the beginning of a result's operator and work.
+SUMMARY = {
+    "attention\nover time": ("space_time_attention", "time "),
+    "attention\nover space": ("space_time_attention", "space "),
+    "joint\nattention": ("space_time_attention", "joint "),
+    "crossmodal\nattention": ("cross_modal_attention", ""),
+    "add +\nLayerNorm": ("add_layer_norm", ""),
+    "bias +\nGELU": ("bias_gelu", ""),
+    "HSTA\ninference": ("HSTA", "hsta_base_224 divided inference, frozen"),
+    "HSTA\ntraining": ("HSTA", "hsta_base_224 divided training"),
+}
+
+
+def summary(run: Results, path: Path) -> None:
+    """Few bars: the geometric mean of an operator's ratios, both passes and all its shapes, one bar a dtype."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    dtypes = dict.fromkeys(r.dtype for r in run.results)
+    for i, (dtype, color) in enumerate(zip(dtypes, ("#2a6f97", "#d1681c"), strict=False)):
+        means = {}
+        for position, (operator, work) in enumerate(SUMMARY.values()):
+            of = [r for r in run.results if r.dtype == dtype and r.operator == operator and r.work.startswith(work)]
+            if of:
+                means[position] = statistics.geometric_mean(r.ratio for r in of)
+        bars = axes.bar([x + 0.4 * i for x in means], list(means.values()), width=0.38, color=color, label=dtype)
+        axes.bar_label(bars, fmt="%.1f", fontsize=12)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_xticks([x + 0.2 * (len(dtypes) - 1) for x in range(len(SUMMARY))], SUMMARY, fontsize=12)
+    axes.set_ylabel("times as fast as\nthe best contender", fontsize=13)
+    axes.tick_params(axis="y", labelsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.01, y=0.1)
+    axes.legend(fontsize=12, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, dpi=150)
     os.replace(temporary, path)
-    pyplot.close(figure)
 
 
 def main() -> None:
@@ -82,6 +127,7 @@ def main() -> None:
     run = read(path)
     print(table(run))
     picture(run, path.with_suffix(".png"))
+    summary(run, path.with_name(f"{path.stem}-summary.png"))
 
 
 if __name__ == "__main__":
