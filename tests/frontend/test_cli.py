@@ -15,7 +15,7 @@ EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
 
 WRONG = {
-    "": "Expected one of {check, generate, train, evaluate, predict, demo}",
+    "": "Expected one of {check, generate, prepare, train, evaluate, predict, demo}",
     "learn": "Unrecognized options: learn",
     "train": "Missing from hsta train: --output PATH --data PATH",
     "demo --output": "Missing value for argument",
