@@ -24,7 +24,8 @@ from .table_dataset import table_files
 FILE = "prepared.json"
 CLIPS = "clips"  # the folder of the frames
 FORMAT = 1  # of the folder, and of the bits that the same settings give
-CLASSES = (None, "3", "5", "7", "8", "objective")
+DEFAULT = "default"  # the index without a choice of classes
+CLASSES = (DEFAULT, "3", "5", "7", "8", "objective")
 
 
 class Source(Protocol):
@@ -80,7 +81,7 @@ def read_plan(root: Path) -> tuple[Path, Plan, dict | None] | None:
         written = said["plan"]["format"]
         if written != FORMAT:
             raise UserError(
-                f"{path} is of format {written}, this version reads {FORMAT}: prepare it anew (--overwrite)"
+                f"{path} is of format {written}, this version reads {FORMAT}: hsta prepare --overwrite does it anew"
             )
         return Path(said["source"]), Plan(**said["plan"]), said["results"]
     except (ValueError, KeyError, TypeError) as error:
@@ -101,7 +102,7 @@ def read_cache(dataset: Source, root: Path, classes: str | None) -> DatasetIndex
         raise UserError(f"{root} is prepared of {plan.dataset}, not of {dataset.name}: give --dataset {plan.dataset}")
     if results is None:
         raise UserError(f"{root} is not complete: the same hsta prepare again goes on with it")
-    said = results["indices"].get(str(classes), {"error": f"{dataset.name} has no classes {classes!r}"})
+    said = results["indices"].get(classes or DEFAULT, {"error": f"{dataset.name} has no classes {classes!r}"})
     if "error" in said:
         raise UserError(said["error"])
     index = _index(said, root, plan, results["files"])

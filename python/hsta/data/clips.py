@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Clip:
     """One micro-expression. ``frames`` are those from onset to offset, both included, in order, as image files or as
-    `hsta prepare` left them; ``apex`` indexes them, or is None where the annotators gave none. ``label`` indexes the set's class names.
+    `hsta prepare` left them; ``apex`` indexes them, or is None where the annotators gave none. ``label`` indexes the
+    set's class names.
     """
 
     dataset: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -25,6 +26,7 @@ from ..files import remove, replacing, write_text
 from .cache import (
     CLASSES,
     CLIPS,
+    DEFAULT,
     FILE,
     Plan,
     Source,
@@ -78,13 +80,8 @@ def prepare_dataset(
         copytree(source / FOLDS, output / FOLDS, dirs_exist_ok=True)
 
     missing = [(number, frames) for number, frames in enumerate(clips.values()) if not _is_done(output, number)]
-    bar = tqdm(
-        desc="prepare",
-        total=len(clips),
-        initial=len(clips) - len(missing),
-        unit="clip",
-        disable=None if progress else True,
-    )
+    done = len(clips) - len(missing)
+    bar = tqdm(desc="prepare", total=len(clips), initial=done, unit="clip", disable=not progress)
     with bar:
         for number, frames in in_parallel(partial(_prepare_clip, detector=detector, size=size), missing, workers):
             # Written by this process alone: others may outlive it for a moment when it is killed.
@@ -122,15 +119,11 @@ def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], worke
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from [future.result() for future in done]
             except BrokenProcessPool as error:
-                raise UserError(
-                    "a process that prepares clips died, for want of memory perhaps: --workers 1"
-                ) from error
+                raise UserError("a process that prepares clips died; if memory ran out, try --workers 1") from error
 
 
 def _begin_worker() -> None:
-    """A process of `in_parallel` uses one processor, leaves Ctrl-C to its parent, and ends with it, however that ends."""
-    import signal
-
+    """A process of `in_parallel` uses one processor, leaves Ctrl-C to its parent, and ends when that ends."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
@@ -147,7 +140,7 @@ def _prepare_clip(task: tuple[int, tuple[Path, ...]], *, detector: str, size: in
     number, paths = task
     try:
         frames = align_clip(FrameFiles(paths), _detector(detector), size)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         return number, str(error)
     return number, f"no face in its {len(paths)} frames" if frames is None else frames
 
@@ -159,19 +152,19 @@ def _detector(name: str) -> Detector:
 
 def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, tuple[Path, ...]]]:
     """The indices by each choice of classes, as `described`, or why there is none; and all their clips' frames."""
-    read = {None: dataset.read(source, None)}
+    read = {DEFAULT: dataset.read(source)}
     refused = {}
     for classes in CLASSES[1:]:
         try:
             read[classes] = dataset.read(source, classes)
         except UserError as error:
-            refused[str(classes)] = {"error": str(error)}
+            refused[classes] = {"error": str(error)}
     clips: dict[str, tuple[Path, ...]] = {}
     for index in read.values():
         for clip in index.clips:
             if clips.setdefault(key(clip), clip.frames) != clip.frames:
                 raise UserError(f"two clips have the name {key(clip)}, with other frames; each needs its own")
-    return {str(classes): described(index) for classes, index in read.items()} | refused, clips
+    return {classes: described(index) for classes, index in read.items()} | refused, clips
 
 
 def _open(output: Path, source: Path, plan: Plan, overwrite: bool) -> None:

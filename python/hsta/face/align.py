@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ..errors import UserError
 from .detectors import Detector, Face
 
 LOOKED_AT = 5  # frames of a clip in which its face is sought
@@ -15,14 +16,14 @@ LOOKED_AT = 5  # frames of a clip in which its face is sought
 def align_clip(frames: Sequence[np.ndarray], detector: Detector, size: int) -> np.ndarray | None:
     """The face of a clip, uint8 (N, size, size, 3) RGB, or None where there is none.
 
-    ``frames`` are uint8 (H, W, 3) RGB of one size. All are moved alike, so that what moves is the face: by the similarity
-    that takes the face's points, averaged over the clip, to the detector's template. What lies beyond the picture is
-    black. Raises ValueError when the frames differ in size.
+    ``frames`` are uint8 (H, W, 3) RGB of one size. All are moved alike, so that what moves is the face: by the
+    similarity that takes the face's points, averaged over the clip, to the detector's template. What lies beyond the
+    picture is black. Raises `UserError` when the frames differ in size.
     """
     frames = list(frames)
     shapes = sorted({frame.shape for frame in frames})
     if len(shapes) > 1:
-        raise ValueError(f"frames must be of one size, got {shapes}")
+        raise UserError(f"its frames differ in size: {', '.join(f'{width}x{height}' for height, width, _ in shapes)}")
     places = np.unique(np.linspace(0, len(frames) - 1, LOOKED_AT).round().astype(int))
     face = follow([detector.faces(frames[place]) for place in places])
     if not face:

