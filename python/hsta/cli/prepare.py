@@ -39,12 +39,14 @@ class Prepare:
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
 
-        from ..data.preparation import prepare_dataset
         from ..data.registry import named_dataset
 
         dataset, source = named_dataset(self.data.dataset), self.data.data
         if not source.is_dir():
             raise UserError(f"no such folder: {source}")
+
+        from ..data.preparation import prepare_dataset
+
         index = prepare_dataset(
             dataset,
             source,

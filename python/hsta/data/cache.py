@@ -17,9 +17,8 @@ from typing import Protocol
 from ..errors import UserError
 from ..files import write_text
 from .clips import Clip, DatasetIndex, Fault
-from .fold_tables import FOLDER as FOLDS
 from .prepared_frames import PreparedFrames
-from .table_dataset import table_files
+from .table_dataset import FOLDS, table_files
 
 FILE = "prepared.json"
 CLIPS = "clips"  # the folder of the frames

@@ -40,9 +40,9 @@ from .cache import (
     write_plan,
 )
 from .clips import DatasetIndex
-from .fold_tables import FOLDER as FOLDS
 from .frame_files import FrameFiles
 from .prepared_frames import PreparedFrames, checksum
+from .table_dataset import FOLDS
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 Prepared = tuple[int, "np.ndarray | str"]  # a clip's number, and its frames or why there are none

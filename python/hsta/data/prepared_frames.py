@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class PreparedFrames:
 
     def open(self) -> np.ndarray:
         """uint8 (N, S, S, 3) RGB, mapped into memory. Raises `UserError` naming the file when it is cut short."""
+        import numpy as np
+
         try:
             frames = np.load(self.path, mmap_mode="r")
         except (ValueError, EOFError) as error:
