@@ -246,6 +246,20 @@ if __name__ == "__main__":
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
 
 
+def test_stopped_by_hand(source, cache, tmp_path, monkeypatch, capsys):
+    def interrupted(frames, detector, size):
+        if len(list((tmp_path / "cache" / "clips").glob("*.npy"))) == 3:
+            raise KeyboardInterrupt
+        return align_clip(frames, detector, size)
+
+    monkeypatch.setattr("hsta.data.preparation.align_clip", interrupted)
+    assert prepare(source, tmp_path / "cache") == 130
+    assert "hsta: stopped: the same command (without --overwrite) goes on from here" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert prepare(source, tmp_path / "cache") == 0
+    assert contents(tmp_path / "cache") == contents(cache)
+
+
 def test_what_is_complete_stays(source, cache, tmp_path, monkeypatch):
     output = shutil.copytree(cache, tmp_path / "cache")
     monkeypatch.setattr("hsta.data.preparation.align_clip", None)
@@ -303,6 +317,16 @@ def test_data_that_have_changed_are_named(copy, tmp_path, capsys, what):
     assert "data that have changed since: " in said and CHANGES[what] in said
     assert main([*map(str, line), "--overwrite"]) == 0
     assert len(read_dataset("casme3", cache).clips) == 9
+
+
+def test_clips_that_are_read_otherwise_are_named(source, cache, tmp_path):
+    output = shutil.copytree(cache, tmp_path / "cache")
+    said = json.loads((output / FILE).read_text())
+    said["results"]["indices"]["3"]["clips"][4]["apex"] += 1
+    (output / FILE).write_text(json.dumps(said))
+    assert len(read_dataset("casme3", output).clips) == 9
+    with pytest.raises(UserError, match="its clips are read otherwise by this version"):
+        read_dataset("casme3", output, "3")
 
 
 def test_data_that_are_gone_are_noted(copy, tmp_path):
