@@ -15,7 +15,7 @@ EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
 
 WRONG = {
-    "": "Expected one of {check, generate, train, evaluate, predict, demo}",
+    "": "Expected one of {check, generate, prepare, train, evaluate, predict, demo}",
     "learn": "Unrecognized options: learn",
     "train": "Missing from hsta train: --output PATH --data PATH",
     "demo --output": "Missing value for argument",
@@ -57,6 +57,11 @@ WRONG = {
     "generate --output {film}": "is a file; the data set needs a folder",
     "generate --output {run} --subjects 0": "subjects must be at least 1, got 0",
     "generate --output {run} --emotions joy": "emotions must be some of others, disgust",
+    "prepare --data {people} --output {film}": "is a file; what is prepared needs a folder",
+    "prepare --data {people} --output {run} --image-size 8": "image_size must be 32 or more, got 8",
+    "prepare --data {people} --output {run} --workers -1": "workers must be 0 or more, got -1",
+    "prepare --data {missing} --output {run}": "no such folder: {missing}",
+    "prepare --data {people} --output {run} --detector eye": "invalid choice 'eye' for argument '--detector'",
     "demo --output {run} --seed -1": "seed must be 0 or more, got -1",
 }
 
@@ -89,7 +94,7 @@ def test_as_a_program():
 SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
-    **{f"{command} --help": 0 for command in ("check", "generate", "train", "evaluate", "predict", "demo")},
+    **{f"{command} --help": 0 for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "demo")},
     "train": 2,
     "train --data nowhere --output run --seed -1": 2,
     "train --data nowhere --output run --workers -1": 2,
@@ -97,6 +102,8 @@ AT_ONCE = {
     "train --data . --dataset nothing --output run": 2,
     "check --data . --dataset nothing": 2,
     "evaluate --data nowhere --output run --folds 2": 2,
+    "prepare --data nowhere --output run": 2,
+    "prepare --data . --output run --workers -1": 2,
     "demo --output run --seed -1": 2,
     "predict": 2,
     "predict nowhere.mp4 --checkpoint .": 2,
@@ -128,6 +135,7 @@ assert not loaded, loaded
     [
         ("check", "--dataset --data --classes --json"),
         ("generate", "--format --output --subjects --clips-per-subject --seed"),
+        ("prepare", "--dataset --data --output --image-size --detector --workers --overwrite"),
         (
             "train",
             "--dataset --data --classes --model --output --epochs --resume "

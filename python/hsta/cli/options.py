@@ -24,12 +24,16 @@ OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 @dataclass(frozen=True)
-class DatasetOptions:
+class SourceOptions:
     data: Path
-    """Folder that holds the data set as its owners give it out."""
+    """Folder that holds the data set as its owners give it out, or as `hsta prepare` left it."""
     dataset: str = "casme3"
     """Name of the data set, which tells how its files are laid out: casme2, samm, smic, casme3 (part A), mmew, dfme,
     megc2019 (the composite) or folder (one's own)."""
+
+
+@dataclass(frozen=True)
+class DatasetOptions(SourceOptions):
     classes: Annotated[Literal["3", "5", "7", "8", "objective"] | None, tyro.conf.arg(metavar="CLASSES")] = None
     """What is told apart: 3, 5, 7 or 8 classes of emotion as the data set has them, or the objective classes I to VII;
     every emotion that the data set names if left out."""

@@ -22,11 +22,15 @@ FRONTEND = {
     "tqdm",
     "tyro",
 }
-RESUMABLE = {"train", "evaluate"}
+GOES_ON = {  # how a command that was stopped goes on
+    "train": "the same command with --resume goes on from here",
+    "evaluate": "the same command with --resume goes on from here",
+    "prepare": "the same command (without --overwrite) goes on from here",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 where `hsta check` finds clips lost, 2 for what the user can put
+    """Run one command; returns the exit code: 0, 1 where `check` or `prepare` lose clips, 2 for what the user can put
     right, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A terminal that lacks a letter, of a path or of tyro's help, shows a question mark in its place.
@@ -45,9 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         _complain(f"{error.name} is not installed: pip install hsta-kernels[frontend]")
     except KeyboardInterrupt:
-        resumable = arguments and arguments[0] in RESUMABLE
-        hint = ": the same command with --resume goes on from here" if resumable else ""
-        print(f"\nhsta: stopped{hint}", file=sys.stderr)
+        hint = GOES_ON.get(arguments[0] if arguments else "")
+        print(f"\nhsta: stopped{f': {hint}' if hint else ''}", file=sys.stderr)
         return 130
     return 2
 
@@ -60,6 +63,7 @@ def _run(arguments: list[str]) -> int:
     from .evaluate import Evaluate
     from .generate import Generate
     from .predict import Predict
+    from .prepare import Prepare
     from .train import Train
 
     complaint = io.StringIO()
@@ -69,6 +73,7 @@ def _run(arguments: list[str]) -> int:
                 {
                     "check": Check,
                     "generate": Generate,
+                    "prepare": Prepare,
                     "train": Train,
                     "evaluate": Evaluate,
                     "predict": Predict,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .names import name_key
+
+if TYPE_CHECKING:
+    from .prepared_frames import PreparedFrames
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One micro-expression. ``frames`` are the image files from onset to offset, both included, in order;
-    ``apex`` indexes them, or is None where the annotators gave none. ``label`` indexes the set's class names.
+    """One micro-expression. ``frames`` are those from onset to offset, both included, in order, as image files or as
+    `hsta prepare` left them; ``apex`` indexes them, or is None where the annotators gave none. ``label`` indexes the
+    set's class names.
     """
 
     dataset: str
     subject: str
     name: str
-    frames: tuple[Path, ...]
+    frames: tuple[Path, ...] | PreparedFrames
     apex: int | None
     emotion: str
     label: int

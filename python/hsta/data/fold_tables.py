@@ -12,8 +12,7 @@ from .clips import Clip
 from .folds import Fold
 from .names import name_key
 from .natural_order import natural_key
-
-FOLDER = "folds"
+from .table_dataset import FOLDS
 
 
 def read_folds(root: Path, clips: Sequence[Clip]) -> tuple[list[Fold], list[str]]:
@@ -22,12 +21,12 @@ def read_folds(root: Path, clips: Sequence[Clip]) -> tuple[list[Fold], list[str]
     Tables have the columns subject, file name and onset, as the annotation has. Raises `UserError` naming the
     file when one of a pair is missing, or names none of the ``clips``.
     """
-    folder = root / FOLDER
+    folder = root / FOLDS
     pairs: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)) if folder.is_dir() else []:
         role = re.search("train|test", path.stem.casefold())
         if role and path.suffix.lower() in ENDINGS and not path.name.startswith((".", "~$")):
-            name = re.sub("train|test", "", path.stem.casefold()).strip("_- .") or FOLDER
+            name = re.sub("train|test", "", path.stem.casefold()).strip("_- .") or FOLDS
             pairs.setdefault(name, {})[role[0]] = path
     if not pairs:
         raise UserError(f"no folds: {folder} must hold pairs of tables such as train_1.csv and test_1.csv")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import UserError
 from ..face.spotting import Motion
 from .clips import Clip
-from .images import Decoding, read_image
+from .frame_files import FrameFiles
+from .prepared_frames import PreparedFrames
 from .sampling import choose_frames
 from .transforms import Augmentation, flow_image, normalize, prepare
 
@@ -100,7 +97,7 @@ class ClipDataset(Dataset):
         clip = self.clips[index]
         rng = np.random.default_rng([self.seed, int(self._epoch), index]) if self.training else None
         video, special = make_inputs(
-            _Files(clip.frames),
+            clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames),
             clip.apex,
             image_size=self.image_size,
             num_frames=self.num_frames,
@@ -113,48 +110,3 @@ class ClipDataset(Dataset):
             "label": torch.tensor(clip.label),
             "index": torch.tensor(index),
         }
-
-
-class _Files(Sequence):
-    """Image files as a sequence of RGB frames, each read when it is asked for and decoded as the first is.
-
-    In place of a broken one, the nearest that can be read serves: the clip keeps its length, and what was drawn
-    from it stays the same whether or not the broken one was met before.
-    """
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-        self.decoding: Decoding | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        index = range(len(self))[index]
-        self.decoding = self.decoding or self._first_decoding()
-        error = None
-        for near in sorted(range(len(self)), key=lambda other: abs(other - index)):
-            try:
-                picture = read_image(self.paths[near], self.decoding)
-            except UserError as reason:
-                error = error or reason
-                continue
-            if error:
-                _tell_once(f"{error}: the frame {self.paths[near].name} beside it serves")
-            return picture
-        raise AssertionError("the frame that tells the decoding can be read")
-
-    def _first_decoding(self) -> Decoding:
-        """Of the first frame that can be read, so that it does not matter which frame is asked for first."""
-        error = None
-        for path in self.paths:
-            try:
-                return Decoding.of(path)
-            except UserError as reason:
-                error = error or reason
-        raise UserError(f"no frame of the clip can be read: {error}")
-
-
-@cache
-def _tell_once(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr)

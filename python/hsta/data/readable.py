@@ -7,15 +7,29 @@ from pathlib import Path
 from ..errors import UserError
 from .clips import Clip, DatasetIndex, Fault
 from .images import read_image
+from .prepared_frames import PreparedFrames
 
 
 def leave_out_unreadable(index: DatasetIndex, root: Path) -> None:
-    """Read every frame; name those that are broken, each once, and leave out clips that have no other."""
+    """Read every frame; name those that are broken, each once, and leave out clips that have no other.
+
+    A prepared clip is whole or left out.
+    """
     from tqdm import tqdm
 
     broken: dict[Path, bool] = {}
     kept: list[Clip] = []
     for clip in tqdm(index.clips, unit="clip", desc="check", disable=None, leave=False):
+        if isinstance(clip.frames, PreparedFrames):
+            if clip.frames.is_whole():
+                kept.append(clip)
+            else:
+                message = (
+                    f"{clip.subject} {clip.name}: missing or damaged, left out; hsta prepare --overwrite makes it anew"
+                )
+                index.faults.append(Fault(str(clip.frames.path.relative_to(root)), None, message))
+                index.lost += 1
+            continue
         for path in clip.frames:
             if path not in broken:
                 broken[path] = not _can_be_read(path)

@@ -20,6 +20,8 @@ from .names import name_key
 from .natural_order import natural_key
 from .spans import find_span
 
+FOLDS = "folds"  # the folder of the tables that say who is tested
+
 
 @dataclass(frozen=True)
 class Edition:
@@ -269,7 +271,7 @@ def table_files(root: Path, endings: set[str] = ENDINGS) -> list[Path]:
                         break
                     if ending in endings and entry.is_file():
                         found.append(folder / entry.name)
-                    elif entry.is_dir() and entry.name != "folds":  # whose tables say who is tested
+                    elif entry.is_dir() and entry.name != FOLDS:
                         inner.append(folder / entry.name)
         level = inner
     return sorted(found, key=lambda path: (len(path.parts), natural_key(str(path))))

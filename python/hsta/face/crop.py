@@ -19,15 +19,33 @@ def find_face(frame: np.ndarray) -> tuple[int, int, int, int] | None:
     The detector is OpenCV's Haar cascade (Viola and Jones, 2001); its square is widened to hold the whole
     face, and moved or shrunk to lie within the frame.
     """
+    found = find_squares(frame)
+    if not found:
+        return None
+    x, y, side = max(found, key=lambda square: square[2])
+    height, width = frame.shape[:2]
+    return _within(x + side / 2, y + side / 2, min(round(side), width, height), (height, width))
+
+
+def find_squares(frame: np.ndarray) -> list[tuple[float, float, float]]:
+    """Every frontal face of an RGB uint8 (H, W, 3) frame as ``(x, y, side)`` of a square that holds the whole of it.
+
+    The squares may reach beyond the frame.
+    """
     # Not equalized: in a scene with large plain areas that loses faces.
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    least = max(24, min(grey.shape) // 8)
+    least = smallest_face(frame)
     found = _cascade().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(least, least))
-    if not len(found):
-        return None
-    x, y, width, height = max(found.tolist(), key=lambda box: box[2] * box[3])
-    side = min(round(WIDENED * max(width, height)), *grey.shape)
-    return _within(x + width / 2, y + CENTRE * height, side, grey.shape)
+    squares = []
+    for x, y, width, height in np.asarray(found).tolist():
+        side = WIDENED * max(width, height)
+        squares.append((x + width / 2 - side / 2, y + CENTRE * height - side / 2, side))
+    return squares
+
+
+def smallest_face(frame: np.ndarray) -> int:
+    """Side in pixels of the smallest face that is looked for: smaller ones are of the background."""
+    return max(24, min(frame.shape[:2]) // 8)
 
 
 def centre_box(frame: np.ndarray) -> tuple[int, int, int, int]:
