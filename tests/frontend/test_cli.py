@@ -165,14 +165,14 @@ def test_an_error_in_a_loading_process_is_one_line(people, tmp_path, capsys):
     assert main([*line.split(), *options.split()]) == 2
     complaint = [text for text in capsys.readouterr().err.splitlines() if text.startswith("hsta: ")]
     assert len(complaint) == 1
-    assert complaint[0].startswith(f"hsta: not an image, or a broken one: {broken}")
+    assert complaint[0].startswith("hsta: no frame of the clip can be read: ") and str(broken) in complaint[0]
     assert "Traceback" not in complaint[0]
 
 
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in ("check", "generate", "train", "evaluate", "predict", "demo"):
+    for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "demo"):
         assert command in said
 
 
