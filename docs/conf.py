@@ -9,27 +9,26 @@ import hsta_kernels
 from benchmarks.record import read
 from benchmarks.report import table, title
 
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
 project = "hsta-kernels"
 version = release = hsta_kernels.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
-source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = project
 html_show_copyright = False
+smartquotes = False  # an option is --this
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence", "substitution"]
-copybutton_exclude = ".linenos, .gp, .go"
+myst_enable_extensions = ["substitution"]
 
 default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say more: shapes, dtypes, units
-autodoc_class_signature = "separated"
 napoleon_numpy_docstring = False
 # A class is documented where it is public, and PyTorch's names are not linked: the build needs no network.
-nitpick_ignore_regex = [("py:.*", r"(torch|numpy|nn|np|collections|pathlib|lightning_fabric|Tensor|Path)\b.*")]
+nitpick_ignore_regex = [("py:.*", r"(torch|nn|Tensor)\b.*")]
 
-RUNS = {path.stem: read(path) for path in sorted(Path("benchmarks/results").glob("*.json"))}
+RUNS = {path.stem: read(path) for path in sorted(RESULTS.glob("*.json")) if path.stem != "latest"}
 
 
 def tables() -> str:
@@ -41,6 +40,7 @@ def describe(machine: Mapping[str, object]) -> str:
     return title(machine).replace("\n", " ")
 
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 WORK = (
     ("attention over time, T = 3, forward", "space_time_attention-time-T3-P1-fwd"),
     ("… backward", "space_time_attention-time-T3-P1-bwd"),
@@ -62,14 +62,16 @@ WORK = (
 
 def gains() -> str:
     """Speed over the best contender in every measured file."""
-    columns = [(name, dtype) for name in RUNS for dtype in ("fp32", "bf16")]
+    columns = [(name, dtype) for name in RUNS for dtype in DTYPES]
     ratios = {(name, r.name): f"{r.ratio:.2f}" for name, run in RUNS.items() for r in run.results}
     for name, run in RUNS.items():
         for r in run.results:
             if direct := [timing.p50 for who, timing in r.contenders.items() if "direct" in who]:
                 ratios[name, f"direct {r.name}"] = f"{min(direct) / r.ours.p50:.1f}"
+    if unknown := {case for _, case in WORK} - {name.rsplit("-", 1)[0] for _, name in ratios}:
+        raise ValueError(f"no file in {RESULTS} has {', '.join(sorted(unknown))}")
     rows = [
-        ["", *(f"{name}, {dtype}" for name, dtype in columns)],
+        ["", *(f"{name}, {DTYPES[dtype]}" for name, dtype in columns)],
         ["---"] * (1 + len(columns)),
         *([what, *(ratios.get((name, f"{case}-{dtype}"), "–") for name, dtype in columns)] for what, case in WORK),
     ]

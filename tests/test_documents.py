@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 # What adding-an-operator.md adds is built and tested by test_adding_an_operator.py.
 PAGES = [ROOT / "README.md", *(page for page in DOCS.rglob("*.md") if page.name != "adding-an-operator.md")]
 PROGRAMS = [page for page in PAGES if BLOCK.search(page.read_text())]
@@ -97,10 +98,19 @@ def test_a_failed_installation_says_the_sentence_of_the_page(environment, tmp_pa
     assert f"\n> {done.stderr.splitlines()[-1]}\n" in (DOCS / "installation.md").read_text()
 
 
+def test_a_build_without_openmp_says_the_sentence_of_the_page():
+    (sentence,) = re.findall(r'message\(WARNING "(.*)"\)', (ROOT / "CMakeLists.txt").read_text())
+    assert f"\n> {sentence}\n" in (DOCS / "installation.md").read_text()
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     for package in ("sphinx", "myst_parser", "furo", "sphinx_copybutton"):
         pytest.importorskip(package, reason="the extra `docs` is not installed")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--nitpicky", "--quiet", str(DOCS), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "kernels" in (tmp_path / "index.html").read_text()
+    assert all(
+        f"<strong>{path.stem}</strong>" in (tmp_path / "measured.html").read_text()
+        for path in RESULTS
+        if path.stem != "latest"
+    )
