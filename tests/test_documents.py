@@ -98,6 +98,13 @@ def test_a_failed_installation_says_the_sentence_of_the_page(environment, tmp_pa
     assert f"\n> {done.stderr.splitlines()[-1]}\n" in (DOCS / "installation.md").read_text()
 
 
+def test_an_old_pytorch_is_refused_with_the_sentence_of_the_page():
+    code = "import torch; torch.__version__ = torch.torch_version.TorchVersion('2.5.1'); import hsta_kernels"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    sentence = done.stderr.splitlines()[-1].removeprefix("ImportError: ")
+    assert f"\n> {sentence}\n" in (DOCS / "installation.md").read_text()
+
+
 def test_a_build_without_openmp_says_the_sentence_of_the_page():
     (sentence,) = re.findall(r'message\(WARNING "(.*)"\)', (ROOT / "CMakeLists.txt").read_text())
     assert f"\n> {sentence}\n" in (DOCS / "installation.md").read_text()
