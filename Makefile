@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 QUIETLY := OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help install demo test sanitize lint format bench gpu-check clean
+.PHONY: help install demo test sanitize lint format docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ format: install  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+docs: install  ## this documentation as a site, in build/site; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs build/site
 
 bench: install  ## operators and model against every contender on this machine, within 20 minutes
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

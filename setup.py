@@ -60,8 +60,14 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         # Build isolation hands out a new folder for cmake, ninja and pybind11 every time: remember none of it.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build)], check=True)
+        except subprocess.CalledProcessError:
+            raise SystemExit(
+                "hsta-kernels: the kernels could not be compiled; what the compiler said is above. They take GCC 11 or "
+                "Clang 12, or later: name one with CXX=, or set HSTA_BUILD_CPU=0 to install without compiling."
+            ) from None
         for output in outputs.values():
             output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(build / output.name, output)

@@ -42,6 +42,8 @@ def cross_modal_attention(
     then reads the tokens once, as they are. The result equals the direct form up to rounding, at about 1/64 of its
     arithmetic for C = 768 and N = 588.
 
+    All tensors share one dtype (float32, bfloat16, float16, float64) and device; under autocast dtypes may differ.
+
     Args:
         query_token: (B, C), the other branch's CLS token in this branch's width.
         tokens: (B, N, C), patch tokens; a slice of a longer sequence is read in place.
@@ -50,8 +52,6 @@ def cross_modal_attention(
             of k_bias is exactly zero.
         num_heads: H; C must be a multiple of it.
         eps: LayerNorm's epsilon.
-
-        All tensors share one dtype (float32, bfloat16, float16, float64) and device; under autocast dtypes may differ.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
             ``set_backend`` chose.
 
