@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..training.recipe import Recipe
 
 
+Preset = Annotated[Literal["authors-casme3", "quick"] | None, tyro.conf.arg(metavar="{authors-casme3,quick}")]
 # Left out unless given; --help shows the type alone.
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
@@ -43,16 +44,23 @@ class DatasetOptions:
 
 @dataclass(frozen=True)
 class DataOptions(DatasetOptions):
-    special: Literal["frames", "flow"] = "frames"
-    """What the special frames are: onset and apex, or the optical flow from onset to apex and from apex to offset."""
+    also: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER ...")] = ()
+    """Further data sets, such as samm=SAMM smic=SMIC, joined with the first; all with the same --classes."""
+    special: Literal["frames", "apex-offset", "flow", "flow-dis", "flow-tvl1"] = "frames"
+    """What the special frames are: onset and apex; apex and offset; or the optical flow (u, v, strain) from onset to
+    apex and from apex to offset, Farnebaeck's, by dense inverse search, or by TV-L1 where OpenCV has it."""
     workers: int = 0
     """Number of processes that load clips; with 0 the training process does it itself."""
 
     def read(self) -> DatasetIndex:
         """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
+        from ..data.joined import join
+        from ..data.transforms import check_special
+
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
-        index = self.read_all()
+        check_special(self.special)
+        index = join([self.read_all(), *map(self._read_also, self.also)])
         present = sorted({clip.label for clip in index.clips})
         if len(present) < 2:
             raise UserError(f"{self.data} holds clips of one class only: {index.class_names[present[0]]}")
@@ -62,6 +70,12 @@ class DataOptions(DatasetOptions):
             index.class_names = tuple(index.class_names[label] for label in present)
             index.clips = [replace(clip, label=present.index(clip.label)) for clip in index.clips]
         return index
+
+    def _read_also(self, given: str) -> DatasetIndex:
+        name, sign, folder = given.partition("=")
+        if not sign:
+            raise UserError(f"also must be NAME=FOLDER, such as samm=SAMM, got {given}")
+        return replace(self, dataset=name, data=Path(folder)).read_all()
 
 
 @dataclass(frozen=True)

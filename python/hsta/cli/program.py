@@ -60,6 +60,7 @@ def _run(arguments: list[str]) -> int:
     from .evaluate import Evaluate
     from .generate import Generate
     from .predict import Predict
+    from .presets import expand
     from .train import Train
 
     complaint = io.StringIO()
@@ -76,7 +77,7 @@ def _run(arguments: list[str]) -> int:
                 },
                 prog="hsta",
                 description="Micro-expression recognition with hierarchical space-time attention.",
-                args=arguments,
+                args=expand(arguments) if arguments and arguments[0] in RESUMABLE else arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:

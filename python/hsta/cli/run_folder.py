@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UserError
-from ..files import remove, write_text
+from ..files import remove, temporary_name, write_text
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from ..data.clips import DatasetIndex
+
 RUN_FILE = "config.json"
-# Where a run was written, how it was begun and what may differ when it goes on without changing its result.
-FREE = {"output", "resume", "overwrite", "workers"}
+CLIPS = "clips"
+# Where a run was written, how it was begun and what may differ when it goes on without changing its result. The data
+# may have moved: what they are is told by `fingerprints`.
+FREE = {"output", "resume", "overwrite", "workers", "data", "also"}
 
 
 class Command(Protocol):
@@ -28,16 +32,16 @@ class Command(Protocol):
     overwrite: bool
 
 
-def begin(command: Command, notes: Sequence[str], fabric: Fabric, owned: Sequence[str]) -> None:
-    """Tell the ``notes`` and make the command's ``output`` the folder of its run.
+def begin(command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str]) -> None:
+    """Tell what was wrong in the data and make the command's ``output`` the folder of its run.
 
     ``owned`` are the names in it that belong to a run. Raises `UserError` when there is a run already and
     neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
-    arguments, and when the folder holds something else.
+    arguments or other clips, and when the folder holds something else.
     """
     if fabric.is_global_zero:  # of the processes that share the work, one
-        _tell(notes)
-        _open(command, owned)
+        _tell(index.told)
+        _open(command, index, owned)
     fabric.barrier()
 
 
@@ -49,8 +53,10 @@ def _tell(notes: Sequence[str], most: int = 10) -> None:
         print(f"note: and {len(notes) - most} more", file=sys.stderr)
 
 
-def _open(command: Command, owned: Sequence[str]) -> None:
-    """The folder's ``config.json`` holds all arguments of ``command``."""
+def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
+    """The folder's ``config.json`` holds all arguments of ``command`` and what its clips are."""
+    from ..data.fingerprint import change, fingerprints
+
     output = command.output
     if command.resume and command.overwrite:
         raise UserError("resume and overwrite exclude each other")
@@ -66,17 +72,23 @@ def _open(command: Command, owned: Sequence[str]) -> None:
         if not isinstance(before, dict) or "command" not in before:
             raise UserError(f"{path} is not of a run; choose another folder")
         if command.resume:
+            clips = before.pop(CLIPS, {})
             _check_same(before, arguments, output)
+            if said := change(clips, fingerprints(index.clips)):
+                raise UserError(
+                    f"the data are not those that the run in {output} was begun with: {said}. "
+                    "Put them back, or choose another folder"
+                )
             return
         if not command.overwrite:
             raise UserError(f"{output} holds a run: --resume goes on with it, --overwrite begins it again")
         for name in owned:
             remove(output / name)
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(inside != temporary_name(path) for inside in output.iterdir()):
         raise UserError(f"{output} is not empty and holds no run; choose another folder")
     elif command.resume:
         print(f"hsta: no run in {output} yet, it is begun", file=sys.stderr)
-    write_text(path, json.dumps(arguments, indent=2) + "\n")
+    write_text(path, json.dumps({**arguments, CLIPS: fingerprints(index.clips)}, indent=2) + "\n")
 
 
 def _check_same(before: dict, now: dict, output: Path) -> None:

@@ -45,6 +45,9 @@ def evaluate_fold(
             (clip.subject, clip.name, clip.label) for clip in tested
         ]:
             raise UserError(f"{table} holds other clips than the data set now does; use --overwrite")
+        fabric.barrier()
+        if fabric.is_global_zero:
+            remove(directory)  # killed before it was
         return predictions
     model = fit(
         config, task, learned, recipe, fabric=fabric, directory=directory, seed=seed, workers=workers, title=title
