@@ -157,7 +157,7 @@ def test_an_error_in_a_loading_process_is_one_line(people, tmp_path, capsys):
     assert main([*line.split(), *options.split()]) == 2
     complaint = [text for text in capsys.readouterr().err.splitlines() if text.startswith("hsta: ")]
     assert len(complaint) == 1
-    assert complaint[0].startswith(f"hsta: not an image, or a broken one: {broken}")
+    assert complaint[0].startswith(f"hsta: no frame of the clip can be read: not an image, or a broken one: {broken}")
     assert "Traceback" not in complaint[0]
 
 

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
+    from hsta_kernels import HSTAConfig
+
     from ..data.clips import DatasetIndex
     from ..data.folds import Fold
     from ..results.metrics import Scores
+    from ..training.start import Start
 
 FOLDS = "folds"
 SEEDS = "seeds"
@@ -76,12 +79,15 @@ class Evaluate:
         from ..results.report import FILES, summary, write_seeds
 
         folds = self._folds(index)
+        config, start = self.model.begin(index, self.recipe)
+        if start is not None and self.protocol != "authors-folds":
+            start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
         fabric = self.machine.fabric()
         begin(self, index, fabric, owned=(*FILES, FOLDS, SEEDS))
         by_seed = {}
         for seed in range(self.seed, self.seed + self.repeats):
             directory = self.output if self.repeats == 1 else self.output / SEEDS / str(seed)
-            by_seed[seed] = self._evaluate(index, folds, fabric, directory, seed)
+            by_seed[seed] = self._evaluate(index, folds, config, start, fabric, directory, seed)
         if fabric.is_global_zero:
             if self.repeats > 1:
                 write_seeds(self.output, by_seed, index)
@@ -105,14 +111,20 @@ class Evaluate:
             raise UserError(str(error)) from error
 
     def _evaluate(
-        self, index: DatasetIndex, folds: Sequence[Fold], fabric: Fabric, directory: Path, seed: int
+        self,
+        index: DatasetIndex,
+        folds: Sequence[Fold],
+        config: HSTAConfig,
+        start: Start | None,
+        fabric: Fabric,
+        directory: Path,
+        seed: int,
     ) -> Scores:
         from ..data.folds import shuffled_labels
         from ..results.evaluation import evaluate_fold
         from ..results.report import scores_of, write_report
         from ..training.checkpoints import Task
 
-        config = self.model.config(len(index.class_names), self.recipe)
         task = Task(index.name, index.class_names, self.data.special, index.generated)
         predictions = []
         for number, fold in enumerate(folds):
@@ -131,6 +143,7 @@ class Evaluate:
                 seed=seed,
                 workers=self.data.workers,
                 title=f"fold {number + 1}/{len(folds)} {fold.name}",
+                start=start,
             )
         if not fabric.is_global_zero:
             return scores_of(predictions, index.class_names)

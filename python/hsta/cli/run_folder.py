@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from ..data.clips import DatasetIndex
+    from .options import ModelOptions
 
 RUN_FILE = "config.json"
-CLIPS = "clips"
+CONTENTS = "contents"
 # Where a run was written, how it was begun and what may differ when it goes on without changing its result. The data
 # may have moved: what they are is told by `fingerprints`.
-FREE = {"output", "resume", "overwrite", "workers", "data", "also"}
+FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from"}
 
 
 class Command(Protocol):
@@ -30,6 +31,7 @@ class Command(Protocol):
     output: Path
     resume: bool
     overwrite: bool
+    model: ModelOptions
 
 
 def begin(command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str]) -> None:
@@ -55,7 +57,7 @@ def _tell(notes: Sequence[str], most: int = 10) -> None:
 
 def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
     """The folder's ``config.json`` holds all arguments of ``command`` and what its clips are."""
-    from ..data.fingerprint import change, fingerprints
+    from ..data.fingerprint import change
 
     output = command.output
     if command.resume and command.overwrite:
@@ -72,9 +74,9 @@ def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
         if not isinstance(before, dict) or "command" not in before:
             raise UserError(f"{path} is not of a run; choose another folder")
         if command.resume:
-            clips = before.pop(CLIPS, {})
+            clips = before.pop(CONTENTS, {})
             _check_same(before, arguments, output)
-            if said := change(clips, fingerprints(index.clips)):
+            if said := change(clips, _contents(command, index)):
                 raise UserError(
                     f"the data are not those that the run in {output} was begun with: {said}. "
                     "Put them back, or choose another folder"
@@ -88,7 +90,18 @@ def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
         raise UserError(f"{output} is not empty and holds no run; choose another folder")
     elif command.resume:
         print(f"hsta: no run in {output} yet, it is begun", file=sys.stderr)
-    write_text(path, json.dumps({**arguments, CLIPS: fingerprints(index.clips)}, indent=2) + "\n")
+    write_text(path, json.dumps({**arguments, CONTENTS: _contents(command, index)}, indent=2) + "\n")
+
+
+def _contents(command: Command, index: DatasetIndex) -> dict[str, str]:
+    """Digests of what the run learns from: its clips, and the weights that it begins with."""
+    from ..data.fingerprint import file_digest, fingerprints
+
+    start = command.model.start_from
+    if start is None:
+        return fingerprints(index.clips)
+    files = [start] if start.is_file() else sorted(start.rglob("model.safetensors"))
+    return fingerprints(index.clips) | {f"weights {file.name}": file_digest(file) for file in files}
 
 
 def _check_same(before: dict, now: dict, output: Path) -> None:

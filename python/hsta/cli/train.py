@@ -41,18 +41,22 @@ class Train:
         from ..training.checkpoints import STATE_FILE, Task
         from ..training.loop import LOG, fit
 
-        config = self.model.config(len(index.class_names), self.recipe)
+        config, start = self.model.begin(index, self.recipe)
+        people = index.people
+        if start is not None:  # who learned from whom is not known goes on as that
+            people = None if start.people is None else tuple(sorted({*people, *start.people}))
         fabric = self.machine.fabric()
         begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(
             config,
-            Task(index.name, index.class_names, self.data.special, index.generated),
+            Task(index.name, index.class_names, self.data.special, index.generated, people),
             index.clips,
             self.recipe,
             fabric=fabric,
             directory=self.output,
             seed=self.seed,
             workers=self.data.workers,
+            start=start,
         )
         if fabric.is_global_zero:
             print(f"trained on {len(index.clips)} clips: {self.output / CHECKPOINT}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from pathlib import Path
 
 from .clips import Clip
 
@@ -17,6 +18,10 @@ def fingerprints(clips: Iterable[Clip]) -> dict[str, str]:
     clips = list(clips)
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(map(_name, clips), pool.map(_digest, clips), strict=True))
+
+
+def file_digest(path: Path) -> str:
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def change(before: Mapping[str, str], now: Mapping[str, str]) -> str:

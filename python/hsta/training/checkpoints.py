@@ -37,6 +37,8 @@ class Task:
     """What the special frames are, of ``data.transforms.SPECIAL``."""
     generated: bool
     """Learned from generated data: what it says is no evidence about real faces."""
+    people: tuple[str, ...] | None = None
+    """Whom it learned from, data set and subject; None where that is not known."""
 
 
 def save_state(
@@ -105,7 +107,7 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
     directory = checkpoint_folder(path)
     try:
         values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        task = Task(**{**values, "class_names": tuple(values["class_names"])})
+        task = Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         model = hsta_kernels.HSTA.from_pretrained(directory)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {directory}: {error}") from error

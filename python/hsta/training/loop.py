@@ -26,6 +26,7 @@ from .checkpoint_folder import CHECKPOINT
 from .checkpoints import STATE_FILE, Task, load_state, save_checkpoint, save_state, sweep
 from .clip_order import BalancedSampler
 from .recipe import BETAS, Recipe, parameter_groups
+from .start import Start
 
 LOG = "log"
 
@@ -41,8 +42,11 @@ def fit(
     seed: int = 0,
     workers: int = 0,
     title: str = "train",
+    start: Start | None = None,
 ) -> hsta_kernels.HSTA:
     """Train on ``clips`` and return the model of the last epoch, in evaluation mode on the fabric's device.
+
+    The first weights are drawn, or are those of ``start``.
 
     After each epoch ``directory`` holds the state of the training and a checkpoint; when it holds a state
     from before, training goes on from there. Weights, order of the clips, augmentation and dropout are
@@ -52,6 +56,8 @@ def fit(
     """
     seed_everything(seed, 0)
     model = hsta_kernels.HSTA(config)
+    if start is not None:
+        model.load_state_dict(model.state_dict() | start.weights)
     groups = parameter_groups(model, recipe)
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
     wrapped, optimizer = fabric.setup(model, adamw)
