@@ -47,6 +47,8 @@ class HSTAConfig:
         attn_drop_rate: dropout of attention probabilities.
         drop_path_rate: probability that the last layer is skipped for a sample; rises linearly from 0.
         head_drop_rate: dropout before the classifier.
+        position_size: ``num_frames`` and ``image_size`` of the model whose weights these were before they were trained
+            on with others: its position tables are stretched over this model's grid. None for this model's own.
 
     Raises:
         ValueError: a field has a wrong type or an impossible value; the message names the field.
@@ -67,6 +69,7 @@ class HSTAConfig:
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     head_drop_rate: float = 0.0
+    position_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -91,6 +94,14 @@ class HSTAConfig:
         )
         self._require("tubelet_size", lambda tubelet: tubelet <= SPECIAL_FRAMES, "1 or 2")
         self._require("num_frames", lambda n: n % tubelet == 0, f"a multiple of tubelet_size {tubelet}")
+        self._require(
+            "position_size",
+            lambda pair: (
+                pair is None
+                or (_is_pair_of(_is_count)(pair) and pair[0] % tubelet == 0 and pair[1] >= max(self.patch_size))
+            ),
+            f"None, or frames (a multiple of tubelet_size {tubelet}) and a side no smaller than a patch",
+        )
 
     def _require(self, name: str, is_good: Callable[[Any], Any], expected: str) -> None:
         value = getattr(self, name)
@@ -105,9 +116,17 @@ class HSTAConfig:
     @property
     def grids(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """For each branch, tokens along time, height and width."""
+        return self._grids(self.num_frames, self.image_size)
+
+    @property
+    def position_grids(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """The ``grids`` that the position tables are of, before they are stretched over those of the model."""
+        return self._grids(*(self.position_size or (self.num_frames, self.image_size)))
+
+    def _grids(self, num_frames: int, image_size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         special, video = (
-            (frames // self.tubelet_size, self.image_size // patch, self.image_size // patch)
-            for frames, patch in zip(self.frames, self.patch_size, strict=True)
+            (frames // self.tubelet_size, image_size // patch, image_size // patch)
+            for frames, patch in zip((SPECIAL_FRAMES, num_frames), self.patch_size, strict=True)
         )
         return special, video
 

@@ -10,6 +10,7 @@ What takes or returns both branches' tensors has the video first, then the speci
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +39,19 @@ def visible_tokens(grid: tuple[int, int], axis: str, device: torch.device | None
     patch = torch.arange(num_frames * num_patches, device=device)
     group = {"time": patch % num_patches, "space": patch // num_patches, "joint": patch * 0}[axis]
     return F.pad(group[:, None] == group, (NUM_PREFIX_TOKENS, 0, NUM_PREFIX_TOKENS, 0), value=True)
+
+
+def position_table(grid: tuple[int, int, int], known: tuple[int, int, int], dim: int) -> Tensor:
+    """Positions of CLS and of a ``grid``, (1 + tokens, dim), float64: those of the ``known`` grid, stretched over it.
+
+    Between known positions they are interpolated along each axis, and as far from the border as in a resized picture.
+    """
+    table = sinusoid_table(NUM_PREFIX_TOKENS + math.prod(known), dim)
+    if grid == known:
+        return table
+    prefix, tokens = table[:NUM_PREFIX_TOKENS], table[NUM_PREFIX_TOKENS:].T.reshape(1, dim, *known)
+    stretched = F.interpolate(tokens, grid, mode="trilinear", align_corners=False)
+    return torch.cat([prefix, stretched.reshape(dim, -1).T])
 
 
 def sinusoid_table(num_positions: int, dim: int) -> Tensor:
@@ -311,15 +325,15 @@ class HSTA(Checkpoints):
 
     def _write_positions(self) -> None:
         """Writes the position tables, which no checkpoint holds, in the type and on the device of the CLS tokens."""
-        for branch, (frames, height, width) in enumerate(self.config.grids):
+        for branch, (grid, known) in enumerate(zip(self.config.grids, self.config.position_grids, strict=True)):
             name, like = f"position_{branch}", self.cls_token[branch]
-            size = NUM_PREFIX_TOKENS + frames * height * width, self.config.embed_dim[branch]
+            size = NUM_PREFIX_TOKENS + math.prod(grid), self.config.embed_dim[branch]
             buffer = self._buffers.get(name)
             if buffer is None or buffer.is_meta:
                 buffer = torch.empty(size, dtype=like.dtype, device=like.device)
                 self.register_buffer(name, buffer, persistent=False)
             if not buffer.is_meta:
-                buffer.copy_(sinusoid_table(*size))  # in place: it may be shared memory
+                buffer.copy_(position_table(grid, known, size[1]))  # in place: it may be shared memory
 
     def _apply(self, fn: Any, recurse: bool = True) -> HSTA:
         """What moves or converts a model leaves its tables rounded twice, or unwritten after ``to_empty``."""

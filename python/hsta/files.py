@@ -16,12 +16,17 @@ def replacing(path: Path) -> Iterator[Path]:
     The name is the same each time, so that what a killed process left behind is written over by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where ``path`` is written until it is whole."""
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,6 +42,15 @@ WRONG = {
     f"{EVALUATE} --folds 2": "--folds and --protocol leave-subjects-out go together",
     f"{EVALUATE} --protocol leave-subjects-out": "--folds and --protocol leave-subjects-out go together",
     f"{EVALUATE} --protocol leave-subjects-out --folds 9": "folds must be from 2 to the 3 subjects, got 9",
+    f"{EVALUATE} --repeats 0": "repeats must be at least 1, got 0",
+    f"{EVALUATE} --test-on samm": "--test-on goes with --protocol cross-dataset",
+    f"{EVALUATE} --protocol cross-dataset": "at least two data sets are needed to test one on the others, got casme3",
+    f"{EVALUATE} --protocol authors-folds --also samm={{empty}}": "reads the folds of one data set",
+    f"{TRAIN} --also samm": "also must be NAME=FOLDER, such as samm=SAMM, got samm",
+    f"{TRAIN} --also casme3={{people}}": "the data set casme3 is given twice",
+    f"{TRAIN} --preset slow": "invalid choice 'slow' for argument '--preset'",
+    f"{TRAIN} --augment 2": "augment must be in [0, 1], got 2.0",
+    f"{TRAIN} --start-from {{missing}}": "cannot start from {missing}: there is no checkpoint {missing}",
     "predict --checkpoint {trained}": "Missing from hsta predict: PATH",
     f"{PREDICT} --fps 0": "fps must be a positive number, got 0",
     f"{PREDICT} --truth {{missing}}": "--truth and --threshold go with --spot",
@@ -165,7 +174,7 @@ def test_an_error_in_a_loading_process_is_one_line(people, tmp_path, capsys):
     assert main([*line.split(), *options.split()]) == 2
     complaint = [text for text in capsys.readouterr().err.splitlines() if text.startswith("hsta: ")]
     assert len(complaint) == 1
-    assert complaint[0].startswith("hsta: no frame of the clip can be read: ") and str(broken) in complaint[0]
+    assert complaint[0].startswith(f"hsta: no frame of the clip can be read: not an image, or a broken one: {broken}")
     assert "Traceback" not in complaint[0]
 
 

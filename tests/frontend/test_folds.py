@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hsta.data.clips import Clip
 from hsta.data.fold_tables import read_folds
-from hsta.data.folds import Fold, check_disjoint, shuffled_labels, subject_folds
+from hsta.data.folds import Fold, check_disjoint, dataset_folds, shuffled_labels, subject_folds
 from hsta.data.natural_order import natural_key
 from hsta.errors import UserError
 from hsta.results.tested_clips import Prediction, read_csv, write_csv, write_megc_log
@@ -50,6 +50,21 @@ def test_loso_has_a_fold_a_subject_in_natural_order():
 def test_the_same_name_in_two_data_sets_is_two_subjects():
     folds = subject_folds([clip("1", dataset="casme2"), clip("1", dataset="samm")])
     assert [fold.name for fold in folds] == ["casme2-1", "samm-1"]
+
+
+def test_each_data_set_is_tested_by_a_model_of_the_others():
+    clips = [clip("1", dataset="casme2"), clip("1", dataset="samm"), clip("2", dataset="casme2"), clip("3")]
+    folds = dataset_folds(clips)
+    assert [(fold.name, fold.train, fold.test) for fold in folds] == [
+        ("casme2", (1, 3), (0, 2)),
+        ("samm", (0, 2, 3), (1,)),
+        ("casme3", (0, 1, 2), (3,)),
+    ]
+    assert dataset_folds(clips, ["samm"]) == folds[1:2]
+    with pytest.raises(ValueError, match="test_on must be some of casme2, samm, casme3, got smic"):
+        dataset_folds(clips, ["smic"])
+    with pytest.raises(ValueError, match="at least two data sets"):
+        dataset_folds([clip("1"), clip("2")])
 
 
 def test_groups_are_of_about_the_same_size():

@@ -5,10 +5,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hsta.cli import main
+from hsta.cli.presets import PRESETS, expand
+from hsta.cli.train import Train
+from hsta.errors import UserError
 from hsta.training.clip_order import BalancedSampler
+from hsta.training.loop import class_weights
 from hsta.training.recipe import Recipe, parameter_groups
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
 import hsta_kernels
 
@@ -79,3 +85,38 @@ def test_every_parameter_is_in_one_group_with_the_rate_of_its_block():
         spared = name.endswith("bias") or "norm" in name or "cls_token" in name or parameter.ndim == 1
         assert found[parameter]["weight_decay"] == (0 if spared else 0.05), name
     assert np.isclose(sum(p.numel() for g in groups for p in g["params"]), sum(p.numel() for p in model.parameters()))
+
+
+@given(LABELS)
+def test_class_weights_are_scikit_learns(labels):
+    expected = np.zeros(5)
+    expected[np.unique(labels)] = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    np.testing.assert_allclose(class_weights(labels, 5), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"label_smoothing": 1.0}, {"mixup": -1.0}, {"ema_decay": 1.0}, {"augment": 1.5}, {"augment": math.nan}]
+)
+def test_what_cannot_be_is_refused_by_name(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name} must be .*, got {value}"):
+        Recipe(**wrong)
+
+
+def test_a_preset_comes_before_what_is_given():
+    for given_as in (["--preset", "quick"], ["--preset=quick"]):
+        arguments = ["train", "--epochs", "3", *given_as]
+        assert expand(arguments) == ["train", *PRESETS["quick"].split(), "--epochs", "3", *given_as]
+    assert expand(["train", "--epochs", "3"]) == ["train", "--epochs", "3"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_options_and_the_last_one_counts(preset, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Train, "run", lambda command: seen.append(command))
+    given = ["--data", "d", "--output", "o", "--epochs", "7", "--depth", "1", "2"]
+    assert main(["train", "--preset", preset, *given]) == 0
+    assert (seen[0].recipe.epochs, seen[0].model.depth, seen[0].preset) == (7, ((1, 2),), preset)
+    if preset == "authors-casme3":
+        assert seen[0].recipe == Recipe(epochs=7)
+        assert (seen[0].model.model, seen[0].model.attention, seen[0].model.num_frames) == ("hsta_base_224", "joint", 6)

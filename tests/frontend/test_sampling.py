@@ -128,6 +128,27 @@ def test_flow_inputs():
     torch.testing.assert_close(special[:, 1].numpy(), flow_image(frames[1] / 255, still / 255).transpose(2, 0, 1))
 
 
+def test_apex_and_offset_inputs():
+    frames = [np.full((40, 40, 3), 20 * i, np.uint8) for i in range(6)]
+    _, special = make_inputs(frames, 3, image_size=32, num_frames=2, special="apex-offset")
+    grey = (special[0, :, 0, 0] * DEVIATION[0] + MEAN[0]) * 255
+    torch.testing.assert_close(grey, torch.tensor([60.0, 100.0]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("special", ["flow", "flow-dis", "flow-tvl1"])
+def test_every_flow_measures_motion(special):
+    if special == "flow-tvl1" and not hasattr(cv2, "optflow"):
+        with pytest.raises(UserError, match="this OpenCV has no TV-L1 optical flow"):
+            make_inputs([texture()], 0, image_size=32, num_frames=2, special=special)
+        return
+    still = texture(112)
+    after = still.copy()
+    after[:, 70:] = moved(still, 3.0)[:, 70:]
+    _, pair = make_inputs([still, after, still], 1, image_size=112, num_frames=2, special=special)
+    assert np.median(pair[0, 0, 20:90, 80:105]) == pytest.approx(6.0, abs=0.6)  # 3 px of 112 are 6 of 224
+    assert np.median(pair[0, 1, 20:90, 80:105]) == pytest.approx(-6.0, abs=0.6)
+
+
 def test_augmentation_is_one_for_the_clip():
     frames = [texture()] * 8
     video, special = make_inputs(frames, 3, image_size=64, num_frames=6, rng=np.random.default_rng(3))

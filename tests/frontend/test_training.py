@@ -215,3 +215,39 @@ def test_the_checkpoint_is_the_last_epoch_and_the_librarys(trained):
     state = safetensors.torch.load_file(trained / STATE)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[f"weight.{name}"]), name
+
+
+EVERYTHING = "--balance weights --label-smoothing 0.1 --mixup 0.4 --ema-decay 0.5 --augment 0.8 --special flow-dis"
+
+
+def test_the_whole_recipe_stopped_and_resumed_ends_with_the_same_bits(learning, tmp_path, interrupt, monkeypatch):
+    arguments = ["train", *learning, *EVERYTHING.split()]
+    assert main([*arguments, "--output", str(tmp_path / "whole")]) == 0
+    interrupt(STOP)
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 130
+    monkeypatch.undo()
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_average_of_the_weights_is_what_is_used(learning, tmp_path, monkeypatch):
+    """From the weights after each step: the first as they are, then halves of what was and what is."""
+    steps, step = [], torch.optim.AdamW.step
+
+    def spying(optimizer, *rest):
+        result = step(optimizer, *rest)
+        steps.append(optimizer.param_groups[0]["params"][0].detach().clone())
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spying)
+    assert main(["train", *learning, "--ema-decay", "0.5", "--output", str(tmp_path / "run")]) == 0
+    state = safetensors.torch.load_file(tmp_path / "run" / STATE)
+    model = hsta_kernels.HSTA.from_pretrained(tmp_path / "run" / "checkpoint")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state[f"average.{name}"]), name
+    expected = steps[0]
+    for weights in steps[1:]:
+        expected = 0.5 * expected + 0.5 * weights
+    (name,) = (name for name in state if name.startswith("weight.") and torch.equal(state[name], steps[-1]))
+    torch.testing.assert_close(state[name.replace("weight.", "average.", 1)], expected)
+    assert not torch.equal(expected, steps[-1])

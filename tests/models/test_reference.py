@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels import HSTA, HSTAConfig, reference
+from hsta_kernels.models.reference import position_table, sinusoid_table
 from tests.models.parity import make_inputs, small_config, trained_reference
 
 
@@ -242,3 +243,33 @@ def test_a_model_is_made_of_a_config_or_of_fields():
     with pytest.raises(ValueError, match="'classes' is not a field"):
         HSTA(classes=3)
     assert reference.HSTA(small_config()).config == HSTAConfig(**small_config().to_dict())
+
+
+def test_positions_are_stretched_over_another_grid():
+    """Between two known positions is their weighted mean; CLS and channels stay; the same grid is as it was."""
+    table = sinusoid_table(1 + 2 * 3 * 3, 8)
+    known = table[1:].view(2, 3, 3, 8)
+    stretched = position_table((4, 9, 9), (2, 3, 3), 8)
+    assert torch.equal(stretched[0], table[0])
+    grid = stretched[1:].view(4, 9, 9, 8)
+    # Each known position is the middle of three in height and width; in time two lie a quarter to either side.
+    torch.testing.assert_close(grid[0, 1::3, 1::3], known[0])
+    torch.testing.assert_close(grid[1, 1::3, 1::3], 0.75 * known[0] + 0.25 * known[1])
+    assert torch.equal(position_table((2, 3, 3), (2, 3, 3), 8), table)
+
+
+@pytest.mark.parametrize("cls", [HSTA, reference.HSTA])
+def test_weights_of_other_frames_and_sides_keep_their_positions(cls, tmp_path):
+    sizes = {"embed_dim": (8, 8), "num_heads": (2, 2), "patch_size": (4, 4), "depth": ((1, 1),), "num_classes": 2}
+    known = HSTAConfig(image_size=8, num_frames=4, **sizes)
+    model = cls(HSTAConfig(image_size=16, num_frames=8, position_size=(4, 8), **sizes))
+    expected = position_table((4, 4, 4), (2, 2, 2), 8).float()
+    assert torch.equal(model.get_buffer("position_1"), expected)
+    model.load_state_dict(cls(known).state_dict())
+    assert torch.equal(model.get_buffer("position_1"), expected)
+    model.save_pretrained(tmp_path)
+    again = cls.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again.get_buffer("position_1"), expected)
+    with pytest.raises(ValueError, match="position_size must be None, or frames"):
+        HSTAConfig(position_size=(3, 224))

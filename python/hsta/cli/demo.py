@@ -68,9 +68,9 @@ class Demo:
         _step(3, f"evaluate: {FOLDS} models, each tested on people it has not seen")
         folds = {"protocol": "leave-subjects-out", "folds": FOLDS}
         evaluation, control = self.output / "evaluation", self.output / "control"
-        learned = Evaluate(output=evaluation, **folds, **common).run()
+        (learned,) = Evaluate(output=evaluation, **folds, **common).run()
         _step(4, "the control: the same with the labels of the training clips shuffled")
-        shuffled = Evaluate(output=control, **folds, shuffle_labels=True, **common).run()
+        (shuffled,) = Evaluate(output=control, **folds, shuffle_labels=True, **common).run()
         _step(5, "predict on a video of one more person")
         video, truth = self._film()
         (result,) = Predict((video,), training, output=self.output / "predictions").run()

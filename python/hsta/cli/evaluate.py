@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..training.recipe import Recipe
-from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, check_seed
+from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, Preset, check_seed
 from .run_folder import begin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_fabric import Fabric
+
+    from hsta_kernels import HSTAConfig
+
+    from ..data.clips import DatasetIndex
+    from ..data.folds import Fold
     from ..results.metrics import Scores
+    from ..training.start import Start
 
 FOLDS = "folds"
+SEEDS = "seeds"
 
 
 @dataclass
@@ -28,15 +38,23 @@ class Evaluate:
     data: DataOptions
     output: Path
     """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png."""
-    protocol: Literal["loso", "leave-subjects-out", "authors-folds"] = "loso"
+    protocol: Literal["loso", "leave-subjects-out", "cross-dataset", "authors-folds"] = "loso"
     """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds), with
-    authors-folds the clips that tables in the data's folder `folds` name, whoever learns from the same people."""
+    cross-dataset one of several data sets (see --also, --test-on), with authors-folds the clips that tables in the
+    data's folder `folds` name, whoever learns from the same people."""
     folds: OptionalInt = None
     """Number of groups of subjects, for leave-subjects-out only."""
+    test_on: tuple[str, ...] = ()
+    """Data sets to test, for cross-dataset only; each in turn if left out."""
+    repeats: int = 1
+    """Number of evaluations, with the seeds that follow on --seed; of several, mean and deviation are given."""
     shuffle_labels: bool = False
     """Train on labels that are dealt out anew, as a control: the score must be at chance."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
+    preset: Preset = None
+    """On the command line, options of a kind, which those that are given override: the recipe of HSTA's authors for
+    CAS(ME)^3, or a quick one to see that all works."""
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
     """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
@@ -45,37 +63,74 @@ class Evaluate:
     overwrite: bool = False
     """Delete the evaluation that the folder holds and begin it again."""
 
-    def run(self) -> Scores:
+    def run(self) -> list[Scores]:
+        """The scores of each seed."""
         check_seed(self.seed)
+        if self.repeats < 1:
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
         if (self.folds is not None) != (self.protocol == "leave-subjects-out"):
             raise UserError("--folds and --protocol leave-subjects-out go together")
+        if self.test_on and self.protocol != "cross-dataset":
+            raise UserError("--test-on goes with --protocol cross-dataset")
+        if self.data.also and self.protocol == "authors-folds":
+            raise UserError("--protocol authors-folds reads the folds of one data set: --also does not go with it")
         index = self.data.read()
 
+        from ..results.report import FILES, summary, write_seeds
+
+        folds = self._folds(index)
+        config, start = self.model.begin(index, self.recipe)
+        if start is not None and self.protocol != "authors-folds":
+            start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
+        fabric = self.machine.fabric()
+        begin(self, index, fabric, owned=(*FILES, FOLDS, SEEDS))
+        by_seed = {}
+        for seed in range(self.seed, self.seed + self.repeats):
+            directory = self.output if self.repeats == 1 else self.output / SEEDS / str(seed)
+            by_seed[seed] = self._evaluate(index, folds, config, start, fabric, directory, seed)
+        if fabric.is_global_zero:
+            if self.repeats > 1:
+                write_seeds(self.output, by_seed, index)
+            print(summary(by_seed, index))
+            print(f"written to {self.output}")
+        return list(by_seed.values())
+
+    def _folds(self, index: DatasetIndex) -> list[Fold]:
         from ..data.fold_tables import read_folds
-        from ..data.folds import shuffled_labels, subject_folds
-        from ..results.evaluation import evaluate_fold
-        from ..results.metrics import score
-        from ..results.report import FILES, summary, write_report
-        from ..training.checkpoints import Task
+        from ..data.folds import dataset_folds, subject_folds
 
         if self.protocol == "authors-folds":
             folds, shared = read_folds(self.data.data, index.clips)
             index.notes = [*shared, *index.notes]
-        else:
-            try:
-                folds = subject_folds(index.clips, self.folds)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        config = self.model.config(len(index.class_names), self.recipe)
-        task = Task(index.name, index.class_names, self.data.special, index.generated)
-        fabric = self.machine.fabric()
-        begin(self, index.told, fabric, owned=(*FILES, FOLDS))
+            return folds
+        try:
+            if self.protocol == "cross-dataset":
+                return dataset_folds(index.clips, self.test_on)
+            return subject_folds(index.clips, self.folds)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
+    def _evaluate(
+        self,
+        index: DatasetIndex,
+        folds: Sequence[Fold],
+        config: HSTAConfig,
+        start: Start | None,
+        fabric: Fabric,
+        directory: Path,
+        seed: int,
+    ) -> Scores:
+        from ..data.folds import shuffled_labels
+        from ..results.evaluation import evaluate_fold
+        from ..results.report import scores_of, write_report
+        from ..training.checkpoints import Task
+
+        task = Task(index.name, index.class_names, self.data.special, index.generated)
         predictions = []
         for number, fold in enumerate(folds):
             learned, tested = ([index.clips[i] for i in indices] for indices in (fold.train, fold.test))
             if self.shuffle_labels:
-                labels = shuffled_labels([clip.label for clip in learned], (self.seed, number))
+                labels = shuffled_labels([clip.label for clip in learned], (seed, number))
                 learned = [replace(clip, label=label) for clip, label in zip(learned, labels, strict=True)]
             predictions += evaluate_fold(
                 learned,
@@ -84,25 +139,22 @@ class Evaluate:
                 task,
                 self.recipe,
                 fabric=fabric,
-                directory=self.output / FOLDS / fold.name,
-                seed=self.seed,
+                directory=directory / FOLDS / fold.name,
+                seed=seed,
                 workers=self.data.workers,
                 title=f"fold {number + 1}/{len(folds)} {fold.name}",
+                start=start,
             )
-        scores = score([p.truth for p in predictions], [p.label for p in predictions], index.class_names)
-        if fabric.is_global_zero:
-            write_report(
-                self.output,
-                scores,
-                predictions,
-                index,
-                protocol=self.protocol,
-                folds=len(folds),
-                shuffled_labels=self.shuffle_labels,
-                model=self.model.model,
-                seed=self.seed,
-                device=fabric.device,
-            )
-            print(summary(scores, index))
-            print(f"written to {self.output}")
-        return scores
+        if not fabric.is_global_zero:
+            return scores_of(predictions, index.class_names)
+        return write_report(
+            directory,
+            predictions,
+            index,
+            protocol=self.protocol,
+            folds=len(folds),
+            shuffled_labels=self.shuffle_labels,
+            model=self.model.model,
+            seed=seed,
+            device=fabric.device,
+        )

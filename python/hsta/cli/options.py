@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
     from ..data.clips import DatasetIndex
     from ..training.recipe import Recipe
+    from ..training.start import Start
 
 
+Preset = Annotated[Literal["authors-casme3", "quick"] | None, tyro.conf.arg(metavar="{authors-casme3,quick}")]
 # Left out unless given; --help shows the type alone.
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class DatasetOptions(SourceOptions):
 
 @dataclass(frozen=True)
 class DataOptions(DatasetOptions):
-    special: Literal["frames", "flow"] = "frames"
-    """What the special frames are: onset and apex, or the optical flow from onset to apex and from apex to offset."""
+    also: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER ...")] = ()
+    """Further data sets, such as samm=SAMM smic=SMIC, joined with the first; all with the same --classes."""
+    special: Literal["frames", "apex-offset", "flow", "flow-dis", "flow-tvl1"] = "frames"
+    """What the special frames are: onset and apex; apex and offset; or the optical flow (u, v, strain) from onset to
+    apex and from apex to offset, Farnebaeck's, by dense inverse search, or by TV-L1 where OpenCV has it."""
     workers: int = 0
     """Number of processes that load clips; with 0 the training process does it itself."""
 
@@ -56,7 +62,13 @@ class DataOptions(DatasetOptions):
         """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
-        index = self.read_all()
+
+        from ..data.joined import join
+
+        index = join([self.read_all(), *map(self._read_also, self.also)])
+        from ..data.transforms import check_special
+
+        check_special(self.special)
         present = sorted({clip.label for clip in index.clips})
         if len(present) < 2:
             raise UserError(f"{self.data} holds clips of one class only: {index.class_names[present[0]]}")
@@ -66,6 +78,12 @@ class DataOptions(DatasetOptions):
             index.class_names = tuple(index.class_names[label] for label in present)
             index.clips = [replace(clip, label=present.index(clip.label)) for clip in index.clips]
         return index
+
+    def _read_also(self, given: str) -> DatasetIndex:
+        name, sign, folder = given.partition("=")
+        if not sign:
+            raise UserError(f"also must be NAME=FOLDER, such as samm=SAMM, got {given}")
+        return replace(self, dataset=name, data=Path(folder)).read_all()
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,25 @@ class ModelOptions:
     """Number of video frames that the model sees; the named model's own if left out."""
     attention: Literal["divided", "joint"] = "divided"
     """How the model attends to a video: divided is over time and then over space, joint is over both at once."""
+    start_from: OptionalPath = None
+    """Weights to begin with, of the same model but for its classes, frames and image size: a run's folder, one that
+    save_pretrained wrote, or a checkpoint of the authors' code."""
     depth: Annotated[tuple[tuple[int, int], ...] | None, tyro.conf.arg(metavar="INT INT ...")] = None
     """Layers of the special and of the video branch in each block, such as 1 2 1 2 for two; else the model's own."""
+
+    def begin(self, index: DatasetIndex, recipe: Recipe) -> tuple[hsta_kernels.HSTAConfig, Start | None]:
+        """The configuration of the model that learns the classes, and the weights that it begins with, if any.
+
+        What should be known of them is added to the notes.
+        """
+        config = self.config(len(index.class_names), recipe)
+        if self.start_from is None:
+            return config, None
+        from ..training.start import Start
+
+        config, start = Start.read(self.start_from).fit_to(config, index.class_names)
+        index.notes += start.notes()
+        return config, start
 
     def config(self, num_classes: int, recipe: Recipe) -> hsta_kernels.HSTAConfig:
         import hsta_kernels

@@ -64,6 +64,7 @@ def _run(arguments: list[str]) -> int:
     from .generate import Generate
     from .predict import Predict
     from .prepare import Prepare
+    from .presets import expand
     from .train import Train
 
     complaint = io.StringIO()
@@ -81,7 +82,7 @@ def _run(arguments: list[str]) -> int:
                 },
                 prog="hsta",
                 description="Micro-expression recognition with hierarchical space-time attention.",
-                args=arguments,
+                args=expand(arguments),
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as stop:

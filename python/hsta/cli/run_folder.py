@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import UserError
-from ..files import remove, write_text
+from ..files import remove, temporary_name, write_text
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from ..data.clips import DatasetIndex
+    from .options import ModelOptions
+
 RUN_FILE = "config.json"
-# Where a run was written, how it was begun and what may differ when it goes on without changing its result.
-FREE = {"output", "resume", "overwrite", "workers"}
+CONTENTS = "contents"
+# Where a run was written, how it was begun and what may differ when it goes on without changing its result. The data
+# may have moved: what they are is told by `fingerprints`.
+FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from"}
 
 
 class Command(Protocol):
@@ -26,18 +31,19 @@ class Command(Protocol):
     output: Path
     resume: bool
     overwrite: bool
+    model: ModelOptions
 
 
-def begin(command: Command, notes: Sequence[str], fabric: Fabric, owned: Sequence[str]) -> None:
-    """Tell the ``notes`` and make the command's ``output`` the folder of its run.
+def begin(command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str]) -> None:
+    """Tell what was wrong in the data and make the command's ``output`` the folder of its run.
 
     ``owned`` are the names in it that belong to a run. Raises `UserError` when there is a run already and
     neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
-    arguments, and when the folder holds something else.
+    arguments or other clips, and when the folder holds something else.
     """
     if fabric.is_global_zero:  # of the processes that share the work, one
-        _tell(notes)
-        _open(command, owned)
+        _tell(index.told)
+        _open(command, index, owned)
     fabric.barrier()
 
 
@@ -49,8 +55,10 @@ def _tell(notes: Sequence[str], most: int = 10) -> None:
         print(f"note: and {len(notes) - most} more", file=sys.stderr)
 
 
-def _open(command: Command, owned: Sequence[str]) -> None:
-    """The folder's ``config.json`` holds all arguments of ``command``."""
+def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
+    """The folder's ``config.json`` holds all arguments of ``command`` and what its clips are."""
+    from ..data.fingerprint import change
+
     output = command.output
     if command.resume and command.overwrite:
         raise UserError("resume and overwrite exclude each other")
@@ -66,17 +74,34 @@ def _open(command: Command, owned: Sequence[str]) -> None:
         if not isinstance(before, dict) or "command" not in before:
             raise UserError(f"{path} is not of a run; choose another folder")
         if command.resume:
+            clips = before.pop(CONTENTS, {})
             _check_same(before, arguments, output)
+            if said := change(clips, _contents(command, index)):
+                raise UserError(
+                    f"the data are not those that the run in {output} was begun with: {said}. "
+                    "Put them back, or choose another folder"
+                )
             return
         if not command.overwrite:
             raise UserError(f"{output} holds a run: --resume goes on with it, --overwrite begins it again")
         for name in owned:
             remove(output / name)
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(inside != temporary_name(path) for inside in output.iterdir()):
         raise UserError(f"{output} is not empty and holds no run; choose another folder")
     elif command.resume:
         print(f"hsta: no run in {output} yet, it is begun", file=sys.stderr)
-    write_text(path, json.dumps(arguments, indent=2) + "\n")
+    write_text(path, json.dumps({**arguments, CONTENTS: _contents(command, index)}, indent=2) + "\n")
+
+
+def _contents(command: Command, index: DatasetIndex) -> dict[str, str]:
+    """Digests of what the run learns from: its clips, and the weights that it begins with."""
+    from ..data.fingerprint import file_digest, fingerprints
+
+    start = command.model.start_from
+    if start is None:
+        return fingerprints(index.clips)
+    files = [start] if start.is_file() else sorted(start.rglob("model.safetensors"))
+    return fingerprints(index.clips) | {f"weights {file.name}": file_digest(file) for file in files}
 
 
 def _check_same(before: dict, now: dict, output: Path) -> None:

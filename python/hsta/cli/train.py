@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..training.recipe import Recipe
-from .options import DataOptions, MachineOptions, ModelOptions, check_seed
+from .options import DataOptions, MachineOptions, ModelOptions, Preset, check_seed
 from .run_folder import begin
 
 
@@ -22,6 +22,9 @@ class Train:
     """Folder of the run, which gets the checkpoint, a log for TensorBoard and these arguments."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
+    preset: Preset = None
+    """On the command line, options of a kind, which those that are given override: the recipe of HSTA's authors for
+    CAS(ME)^3, or a quick one to see that all works."""
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
     """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
@@ -38,18 +41,22 @@ class Train:
         from ..training.checkpoints import STATE_FILE, Task
         from ..training.loop import LOG, fit
 
-        config = self.model.config(len(index.class_names), self.recipe)
+        config, start = self.model.begin(index, self.recipe)
+        people = index.people
+        if start is not None:  # who learned from whom is not known goes on as that
+            people = None if start.people is None else tuple(sorted({*people, *start.people}))
         fabric = self.machine.fabric()
-        begin(self, index.told, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
+        begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(
             config,
-            Task(index.name, index.class_names, self.data.special, index.generated),
+            Task(index.name, index.class_names, self.data.special, index.generated, people),
             index.clips,
             self.recipe,
             fabric=fabric,
             directory=self.output,
             seed=self.seed,
             workers=self.data.workers,
+            start=start,
         )
         if fabric.is_global_zero:
             print(f"trained on {len(index.clips)} clips: {self.output / CHECKPOINT}")

@@ -62,6 +62,11 @@ class DatasetIndex:
     lost: int = 0
 
     @property
+    def people(self) -> tuple[str, ...]:
+        """Everybody, by data set and name, however the name is spelled."""
+        return tuple(sorted({" ".join(clip.person) for clip in self.clips}))
+
+    @property
     def told(self) -> list[str]:
         """Notes and faults as sentences."""
         return [*self.notes, *map(str, self.faults)]

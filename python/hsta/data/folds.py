@@ -47,6 +47,24 @@ def subject_folds(clips: Sequence[Clip], folds: int | None = None) -> list[Fold]
     return [_fold(name, group, [names[person] for person in group], clips) for name, group in groups.items()]
 
 
+def dataset_folds(clips: Sequence[Clip], tested: Sequence[str] = ()) -> list[Fold]:
+    """Each data set, or each of those ``tested``, is tested by a model that was trained on all the others.
+
+    Raises ValueError when there is one data set only, or none of a name.
+    """
+    datasets = list(dict.fromkeys(clip.dataset for clip in clips))
+    if len(datasets) < 2:
+        raise ValueError(f"at least two data sets are needed to test one on the others, got {', '.join(datasets)}")
+    if unknown := [name for name in tested if name not in datasets]:
+        raise ValueError(f"test_on must be some of {', '.join(datasets)}, got {', '.join(unknown)}")
+    folds = []
+    for dataset in dict.fromkeys(tested or datasets):
+        people = dict.fromkeys(clip.person for clip in clips if clip.dataset == dataset)
+        names = {clip.person: clip.subject for clip in reversed(clips)}
+        folds.append(_fold(dataset, list(people), [names[person] for person in people], clips))
+    return folds
+
+
 def check_disjoint(fold: Fold, clips: Sequence[Clip]) -> None:
     """Raises ValueError, naming them, when subjects are both learned from and tested."""
     learned, tested = ({clips[i].person for i in indices} for indices in (fold.train, fold.test))

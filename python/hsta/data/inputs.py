@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from .clips import Clip
 from .frame_files import FrameFiles
 from .prepared_frames import PreparedFrames
 from .sampling import choose_frames
-from .transforms import Augmentation, flow_image, normalize, prepare
+from .transforms import SPECIAL, Augmentation, check_special, flow_image, normalize, prepare
 
 
 def make_inputs(
@@ -23,21 +22,21 @@ def make_inputs(
     *,
     image_size: int,
     num_frames: int,
-    special: Literal["frames", "flow"] = "frames",
+    special: str = "frames",
     rng: np.random.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's inputs for one clip: video float32 (3, num_frames, H, W) and special float32 (3, 2, H, W).
 
     ``frames`` are uint8 (H, W, 3) RGB from onset to offset; only those used are looked up, each once.
-    ``special`` is the onset and apex frames, or flow images of onset → apex and apex → offset (u, v, strain).
+    ``special`` (`SPECIAL`) is the onset and apex frames, those of apex and offset, or flow images of onset → apex and
+    apex → offset (u, v, strain).
     Without an ``apex`` the frame of largest motion from the onset is taken. With ``rng`` frames are drawn and
     augmented as in training; without, the result is the same each time. Raises ValueError for no frames, an
     apex out of range, an unknown ``special``.
     """
     if not len(frames):
         raise ValueError("frames must hold at least one frame, got none")
-    if special not in ("frames", "flow"):
-        raise ValueError(f"special must be 'frames' or 'flow', got {special!r}")
+    check_special(special)
     if apex is None:
         frames = list(frames)  # all are looked up now, and some again below
         apex = int(np.argmax(Motion(frames).since()))
@@ -49,11 +48,14 @@ def make_inputs(
     ready = dict(zip(keys, prepare([frames[i] for i in keys], image_size, augmentation), strict=True))
 
     video = normalize(np.stack([ready[i] for i in chosen.tolist()]))
+    onset, middle, offset = ready[0], ready[apex], ready[len(frames) - 1]
     if special == "frames":
-        pair = normalize(np.stack([ready[0], ready[apex]]))
+        pair = normalize(np.stack([onset, middle]))
+    elif special == "apex-offset":
+        pair = normalize(np.stack([middle, offset]))
     else:
-        onset, middle, offset = ready[0], ready[apex], ready[len(frames) - 1]
-        images = np.stack([flow_image(onset, middle), flow_image(middle, offset)])
+        method = SPECIAL[special]
+        images = np.stack([flow_image(onset, middle, method), flow_image(middle, offset, method)])
         pair = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     return torch.from_numpy(video), torch.from_numpy(pair)
 
@@ -72,7 +74,7 @@ class ClipDataset(Dataset):
         *,
         image_size: int,
         num_frames: int,
-        special: Literal["frames", "flow"] = "frames",
+        special: str = "frames",
         training: bool,
         seed: int = 0,
     ):

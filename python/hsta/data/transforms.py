@@ -8,10 +8,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..face.flow import dense_flow
+from ..face.flow import check_method, dense_flow
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, RGB
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+# What the special frames may be, and how flow among them is computed.
+SPECIAL = {"frames": None, "apex-offset": None, "flow": "farneback", "flow-dis": "dis", "flow-tvl1": "tvl1"}
+
+
+def check_special(special: str) -> None:
+    """Raises ValueError for what special frames cannot be, `UserError` for flow that this OpenCV cannot compute."""
+    if special not in SPECIAL:
+        raise ValueError(f"special must be one of {', '.join(SPECIAL)}, got {special!r}")
+    if method := SPECIAL[special]:
+        check_method(method)
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,14 @@ def normalize(frames: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(((frames - MEAN) / DEVIATION).transpose(3, 0, 1, 2))
 
 
-def flow_image(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def flow_image(before: np.ndarray, after: np.ndarray, method: str = "farneback") -> np.ndarray:
     """Motion between two frames in [0, 1], float32 (H, W, 3) of about unit size: u, v and optical strain.
 
     The flow is taken less its median, the head's own motion; u and v are in pixels of a 224 frame. Strain is
     the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
     """
     grey = (cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in (before, after))
-    flow = dense_flow(*grey)
+    flow = dense_flow(*grey, method)
     flow -= np.median(flow, axis=(0, 1))
     uy, ux = np.gradient(flow[..., 0])
     vy, vx = np.gradient(flow[..., 1])

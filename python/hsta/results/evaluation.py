@@ -17,6 +17,7 @@ from ..files import remove
 from ..training.checkpoints import Task
 from ..training.loop import clip_dataset, fit
 from ..training.recipe import Recipe
+from ..training.start import Start
 from .tested_clips import Prediction, read_csv, write_csv
 
 
@@ -32,6 +33,7 @@ def evaluate_fold(
     seed: int,
     workers: int,
     title: str,
+    start: Start | None = None,
 ) -> list[Prediction]:
     """Predictions of ``tested`` by a model that is trained on ``learned`` now, or those that are there from before.
 
@@ -45,9 +47,21 @@ def evaluate_fold(
             (clip.subject, clip.name, clip.label) for clip in tested
         ]:
             raise UserError(f"{table} holds other clips than the data set now does; use --overwrite")
+        fabric.barrier()
+        if fabric.is_global_zero:
+            remove(directory)  # killed before it was
         return predictions
     model = fit(
-        config, task, learned, recipe, fabric=fabric, directory=directory, seed=seed, workers=workers, title=title
+        config,
+        task,
+        learned,
+        recipe,
+        fabric=fabric,
+        directory=directory,
+        seed=seed,
+        workers=workers,
+        title=title,
+        start=start,
     )
     rows = probabilities(model, tested, task, batch_size=recipe.batch_size, fabric=fabric)
     predictions = [Prediction.of(clip, row) for clip, row in zip(tested, rows, strict=True)]

@@ -1,9 +1,9 @@
 """What a stopped training needs to go on, and what prediction needs to begin. Nothing in it is pickled.
 
-A run's folder holds ``training_state.safetensors`` (weights, AdamW's moments, the number of epochs done: one
-file, so that they always belong together) and ``checkpoint/`` in the library's layout, with the class names
-and the preparation of the inputs beside it. Random states are not stored: every stream of random numbers is a
-function of the seed and the epoch.
+A run's folder holds ``training_state.safetensors`` (weights, their average, AdamW's moments, the number of
+epochs done: one file, so that they always belong together) and ``checkpoint/`` in the library's layout, with the
+class names and the preparation of the inputs beside it. Random states are not stored: every stream of random
+numbers is a function of the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import hsta_kernels
 from hsta_kernels import tensor_files
@@ -22,6 +23,7 @@ from ..files import replacing, write_text
 from .checkpoint_folder import TASK_FILE, checkpoint_folder
 
 STATE_FILE = "training_state.safetensors"
+AVERAGE = "average"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -32,14 +34,24 @@ class Task:
     dataset: str
     class_names: tuple[str, ...]
     special: str
-    """What the special frames are: ``frames`` (onset, apex) or ``flow`` images."""
+    """What the special frames are, of ``data.transforms.SPECIAL``."""
     generated: bool
     """Learned from generated data: what it says is no evidence about real faces."""
+    people: tuple[str, ...] | None = None
+    """Whom it learned from, data set and subject; None where that is not known."""
 
 
-def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, epochs_done: int) -> None:
-    """Write weights and the state of AdamW; the file is replaced in one step."""
+def save_state(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    epochs_done: int,
+) -> None:
+    """Write weights, the state of AdamW and the weights' average; the file is replaced in one step."""
     tensors = {}
+    if average is not None:
+        tensors = {f"{AVERAGE}.{name}": parameter for name, parameter in average.module.named_parameters()}
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
         for moment in MOMENTS:
@@ -48,8 +60,10 @@ def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
         tensor_files.save(temporary, tensors, {"epochs_done": str(epochs_done)})
 
 
-def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put what `save_state` wrote into a model and its new AdamW; returns the number of epochs done.
+def load_state(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> int:
+    """Put what `save_state` wrote into a model, its new AdamW and average; returns the number of epochs done.
 
     Raises `UserError` when the file is damaged or of another model.
     """
@@ -64,6 +78,10 @@ def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
                     moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else parameter.device)
                     for moment in MOMENTS
                 }
+            if average is not None:
+                for name, parameter in average.module.named_parameters():
+                    parameter.copy_(tensors[f"{AVERAGE}.{name}"])
+                average.n_averaged.fill_(1)  # else the next step would begin it anew
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot go on from {path}: {error}") from error
     return epochs_done
@@ -75,6 +93,12 @@ def save_checkpoint(directory: Path, model: hsta_kernels.HSTA, task: Task) -> No
     model.save_pretrained(directory)
 
 
+def sweep(directory: Path) -> None:
+    """Remove half-written weights that a killed process left in the folder of a checkpoint."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink()
+
+
 def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
     """The model and its task from a run's folder or from the ``checkpoint`` folder in it.
 
@@ -83,7 +107,7 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
     directory = checkpoint_folder(path)
     try:
         values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        task = Task(**{**values, "class_names": tuple(values["class_names"])})
+        task = Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         model = hsta_kernels.HSTA.from_pretrained(directory)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {directory}: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -18,11 +19,14 @@ import hsta_kernels
 
 from ..data.clips import Clip
 from ..data.inputs import ClipDataset
+from ..data.transforms import SPECIAL
 from ..errors import UserError
+from .augmentation import augment, draw_changes, mix
 from .checkpoint_folder import CHECKPOINT
-from .checkpoints import STATE_FILE, Task, load_state, save_checkpoint, save_state
+from .checkpoints import STATE_FILE, Task, load_state, save_checkpoint, save_state, sweep
 from .clip_order import BalancedSampler
 from .recipe import BETAS, Recipe, parameter_groups
+from .start import Start
 
 LOG = "log"
 
@@ -38,8 +42,11 @@ def fit(
     seed: int = 0,
     workers: int = 0,
     title: str = "train",
+    start: Start | None = None,
 ) -> hsta_kernels.HSTA:
     """Train on ``clips`` and return the model of the last epoch, in evaluation mode on the fabric's device.
+
+    The first weights are drawn, or are those of ``start``.
 
     After each epoch ``directory`` holds the state of the training and a checkpoint; when it holds a state
     from before, training goes on from there. Weights, order of the clips, augmentation and dropout are
@@ -49,14 +56,24 @@ def fit(
     """
     seed_everything(seed, 0)
     model = hsta_kernels.HSTA(config)
+    if start is not None:
+        model.load_state_dict(model.state_dict() | start.weights)
     groups = parameter_groups(model, recipe)
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
     wrapped, optimizer = fabric.setup(model, adamw)
     state = directory / STATE_FILE
-    done = load_state(state, model, adamw) if state.is_file() else 0
+    average = None
+    if recipe.ema_decay:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    done = load_state(state, model, adamw, average) if state.is_file() else 0
+    learned = model if average is None else average.module
 
     dataset = clip_dataset(clips, config, task, training=True, seed=seed)
-    sampler = BalancedSampler([clip.label for clip in clips], seed, fabric.global_rank, fabric.world_size)
+    labels = [clip.label for clip in clips]
+    # With one class for all, the order is a plain random one.
+    sampled = labels if recipe.balance == "sampling" else [0] * len(labels)
+    sampler = BalancedSampler(sampled, seed, fabric.global_rank, fabric.world_size)
+    weights = class_weights(labels, config.num_classes).to(fabric.device) if recipe.balance == "weights" else None
     loader = fabric.setup_dataloaders(
         DataLoader(
             dataset,
@@ -72,7 +89,11 @@ def fit(
     )
     steps = len(loader)
     batch_size = loader.batch_size * fabric.world_size
-    log = SummaryWriter(directory / LOG) if fabric.is_global_zero else None
+    log = None
+    if fabric.is_global_zero:
+        sweep(directory / CHECKPOINT)
+        # An epoch that was logged and not saved is logged once more: of the two, readers pass over the first.
+        log = SummaryWriter(directory / LOG, purge_step=done * steps + 1)
     bar = tqdm(
         desc=title,
         total=recipe.epochs * steps,
@@ -92,10 +113,21 @@ def fit(
                 rate = recipe.learning_rate_at(epoch + (step + 0.5) / steps, batch_size)
                 for group in adamw.param_groups:
                     group["lr"] = rate * group["scale"]
-                loss = F.cross_entropy(wrapped(batch["video"], batch["special"]), batch["label"])
+                video, special = batch["video"], batch["special"]
+                targets = F.one_hot(batch["label"], config.num_classes).float()
+                if recipe.augment:
+                    changes = draw_changes(len(video), recipe.augment)
+                    video, special = augment(video, special, changes, flow=SPECIAL[task.special] is not None)
+                if recipe.mixup:
+                    video, special, targets = mix(video, special, targets, recipe.mixup)
+                loss = F.cross_entropy(
+                    wrapped(video, special), targets, weights, label_smoothing=recipe.label_smoothing
+                )
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
+                if average is not None:
+                    average.update_parameters(model)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
                     raise UserError(
@@ -108,12 +140,21 @@ def fit(
                 log.add_scalar("loss", np.mean(losses), (epoch + 1) * steps)
                 log.add_scalar("learning rate", rate, (epoch + 1) * steps)
                 log.flush()
-                save_checkpoint(directory / CHECKPOINT, model, task)
-                save_state(state, model, adamw, epoch + 1)
+                save_checkpoint(directory / CHECKPOINT, learned, task)
+                save_state(state, model, adamw, average, epoch + 1)
             fabric.barrier()
     if log:
         log.close()
-    return model.eval()
+    return learned.eval()
+
+
+def class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Inverse to the number of a class's clips, float32 (num_classes,), and 1 in the mean over the clips.
+
+    A class without a clip weighs 0: smoothed targets ask for none of it either.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=num_classes)
+    return torch.where(counts > 0, len(labels) / (counts > 0).sum() / counts, 0.0)
 
 
 def clip_dataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 
@@ -37,6 +37,19 @@ class Recipe:
     """Probability that a training step skips the last layer; that of the layers before it rises to this from 0."""
     head_drop_rate: float = 0.2
     """Probability that dropout before the classifier sets a value to 0."""
+    balance: Literal["sampling", "weights", "none"] = "sampling"
+    """How rare classes get their due: sampling shows as many clips of each, weights gives a clip of a rare class a
+    greater loss, none leaves classes as they are."""
+    label_smoothing: float = 0.0
+    """Share of a clip's target that is spread over all classes."""
+    mixup: float = 0.0
+    """Clips are mixed by shares from Beta(mixup, mixup), such as 0.2; with 0 they are not."""
+    ema_decay: float = 0.0
+    """What an average of the weights keeps of itself in a training step, such as 0.99; it is then what is used in the
+    end. With 0 the last weights are used."""
+    augment: float = 0.0
+    """Strength, to 1, of two changes more that are drawn for a clip, of turn, place, size, brightness, contrast and
+    saturation, on the device and alike for all its frames (RandAugment); with 0 there are none."""
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -46,6 +59,10 @@ class Recipe:
             ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, f"from 0 to below epochs {self.epochs}"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("mixup", 0 <= self.mixup < math.inf, "0 or more"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
+            ("augment", 0 <= self.augment <= 1, "in [0, 1]"),
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")

@@ -1,0 +1,44 @@
+"""Several data sets as one, for protocols that train on some and test on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import UserError
+from .classes import spelled
+from .clips import DatasetIndex
+
+
+def join(indices: Sequence[DatasetIndex]) -> DatasetIndex:
+    """All clips; classes are the same where their names are spellings of one (``happy``, ``happiness``).
+
+    A class that a set does not know is told in the notes: its clips say which set they are of. Raises `UserError`
+    when a data set is given twice, since the clips of one would be copies of the other's.
+    """
+    if len(indices) == 1:
+        return indices[0]
+    joined = DatasetIndex("+".join(index.name for index in indices), [], ())
+    names: dict[str, str] = {}  # by the key of their spellings, as the first set spells them
+    parts: set[str] = set()
+    for index in indices:
+        own = {clip.dataset for clip in index.clips}
+        if twice := parts & own:
+            raise UserError(f"the data set {', '.join(sorted(twice))} is given twice: give each once")
+        parts |= own
+        for name in index.class_names:
+            names.setdefault(spelled(name), name)
+    order = {key: label for label, key in enumerate(names)}
+    joined.class_names = tuple(names.values())
+    for index in indices:
+        keys = [spelled(name) for name in index.class_names]
+        joined.clips += [
+            replace(clip, label=order[keys[clip.label]], emotion=names[keys[clip.label]]) for clip in index.clips
+        ]
+        joined.notes += [f"{index.name}: {note}" for note in index.notes]
+        if unknown := [name for key, name in names.items() if key not in keys]:
+            joined.notes.append(f"{index.name} knows no {', '.join(unknown)}")
+        joined.faults += index.faults
+        joined.lost += index.lost
+        joined.generated |= index.generated
+    return joined
