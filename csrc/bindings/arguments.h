@@ -156,8 +156,8 @@ class Arguments {
     const auto numbers = [&](const py::object& tuple, int64_t* to) {
       const int count = int(PyTuple_GET_SIZE(tuple.ptr()));
       if (count > TensorView::kMaxDims)
-        fail(name,
-             "has " + std::to_string(count) + " dimensions; expected at most " + std::to_string(TensorView::kMaxDims));
+        fail(name, "is of " + std::to_string(count) + " dimensions; expected at most " +
+                       std::to_string(TensorView::kMaxDims));
       for (int i = 0; i < count; ++i) to[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
       return count;
     };

@@ -21,7 +21,8 @@ def refuse(tokens: torch.Tensor, num_heads: int = 1) -> str | None:
 def forward(
     u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(*map(launch.aligned, (u, query_token, tokens)), eps, run=launch.run)
+    u, query_token, tokens = map(launch.aligned, (u, query_token, tokens))
+    return cpu.forward(u, query_token, tokens, eps, launch.run)
 
 
 def backward(
@@ -33,5 +34,5 @@ def backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows = map(launch.aligned, (grad_z, u, query_token, tokens))
-    return cpu.backward(*rows, z, stats, eps, run=launch.run)
+    grad_z, u, query_token, tokens = map(launch.aligned, (grad_z, u, query_token, tokens))
+    return cpu.backward(grad_z, u, query_token, tokens, z, stats, eps, launch.run)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from hsta_kernels.ops.launch import cuda as launch
@@ -28,11 +26,22 @@ def refuse(
     return launch.refuse("qkv", qkv)
 
 
-def forward(qkv: torch.Tensor, *grid: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(launch.aligned(qkv), *grid, run=launch.run)
+def forward(
+    qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return cpu.forward(launch.aligned(qkv), num_frames, num_patches, axis, num_prefix_tokens, scale, launch.run)
 
 
 def backward(
-    grad_out: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, stats: torch.Tensor, *grid: Any
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    num_frames: int,
+    num_patches: int,
+    axis: str,
+    num_prefix_tokens: int,
+    scale: float,
 ) -> torch.Tensor:
-    return cpu.backward(launch.aligned(grad_out), launch.aligned(qkv), out, stats, *grid, run=launch.run)
+    grid = num_frames, num_patches, axis, num_prefix_tokens, scale
+    return cpu.backward(launch.aligned(grad_out), launch.aligned(qkv), out, stats, *grid, launch.run)
