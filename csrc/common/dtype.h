@@ -87,5 +87,18 @@ inline float from_float<float>(float x) {
   return x;
 }
 
+// f(element of the type that `dtype` names).
+template <typename F>
+inline void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    case DType::kFloat16:
+      return f(Float16{});
+  }
+}
+
 }  // namespace
 }  // namespace hsta

@@ -35,16 +35,15 @@ struct Plan {
     words = row_words<Word>(width), words_stride = odd_vectors(words);
     padded = words * kPerWord<Word>, stride = odd_vectors(padded);
     heads = op.heads;
-    slots = 2 * ((rows + 191) / 192);  // even, for two processors
-    rows_per_item = (rows + slots - 1) / slots;
+    slots = 2 * divide_up(rows, 192);  // even, for two processors
+    rows_per_item = divide_up(rows, slots);
     items = op.batch * slots;
   }
 };
 
 template <typename T>
 const T* source_row(const AbsorbedAttention& op, int64_t sample, int64_t row) {
-  return row == 0 ? static_cast<const T*>(op.query) + sample * op.query_stride_batch
-                  : static_cast<const T*>(op.token) + sample * op.token_stride_batch + (row - 1) * op.token_stride_row;
+  return row == 0 ? op.query.at<const T>(sample) : op.token.at<const T>(sample, row - 1);
 }
 
 // The sum of a row of words.
@@ -95,14 +94,27 @@ void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMa
 template <typename Word>
 struct Partial {
   float *max2, *sum, *shift, *z;
-  Partial(const Plan<Word>& plan, float* parts, int64_t item) {
-    max2 = parts + item * floats(plan);
-    sum = max2 + round_up(plan.heads, kLanes);
-    shift = sum + round_up(plan.heads, kLanes);
-    z = shift + round_up(plan.heads, kLanes);
-  }
-  static int64_t floats(const Plan<Word>& plan) { return 3 * round_up(plan.heads, kLanes) + plan.heads * plan.padded; }
+  Partial(Arena& arena, const Plan<Word>& plan)
+      : max2(arena.take(round_up(plan.heads, kLanes))),
+        sum(arena.take(round_up(plan.heads, kLanes))),
+        shift(arena.take(round_up(plan.heads, kLanes))),
+        z(arena.take(plan.heads * plan.padded)) {}
 };
+
+// One run's share of the gradient of u, which is `shift` less than it.
+template <typename Word>
+struct Share {
+  float *shift, *grad_u;  // (heads), (heads, padded)
+  Share(Arena& arena, const Plan<Word>& plan)
+      : shift(arena.take(plan.heads)), grad_u(arena.take(plan.heads * plan.padded)) {}
+};
+
+// What run `item` has of memory for all of them.
+template <typename Pieces, typename Word>
+Pieces of_item(const Plan<Word>& plan, float* memory, int64_t item) {
+  Arena arena{memory + item * floats_of<Pieces>(plan)};
+  return Pieces(arena, plan);
+}
 
 // What words consist of.
 template <typename Word, typename T>
@@ -112,18 +124,14 @@ using ElementOf = std::conditional_t<kPerWord<Word> == 1, float, T>;
 template <typename T, typename Word = typename WordOf<T>::type>
 struct Block {
   float mean[kBlockRows], rstd[kBlockRows];
+  Word* words;
   float* row;  // a row before it is rounded to words
-  Word *words, *deep;
+  Word* deep;
 
-  static int64_t floats(const Plan<Word>& plan) {
-    const int64_t words = kBlockRows * plan.words_stride;
-    return words + plan.padded + (kPerWord<Word> == 1 ? 0 : kBlockRows / 2 * plan.stride);
-  }
-  Block(const Plan<Word>& plan, float* memory) {
-    words = reinterpret_cast<Word*>(memory);
-    row = memory + kBlockRows * plan.words_stride;
-    deep = kPerWord<Word> == 1 ? words : reinterpret_cast<Word*>(row + plan.padded);
-  }
+  Block(Arena& arena, const Plan<Word>& plan)
+      : words(arena.take<Word>(kBlockRows * plan.words_stride)),
+        row(arena.take(plan.padded)),
+        deep(kPerWord<Word> == 1 ? words : arena.take<Word>(kBlockRows / 2 * plan.stride)) {}
 
   // Takes rows of a sample from `first` on, `count` of them in all, and their scores while they are in the first cache:
   // scores[i][r] = u[i] · y[r] for u_rows of u, a multiple of kTileHeads, whose sums are `sums`. Scores are kBlockRows
@@ -183,7 +191,7 @@ struct Block {
       means[r] = mean[tile + r % kTileOfRows];
       factors[r] = rstd[tile + r % kTileOfRows];
     }
-    const int64_t rows_at_a_time = (kTileOfRows * kTileHeads + u_rows - 1) / u_rows;
+    const int64_t rows_at_a_time = divide_up(kTileOfRows * kTileHeads, u_rows);
     for (int64_t i = 0; i < u_rows; i += kTileHeads) {
       float tile_sums[kLanes], products[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) tile_sums[r] = sums[i + r / kTileOfRows];
@@ -202,32 +210,46 @@ struct Block {
   }
 };
 
+// The vectors come first, here and in BackwardBuffers: they start at cache lines.
+template <typename T, typename Word = typename WordOf<T>::type>
+struct ForwardBuffers {
+  float* scores;
+  Word *weights, *u;
+  float* u_row;
+  Block<T> block;
+  float* sums;
+
+  ForwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t u_rows)
+      : scores(arena.take(u_rows * kBlockRows)),
+        weights(arena.take<Word>(u_rows * kBlockRows)),
+        u(arena.take<Word>(u_rows * plan.words_stride)),
+        u_row(arena.take(plan.padded)),
+        block(arena, plan),
+        sums(arena.take(u_rows)) {}
+};
+
 template <typename T>
 void forward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t u_rows = round_up(plan.heads, kTileHeads);
-  const int64_t u_floats = u_rows * plan.words_stride, score_floats = u_rows * kBlockRows;
-  const int64_t need = 2 * score_floats + u_floats + plan.padded + Block<T>::floats(plan) + u_rows;
-  float* parts = scratch(Scratch::kShared, plan.items * Partial<Word>::floats(plan));
+  float* parts = scratch(Scratch::kShared, plan.items * floats_of<Partial<Word>>(plan));
 
 #pragma omp parallel
   {
-    float* scores = scratch(Scratch::kThread, need);  // the vectors first: they start at cache lines
-    Word* weights = reinterpret_cast<Word*>(scores + score_floats);
-    Word* u = weights + score_floats;
-    float* u_row = scores + 2 * score_floats + u_floats;
-    Block<T> block(plan, u_row + plan.padded);
-    float* sums = u_row + plan.padded + Block<T>::floats(plan);
-    std::memset(static_cast<void*>(u), 0, u_floats * sizeof(Word));
+    auto buffers = pieces<ForwardBuffers<T>>(Scratch::kThread, plan, u_rows);
+    float *scores = buffers.scores, *sums = buffers.sums;
+    Word *weights = buffers.weights, *u = buffers.u;
+    Block<T>& block = buffers.block;
+    std::memset(static_cast<void*>(u), 0, u_rows * plan.words_stride * sizeof(Word));
     for (int64_t i = plan.heads; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
-      if (sample != packed_sample) pack_heads(plan, op.u + sample * plan.heads * plan.width, kLog2E, u_row, u, sums);
+      if (sample != packed_sample) pack_heads(plan, op.u.at<const float>(sample), kLog2E, buffers.u_row, u, sums);
       packed_sample = sample;
-      const Partial<Word> state(plan, parts, item);
+      const auto state = of_item<Partial<Word>>(plan, parts, item);
       for (int64_t h = 0; h < plan.heads; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0, state.shift[h] = 0;
       for (int64_t i = 0; i < plan.heads * plan.padded; ++i) state.z[i] = 0;
 
@@ -266,13 +288,13 @@ void forward(const AbsorbedAttention& op) {
     const int64_t first = i / plan.heads * plan.slots, h = i % plan.heads;
     float top = -INFINITY, sum = 0, shift = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const float other = Partial<Word>(plan, parts, first + slot).max2[h];
+      const float other = of_item<Partial<Word>>(plan, parts, first + slot).max2[h];
       top = top > other ? top : other;
     }
-    float* z = op.z + i * plan.width;
+    float* z = op.z.as<float>() + i * plan.width;
     for (int64_t c = 0; c < plan.width; ++c) z[c] = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const Partial<Word> state(plan, parts, first + slot);
+      const auto state = of_item<Partial<Word>>(plan, parts, first + slot);
       const float factor = std::exp2(state.max2[h] - top);
       sum += factor * state.sum[h];
       shift += factor * state.shift[h];
@@ -281,7 +303,8 @@ void forward(const AbsorbedAttention& op) {
     }
     const float inverse = 1 / sum;
     for (int64_t c = 0; c < plan.width; ++c) z[c] = (z[c] - shift) * inverse;
-    op.stats[2 * i] = top, op.stats[2 * i + 1] = sum;
+    float* stats = op.stats.as<float>() + 2 * i;
+    stats[0] = top, stats[1] = sum;
   }
 }
 
@@ -300,59 +323,73 @@ void normalize_backward(int64_t width, int64_t padded, const Element* row, float
   });
 }
 
+template <typename T, typename Word = typename WordOf<T>::type>
+struct BackwardBuffers {
+  float *scores, *stacked, *grad_y;  // stacked: u and grad_z
+  Word* packed;                      // the same, words along the columns
+  Word* packed_down;                 // and along u and grad_z
+  Word *scores_down, *weights;
+  Block<T> block;
+  float *sums, *inverse, *delta;
+
+  BackwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t both, int64_t u_rows)
+      : scores(arena.take(u_rows * kBlockRows)),
+        stacked(arena.take(both * plan.padded)),
+        grad_y(arena.take(kBlockRows * plan.stride)),
+        packed(arena.take<Word>(u_rows * plan.words_stride)),
+        packed_down(arena.take<Word>(depth_words<Word>(both) * plan.padded)),
+        scores_down(arena.take<Word>(depth_words<Word>(both) * kBlockRows)),
+        weights(arena.take<Word>(plan.heads * kBlockRows)),
+        block(arena, plan),
+        sums(arena.take(u_rows)),
+        inverse(arena.take(plan.heads)),
+        delta(arena.take(plan.heads)) {}
+};
+
 template <typename T>
 void backward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
   const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
   const int64_t u_rows = round_up(both, kTileHeads), depth = depth_words<Word>(both);
-  const int64_t need = u_rows * (1 + kBlockRows + plan.words_stride) + depth * (kBlockRows + plan.padded) +
-                       plan.heads * (2 + kBlockRows) + both * plan.padded + kBlockRows * plan.stride +
-                       Block<T>::floats(plan);
-  float* parts = scratch(Scratch::kShared, plan.items * plan.heads * (1 + plan.padded));
+  float* parts = scratch(Scratch::kShared, plan.items * floats_of<Share<Word>>(plan));
   const int64_t row_bytes = op.width * int64_t(sizeof(T));
-  const Writer query_writer(op.grad_query, op.batch * row_bytes, row_bytes);
-  const Writer token_writer(op.grad_token, op.batch * op.tokens * row_bytes, row_bytes);
+  const Writer query_writer(op.grad_query.data, op.batch * row_bytes, row_bytes);
+  const Writer token_writer(op.grad_token.data, op.batch * op.tokens * row_bytes, row_bytes);
 
 #pragma omp parallel
   {
-    float* scores = scratch(Scratch::kThread, need);
-    float* stacked = scores + u_rows * kBlockRows;  // u and grad_z
-    float* grad_y = stacked + both * plan.padded;
-    Word* packed = reinterpret_cast<Word*>(grad_y + kBlockRows * plan.stride);  // u and grad_z, words along the columns
-    Word* packed_down = packed + u_rows * plan.words_stride;                    // and along u and grad_z
-    Word* scores_down = packed_down + depth * plan.padded;
-    Word* weights = scores_down + depth * kBlockRows;
-    float* memory = reinterpret_cast<float*>(weights + plan.heads * kBlockRows);
-    Block<T> block(plan, memory);
-    float* sums = memory + Block<T>::floats(plan);
-    float* inverse = sums + u_rows;
-    float* delta = inverse + plan.heads;
+    auto buffers = pieces<BackwardBuffers<T>>(Scratch::kThread, plan, both, u_rows);
+    float *scores = buffers.scores, *stacked = buffers.stacked, *grad_y = buffers.grad_y, *sums = buffers.sums;
+    Word *packed = buffers.packed, *packed_down = buffers.packed_down, *weights = buffers.weights;
+    Word* scores_down = buffers.scores_down;
+    float *inverse = buffers.inverse, *delta = buffers.delta;
+    Block<T>& block = buffers.block;
     std::memset(static_cast<void*>(packed), 0, u_rows * plan.words_stride * sizeof(Word));
     for (int64_t i = both; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
-      const int64_t at = sample * plan.heads * plan.width;
-      const float* stats = op.stats + sample * plan.heads * 2;
+      const float *u = op.u.at<const float>(sample), *z = op.z.at<const float>(sample);
+      const float *grad_z = op.grad_z.at<const float>(sample), *stats = op.stats.at<const float>(sample);
       if (sample != packed_sample) {
-        pack_heads(plan, op.u + at, kLog2E, grad_y, packed, sums);
-        pack_heads(plan, op.grad_z + at, 1, grad_y, packed + plan.heads * plan.words_stride, sums + plan.heads);
+        pack_heads(plan, u, kLog2E, grad_y, packed, sums);
+        pack_heads(plan, grad_z, 1, grad_y, packed + plan.heads * plan.words_stride, sums + plan.heads);
         for (int64_t h = 0; h < plan.heads; ++h) {
           for (int64_t c = 0; c < plan.padded; ++c) {
             const bool inside = c < plan.width;
-            stacked[h * plan.padded + c] = inside ? op.u[at + h * plan.width + c] : 0.0f;
-            stacked[(plan.heads + h) * plan.padded + c] = inside ? op.grad_z[at + h * plan.width + c] : 0.0f;
+            stacked[h * plan.padded + c] = inside ? u[h * plan.width + c] : 0.0f;
+            stacked[(plan.heads + h) * plan.padded + c] = inside ? grad_z[h * plan.width + c] : 0.0f;
           }
           inverse[h] = 1 / stats[2 * h + 1];
-          delta[h] = dot(plan.width, op.z + at + h * plan.width, op.grad_z + at + h * plan.width);
+          delta[h] = dot(plan.width, z + h * plan.width, grad_z + h * plan.width);
         }
         words_down(both, plan.padded, stacked, packed_down);
       }
       packed_sample = sample;
-      float* shift = parts + item * plan.heads * (1 + plan.padded);
-      float* grad_u = shift + plan.heads;
+      const auto share = of_item<Share<Word>>(plan, parts, item);
+      float *shift = share.shift, *grad_u = share.grad_u;
       const int64_t start = min(slot * plan.rows_per_item, plan.rows);
       const int64_t end = min(start + plan.rows_per_item, plan.rows);
       for (int64_t h = 0; h < plan.heads; ++h) shift[h] = 0;
@@ -380,8 +417,7 @@ void backward(const AbsorbedAttention& op) {
         block.add_rows(plan, count, weights, grad_u, first > start);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t r = first + i;
-          T* to = r == 0 ? static_cast<T*>(op.grad_query) + sample * plan.width
-                         : static_cast<T*>(op.grad_token) + (sample * op.tokens + r - 1) * plan.width;
+          T* to = r == 0 ? op.grad_query.at<T>(sample) : op.grad_token.at<T>(sample, r - 1);
           normalize_backward(
               plan.width, plan.padded, reinterpret_cast<const ElementOf<Word, T>*>(block.words + i * plan.words_stride),
               block.mean[i], block.rstd[i], grad_y + i * plan.stride, r == 0 ? query_writer : token_writer, to);
@@ -394,12 +430,12 @@ void backward(const AbsorbedAttention& op) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < op.batch * plan.heads; ++i) {
     const int64_t sample = i / plan.heads, h = i % plan.heads;
-    float* to = op.grad_u + i * plan.width;
+    float* to = op.grad_u.as<float>() + i * plan.width;
     for (int64_t c = 0; c < plan.width; ++c) to[c] = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
-      const float* shift = parts + (sample * plan.slots + slot) * plan.heads * (1 + plan.padded);
-      const float* from = shift + plan.heads + h * plan.padded;
-      for (int64_t c = 0; c < plan.width; ++c) to[c] += from[c] - shift[h];
+      const auto share = of_item<Share<Word>>(plan, parts, sample * plan.slots + slot);
+      const float* from = share.grad_u + h * plan.padded;
+      for (int64_t c = 0; c < plan.width; ++c) to[c] += from[c] - share.shift[h];
     }
   }
 }
@@ -407,25 +443,11 @@ void backward(const AbsorbedAttention& op) {
 }  // namespace
 
 void absorbed_attention_forward(const AbsorbedAttention& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return forward<float>(op);
-    case DType::kBFloat16:
-      return forward<BFloat16>(op);
-    case DType::kFloat16:
-      return forward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { forward<decltype(element)>(op); });
 }
 
 void absorbed_attention_backward(const AbsorbedAttention& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return backward<float>(op);
-    case DType::kBFloat16:
-      return backward<BFloat16>(op);
-    case DType::kFloat16:
-      return backward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { backward<decltype(element)>(op); });
 }
 
 }  // namespace HSTA_ISA

@@ -28,17 +28,19 @@ Statistics statistics(float* row, float sum, int64_t width, float eps) {
 
 template <typename R, typename X>
 void forward(const AddLayerNorm& op) {
+  const float *weight = op.weight.as<float>(), *bias = op.bias.as<float>();
   const int64_t row_bytes = op.width * int64_t(sizeof(R));
-  const Writer sum_writer(op.sum, op.rows * row_bytes, row_bytes), norm_writer(op.norm, op.rows * row_bytes, row_bytes);
+  const Writer sum_writer(op.sum.data, op.rows * row_bytes, row_bytes),
+      norm_writer(op.norm.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
-      const R* residual = static_cast<const R*>(op.residual) + i * op.residual_stride_row;
-      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
-      R* sum = static_cast<R*>(op.sum) + i * op.width;
-      R* norm = static_cast<R*>(op.norm) + i * op.width;
+      const R* residual = op.residual.at<const R>(i);
+      const X* x = op.x.at<const X>(i);
+      R* sum = op.sum.at<R>(i);
+      R* norm = op.norm.at<R>(i);
       Vec total{};
       for_vectors(op.width, [&](int64_t c, auto count) {
         const Vec exact = load_floats(residual + c, count) + load_floats(x + c, count);
@@ -50,7 +52,7 @@ void forward(const AddLayerNorm& op) {
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
       for_vectors(op.width, [&](int64_t c, auto count) {
         const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
-        const Vec affine = normalized * load_floats(op.weight + c, count) + load_floats(op.bias + c, count);
+        const Vec affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
         norm_writer.store(affine, norm + c, count);
       });
     }
@@ -59,27 +61,33 @@ void forward(const AddLayerNorm& op) {
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row.
+struct RowBuffers {
+  float *row, *grad;
+  RowBuffers(Arena& arena, int64_t padded) : row(arena.take(padded)), grad(arena.take(padded)) {}
+};
+
 template <typename R>
 void backward(const AddLayerNorm& op) {
+  const float* weight = op.weight.as<float>();
   const int64_t padded = round_up(op.width, kLanes);
   const int64_t items = divide_up(op.rows, kRowsPerItem);
   float* shares = scratch(Scratch::kShared, items * 2 * padded);
   const int64_t row_bytes = op.width * int64_t(sizeof(R));
-  const Writer writer(op.grad_residual, op.rows * row_bytes, row_bytes);
+  const Writer writer(op.grad_residual.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
-    float* row = scratch(Scratch::kThread, 2 * padded);
-    float* grad = row + padded;
+    const auto buffers = pieces<RowBuffers>(Scratch::kThread, padded);
+    float *row = buffers.row, *grad = buffers.grad;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < items; ++item) {
       float* grad_weight = shares + item * 2 * padded;
       float* grad_bias = grad_weight + padded;
       for (int64_t c = 0; c < 2 * padded; ++c) grad_weight[c] = 0;
       for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
-        const R* sum = static_cast<const R*>(op.sum) + i * op.width;
-        const R* grad_norm = static_cast<const R*>(op.grad_norm) + i * op.grad_norm_stride_row;
-        const R* grad_sum = static_cast<const R*>(op.grad_sum) + i * op.grad_sum_stride_row;
-        R* grad_residual = static_cast<R*>(op.grad_residual) + i * op.width;
+        const R* sum = op.sum.at<const R>(i);
+        const R* grad_norm = op.grad_norm.at<const R>(i);
+        const R* grad_sum = op.grad_sum.at<const R>(i);
+        R* grad_residual = op.grad_residual.at<R>(i);
         Vec total{};
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec y = load_floats(sum + c, count);
@@ -91,7 +99,7 @@ void backward(const AddLayerNorm& op) {
         for_vectors(op.width, [&](int64_t c, auto count) {
           const Vec y = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
           const Vec incoming = load_floats(grad_norm + c, count);
-          const Vec g = incoming * load_floats(op.weight + c, count);
+          const Vec g = incoming * load_floats(weight + c, count);
           store(row + c, y);
           store(grad + c, g);
           g_total += g;
@@ -111,41 +119,21 @@ void backward(const AddLayerNorm& op) {
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
       const int64_t count = min(kLanes, op.width - c);
-      store_floats(sum_shares(shares + c, items, 2 * padded), op.grad_weight + c, count);
-      store_floats(sum_shares(shares + padded + c, items, 2 * padded), op.grad_bias + c, count);
+      store_floats(sum_shares(shares + c, items, 2 * padded), op.grad_weight.as<float>() + c, count);
+      store_floats(sum_shares(shares + padded + c, items, 2 * padded), op.grad_bias.as<float>() + c, count);
     }
   }
-}
-
-template <typename R>
-void forward_for(const AddLayerNorm& op) {
-  if (op.x_dtype == op.dtype) return forward<R, R>(op);
-  if (op.x_dtype == DType::kBFloat16) return forward<R, BFloat16>(op);
-  return forward<R, Float16>(op);
 }
 
 }  // namespace
 
 void add_layer_norm_forward(const AddLayerNorm& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return forward_for<float>(op);
-    case DType::kBFloat16:
-      return forward<BFloat16, BFloat16>(op);
-    case DType::kFloat16:
-      return forward<Float16, Float16>(op);
-  }
+  if (op.dtype == DType::kFloat32) return with_type(op.x.dtype, [&](auto x) { forward<float, decltype(x)>(op); });
+  with_type(op.dtype, [&](auto element) { forward<decltype(element), decltype(element)>(op); });
 }
 
 void add_layer_norm_backward(const AddLayerNorm& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return backward<float>(op);
-    case DType::kBFloat16:
-      return backward<BFloat16>(op);
-    case DType::kFloat16:
-      return backward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { backward<decltype(element)>(op); });
 }
 
 }  // namespace HSTA_ISA

@@ -103,22 +103,13 @@ struct Group {
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
 
-  Rows<T> part(Part part) const {
-    return {static_cast<const T*>(op.qkv) + sample * op.qkv_stride_batch + part * op.qkv_stride_part +
-                head * op.qkv_stride_head,
-            op.qkv_stride_token};
-  }
-  Rows<T> grad_out() const {
-    return {static_cast<const T*>(op.grad_out) + sample * op.grad_out_stride_batch + head * op.grad_out_stride_head,
-            op.grad_out_stride_token};
-  }
-  T* out(int64_t token) const {
-    return static_cast<T*>(op.out) + ((sample * plan.tokens + token) * op.heads + head) * plan.dim;
-  }
-  float* stats(int64_t p) const { return op.stats + prefix_row(p) * 2; }
+  Rows<T> part(Part part) const { return {op.qkv.at<const T>(sample, 0, part, head), op.qkv.stride[1]}; }
+  Rows<T> grad_out() const { return {op.grad_out.at<const T>(sample, 0, head), op.grad_out.stride[1]}; }
+  T* out(int64_t token) const { return op.out.as<T>() + ((sample * plan.tokens + token) * op.heads + head) * plan.dim; }
+  float* stats(int64_t p) const { return op.stats.as<float>() + prefix_row(p) * 2; }
   float& delta(int64_t p) const { return plan.deltas[prefix_row(p)]; }
   T* grad(int64_t token, Part part) const {
-    return static_cast<T*>(op.grad_qkv) + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
+    return op.grad_qkv.as<T>() + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
   }
 
  private:
@@ -185,19 +176,6 @@ struct Partial {
 inline Vec scaled(Vec scores, const ScoreScale& scale) {
   return rounded(rounded(scores * broadcast(scale.low)) + scores * broadcast(scale.high));
 }
-
-// Typed pieces of a thread's working memory, one after the other; counts what was taken.
-struct Arena {
-  float* base;
-  int64_t floats = 0;
-
-  template <typename Word>
-  Word* take(int64_t words) {
-    static_assert(sizeof(Word) == sizeof(float), "words have the size of a float");
-    floats += words;
-    return reinterpret_cast<Word*>(base + (floats - words));
-  }
-};
 
 }  // namespace
 }  // namespace HSTA_ISA

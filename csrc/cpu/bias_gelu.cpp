@@ -91,18 +91,19 @@ class Dropout {
 template <typename X>
 void forward(const BiasGelu& op) {
   const Dropout dropout(op.dropout_rate, op.seed);
+  const float* bias = op.bias.as<float>();
   const int64_t row_bytes = op.width * int64_t(sizeof(X));
-  const Writer writer(op.out, op.rows * row_bytes, row_bytes);
+  const Writer writer(op.out.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* factors = scratch(Scratch::kThread, round_up(op.width, 4 * kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
-      const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
-      X* out = static_cast<X*>(op.out) + i * op.width;
+      const X* x = op.x.at<const X>(i);
+      X* out = op.out.at<X>(i);
       if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
       for_vectors(op.width, [&](int64_t c, auto count) {
-        const Vec y = gelu(load_floats(x + c, count) + load_floats(op.bias + c, count));
+        const Vec y = gelu(load_floats(x + c, count) + load_floats(bias + c, count));
         writer.store(op.dropout_rate > 0 ? Dropout::apply(y, load(factors + c)) : y, out + c, count);
       });
     }
@@ -116,8 +117,9 @@ void backward(const BiasGelu& op) {
   const int64_t padded = round_up(op.width, 4 * kLanes);
   const int64_t items = divide_up(op.rows, kRowsPerItem);
   float* shares = scratch(Scratch::kShared, items * padded);
+  const float* bias = op.bias.as<float>();
   const int64_t row_bytes = op.width * int64_t(sizeof(X));
-  const Writer writer(op.grad_x, op.rows * row_bytes, row_bytes);
+  const Writer writer(op.grad_x.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
     float* factors = scratch(Scratch::kThread, padded);
@@ -126,12 +128,12 @@ void backward(const BiasGelu& op) {
       float* grad_bias = shares + item * padded;
       for (int64_t c = 0; c < padded; ++c) grad_bias[c] = 0;
       for (int64_t i = item * kRowsPerItem; i < min((item + 1) * kRowsPerItem, op.rows); ++i) {
-        const X* x = static_cast<const X*>(op.x) + i * op.x_stride_row;
-        const X* grad_out = static_cast<const X*>(op.grad_out) + i * op.grad_out_stride_row;
-        X* grad_x = static_cast<X*>(op.grad_x) + i * op.width;
+        const X* x = op.x.at<const X>(i);
+        const X* grad_out = op.grad_out.at<const X>(i);
+        X* grad_x = op.grad_x.at<X>(i);
         if (op.dropout_rate > 0) dropout.factors(i, op.width, factors);
         for_vectors(op.width, [&](int64_t c, auto count) {
-          const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(op.bias + c, count));
+          const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(bias + c, count));
           const Vec incoming = load_floats(grad_out + c, count);
           const Vec grad = slope * (op.dropout_rate > 0 ? Dropout::apply(incoming, load(factors + c)) : incoming);
           writer.store(grad, grad_x + c, count);
@@ -143,7 +145,7 @@ void backward(const BiasGelu& op) {
 #pragma omp for schedule(static)
     for (int64_t c = 0; c < padded; c += kLanes) {
       if (c < op.width)
-        store_floats(sum_shares(shares + c, items, padded), op.grad_bias + c, min(kLanes, op.width - c));
+        store_floats(sum_shares(shares + c, items, padded), op.grad_bias.as<float>() + c, min(kLanes, op.width - c));
     }
   }
 }
@@ -151,25 +153,11 @@ void backward(const BiasGelu& op) {
 }  // namespace
 
 void bias_gelu_forward(const BiasGelu& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return forward<float>(op);
-    case DType::kBFloat16:
-      return forward<BFloat16>(op);
-    case DType::kFloat16:
-      return forward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { forward<decltype(element)>(op); });
 }
 
 void bias_gelu_backward(const BiasGelu& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return backward<float>(op);
-    case DType::kBFloat16:
-      return backward<BFloat16>(op);
-    case DType::kFloat16:
-      return backward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { backward<decltype(element)>(op); });
 }
 
 }  // namespace HSTA_ISA

@@ -63,7 +63,6 @@ struct LargeGroups {
 
   // Operands of a group, and room for what is computed from them.
   struct Buffers {
-    Arena arena;
     Word *rows, *kt, *v_deep;
     float *scores, *values;
     Word* weights;
@@ -71,7 +70,7 @@ struct LargeGroups {
     Word *grad_out, *vt, *q_deep, *k_deep, *grad_out_deep, *grad_weights, *probs_by_key, *grad_by_key;
     float *grad_scores, *grad_k, *grad_v;
 
-    Buffers(const LargeGroups& groups, float* base, bool backward) : arena{base} {
+    Buffers(Arena& arena, const LargeGroups& groups, bool backward) {
       const Plan& plan = groups.plan;
       const int64_t panel = plan.rows * groups.words, deep = depth_words<Word>(plan.rows) * plan.dim_padded;
       const int64_t block = kBlockRows * plan.rows_padded;
@@ -96,7 +95,7 @@ struct LargeGroups {
     }
   };
 
-  int64_t scratch_floats(bool backward) const { return Buffers(*this, nullptr, backward).arena.floats; }
+  int64_t scratch_floats(bool backward) const { return floats_of<Buffers>(*this, backward); }
 
   void pack(const Group<T>& group, const Rows<T>& from, Word* to) const {
     for (int64_t r = 0; r < plan.rows; ++r) pack_row(from.row(plan.token(group.index, r)), plan.dim, to + r * words);
@@ -115,7 +114,8 @@ struct LargeGroups {
   // Queries first to last of the group. merge(prefix row, max2, sum, values) takes in what it gives to a prefix query.
   template <typename Merge>
   void forward(const Group<T>& group, int64_t first_query, int64_t last_query, float* base, const Merge& merge) const {
-    const Buffers b(*this, base, false);
+    Arena arena{base};
+    const Buffers b(arena, *this, false);
     pack(group, group.part(kKey), b.rows);
     transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
     pack(group, group.part(kValue), b.rows);
@@ -148,7 +148,8 @@ struct LargeGroups {
 
   // Of a prefix query, in the order of the products of its whole row.
   float prefix_delta(const Group<T>& group, int64_t query, float* base) const {
-    const Buffers b(*this, base, true);
+    Arena arena{base};
+    const Buffers b(arena, *this, true);
     pack_row(group.grad_out().row(query), plan.dim, b.rows);
     return dot(plan.dim, b.rows, group.out(query));
   }
@@ -158,7 +159,8 @@ struct LargeGroups {
   // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
-    const Buffers b(*this, base, true);
+    Arena arena{base};
+    const Buffers b(arena, *this, true);
     pack(group, group.part(kValue), b.rows);
     transpose(b.rows, plan.rows, words, b.vt, plan.rows_padded);
     pack(group, group.part(kKey), b.rows);

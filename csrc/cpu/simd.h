@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../common/dtype.h"
+#include "../common/tensor_view.h"
 
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -23,12 +23,6 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-
-// Of the standard library's functions none that is not inlined everywhere may be called here: the linker keeps one copy
-// of them, which could be that for a newer processor than this one.
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));

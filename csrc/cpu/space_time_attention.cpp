@@ -39,7 +39,7 @@ void sum_nan_columns(const Group<T>& group, int64_t query, const ScoreScale& sca
 
 template <typename T>
 void forward(const SpaceTimeAttention& op) {
-  const Plan plan(op, true, Writer(op.out, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
+  const Plan plan(op, true, Writer(op.out.data, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   float* partials = scratch(Scratch::kShared, op.batch * plan.splits * op.heads * plan.prefix * (2 + plan.dim_padded));
@@ -77,18 +77,25 @@ void forward(const SpaceTimeAttention& op) {
   }
 }
 
+struct PrefixGradients {
+  float* shares;  // (batch, splits, heads, 3, prefix, dim_padded): each split's share
+  float* deltas;  // as Plan has them
+
+  PrefixGradients(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
+      : shares(arena.take(op.batch * plan.splits * op.heads * 3 * plan.prefix * plan.dim_padded)),
+        deltas(arena.take(op.batch * op.heads * plan.prefix)) {}
+};
+
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
-  Plan plan(op, false, Writer(op.grad_qkv, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
+  Plan plan(op, false, Writer(op.grad_qkv.data, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
-  // (batch, splits, heads, 3, prefix, dim_padded): each split's share of the prefix tokens' gradients
-  const int64_t shares_floats = op.batch * plan.splits * op.heads * 3 * prefix_floats;
-  float* shares = scratch(Scratch::kShared, shares_floats + op.batch * op.heads * plan.prefix);
-  plan.deltas = shares + shares_floats;
+  const auto shared = pieces<PrefixGradients>(Scratch::kShared, plan, op);
+  plan.deltas = shared.deltas;
   const auto share_of = [&](int64_t sample, int64_t split, int64_t head) {
-    return shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
+    return shared.shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
   };
 
   const int64_t buffer_floats = plan.small ? small.scratch_floats() : large.scratch_floats(true);
@@ -137,25 +144,11 @@ void backward(const SpaceTimeAttention& op) {
 }  // namespace
 
 void space_time_attention_forward(const SpaceTimeAttention& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return forward<float>(op);
-    case DType::kBFloat16:
-      return forward<BFloat16>(op);
-    case DType::kFloat16:
-      return forward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { forward<decltype(element)>(op); });
 }
 
 void space_time_attention_backward(const SpaceTimeAttention& op) {
-  switch (op.dtype) {
-    case DType::kFloat32:
-      return backward<float>(op);
-    case DType::kBFloat16:
-      return backward<BFloat16>(op);
-    case DType::kFloat16:
-      return backward<Float16>(op);
-  }
+  with_type(op.dtype, [&](auto element) { backward<decltype(element)>(op); });
 }
 
 }  // namespace HSTA_ISA

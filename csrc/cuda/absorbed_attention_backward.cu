@@ -13,7 +13,7 @@ __device__ float output_products(const AbsorbedAttention& op, int64_t sample, in
   if (head < op.heads)
     for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows) {
       const int64_t at = (sample * op.heads + head) * op.width + column;
-      const auto z = load<4>(op.z + at), grad = load<4>(op.grad_z + at);
+      const auto z = load<4>(op.z.as<float>() + at), grad = load<4>(op.grad_z.as<float>() + at);
       for (int c = 0; c < 4; ++c) sum = multiply_add(z.at[c], widened(narrowed<T>(grad.at[c])), sum);
     }
   return combine_rows(sum, [](float a, float b) { return a + b; });
@@ -32,7 +32,7 @@ __device__ float sum_columns(const AbsorbedAttention& op, const float* of, int64
 
 // max and sum of a head's softmax, as the forward pass left them.
 __device__ inline Vector<float, 2> load_stats(const AbsorbedAttention& op, int64_t sample, int head) {
-  return head < op.heads ? load<2>(op.stats + (sample * op.heads + head) * 2) : Vector<float, 2>{{0, 1}};
+  return head < op.heads ? load<2>(op.stats.as<float>() + (sample * op.heads + head) * 2) : Vector<float, 2>{{0, 1}};
 }
 
 // Of 16 heads from `first_head` on, 16 columns from `column` on.
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kRunThreads, 1)
   const int warp = thread_index() / kWarp, width = run.width;
   float *rstd = memory.of_rows, *row_sums = rstd + kRows;
   run.copy_rows(run.first, 0, run.padded, memory.stage(0));
-  run.load_heads(op.u, 0, run.padded, kHeads, u);
-  run.load_heads(op.grad_z, 0, run.padded, kHeads, grad_z);
+  run.load_heads(op.u.as<const float>(), 0, run.padded, kHeads, u);
+  run.load_heads(op.grad_z.as<const float>(), 0, run.padded, kHeads, grad_z);
 
   const float delta = output_products<T>(op, run.sample, score_head());
   const Vector<float, 2> stats = load_stats(op, run.sample, score_head());
@@ -158,15 +158,15 @@ __global__ void __launch_bounds__(kRunThreads, 1)
     const int head = g * kHeads + score_head();
     stats[g] = load_stats(op, run.sample, head);
     delta[g] = output_products<T>(op, run.sample, head);
-    sum_u[g] = sum_columns<T>(op, op.u, run.sample, head);
-    sum_grad_z[g] = sum_columns<T>(op, op.grad_z, run.sample, head);
+    sum_u[g] = sum_columns<T>(op, op.u.as<const float>(), run.sample, head);
+    sum_grad_z[g] = sum_columns<T>(op, op.grad_z.as<const float>(), run.sample, head);
   });
   int heads_here = -1;  // first column of the span of u and grad_z in shared memory
   const auto bring = [&](int64_t row, int begin) {
     const bool brought = run.bring(row, begin);
     if (heads_here != begin) {
-      run.load_heads(op.u, begin, run.columns(begin), spans.head_squares * kHeads, u);
-      run.load_heads(op.grad_z, begin, run.columns(begin), spans.head_squares * kHeads, grad_z);
+      run.load_heads(op.u.as<const float>(), begin, run.columns(begin), spans.head_squares * kHeads, u);
+      run.load_heads(op.grad_z.as<const float>(), begin, run.columns(begin), spans.head_squares * kHeads, grad_z);
     }
     heads_here = begin;
     return brought;
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
 struct ToGradU {
   AbsorbedAttention op;
   __device__ void operator()(int64_t sample, int64_t i, const Vector<float, 4>& values) const {
-    store(op.grad_u + sample * op.heads * op.width + i, values);
+    store(op.grad_u.as<float>() + sample * op.heads * op.width + i, values);
   }
 };
 
@@ -250,7 +250,7 @@ struct ToGradU {
 
 void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
   const RunPlan plan(op);
-  float* parts = plan.splits > 1 ? op.workspace : op.grad_u;
+  float* parts = plan.splits > 1 ? op.workspace : op.grad_u.as<float>();
   const int64_t runs = op.batch * plan.splits;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);

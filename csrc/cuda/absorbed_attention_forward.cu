@@ -13,7 +13,7 @@ struct Result {
   int64_t first_row;  // of the sample and split
 
   __device__ void store_stats(const OnlineSoftmax& softmax, int head) const {
-    float* stats = parts.splits > 1 ? parts.stats : op.stats;
+    float* stats = parts.splits > 1 ? parts.stats : op.stats.as<float>();
     if (head < op.heads) store(stats + (first_row + head) * 2, Vector<float, 2>{{softmax.top, softmax.sum}});
   }
 
@@ -27,7 +27,7 @@ struct Result {
       if (parts.splits > 1) {
         store(parts.values + at, narrowed_pair<T>(pair));
       } else {
-        store(op.z + at, pair);
+        store(op.z.as<float>() + at, pair);
       }
     });
   }
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kRunThreads)
   const Matrix<T> u = memory.heads[0], p = memory.scores[0];
   float *correction = memory.of_heads, *sums = memory.of_heads + kHeads;
   run.copy_rows(run.first, 0, run.padded, memory.stage(0));
-  run.load_heads(op.u, 0, run.padded, kHeads, u);
+  run.load_heads(op.u.as<const float>(), 0, run.padded, kHeads, u);
 
   OnlineSoftmax softmax;  // of this thread's head
   Square z[kSquares];     // (heads, columns)
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
     Square products[kMaxHeadSquares];
     run.each_span([&](int begin) {
       run.bring(row, begin);
-      if (u_here != begin) run.load_heads(op.u, begin, run.columns(begin), heads, u);
+      if (u_here != begin) run.load_heads(op.u.as<const float>(), begin, run.columns(begin), heads, u);
       u_here = begin;
       run.normalize();
       block_barrier();
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kRunThreads, 1)
 struct ToZ {
   AbsorbedAttention op;
   __device__ void operator()(int64_t sample, int64_t head, int64_t column, const Vector<float, 4>& values) const {
-    store(op.z + (sample * op.heads + head) * op.width + column, values);
+    store(op.z.as<float>() + (sample * op.heads + head) * op.width + column, values);
   }
 };
 
@@ -163,7 +163,7 @@ void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
       const int64_t bytes = RunMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
       launch(forward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
     }
-    if (plan.splits > 1) merge_parts(parts, op.batch, op.stats, ToZ{op}, stream);
+    if (plan.splits > 1) merge_parts(parts, op.batch, op.stats.as<float>(), ToZ{op}, stream);
   });
 }
 

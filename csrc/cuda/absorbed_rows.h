@@ -83,13 +83,13 @@ struct RowRun {
   __device__ void copy_rows(int64_t row, int begin, int columns, Matrix<T> to) const {
     if (row >= last) return;
     const int pieces = columns / kPiece;
-    const T* query = static_cast<const T*>(op.query) + sample * op.query_stride_batch;
-    const T* token = static_cast<const T*>(op.token) + sample * op.token_stride_batch;
+    const T* query = op.query.at<const T>(sample);
+    const T* token = op.token.at<const T>(sample);
     for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
       const int64_t source = row + i / pieces;
       const int column = i % pieces * kPiece;
       const bool valid = source < last && begin + column < width;
-      const T* from = source == 0 ? query : token + (source - 1) * op.token_stride_row;
+      const T* from = source == 0 ? query : token + (source - 1) * op.token.stride[1];
       copy_async(to.at(i / pieces, column), valid ? from + begin + column : query, valid);
     }
     commit_copies();
@@ -102,8 +102,8 @@ struct RowRun {
       const int64_t target = row + i / pieces;
       if (target >= last) break;
       const int column = i % pieces * kPiece;
-      T* to = target == 0 ? static_cast<T*>(op.grad_query) + sample * width
-                          : static_cast<T*>(op.grad_token) + (sample * op.tokens + target - 1) * width;
+      T* to = target == 0 ? op.grad_query.as<T>() + sample * width
+                          : op.grad_token.as<T>() + (sample * op.tokens + target - 1) * width;
       store(to + begin + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
     }
   }

@@ -86,18 +86,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   if (index >= op.rows) return;
   RowSums<kGroup> sum;
   Row<R, kGroup> row, other;
-  row.load_from(static_cast<const R*>(op.residual) + index * op.residual_stride_row, op.width);
-  other.load_from(static_cast<const X*>(op.x) + index * op.x_stride_row, op.width);
+  row.load_from(op.residual.at<const R>(index), op.width);
+  other.load_from(op.x.at<const X>(index), op.width);
   row.for_elements(op.width, [&](int i, int c) {
     row.at[i][c] = widened(narrowed<R>(row.at[i][c] + other.at[i][c]));  // normalize what the next layer reads
   });
-  row.store_to(static_cast<R*>(op.sum) + index * op.width, op.width);
+  row.store_to(op.sum.as<R>() + index * op.width, op.width);
   normalize(row, op.width, op.eps, sum);
-  other.load_from(op.weight, op.width);
+  other.load_from(op.weight.as<float>(), op.width);
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] *= other.at[i][c]; });
-  other.load_from(op.bias, op.width);
+  other.load_from(op.bias.as<float>(), op.width);
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] += other.at[i][c]; });
-  row.store_to(static_cast<R*>(op.norm) + index * op.width, op.width);
+  row.store_to(op.norm.as<R>() + index * op.width, op.width);
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row. A block
@@ -111,10 +111,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   const int64_t last = first + kRowsPerBlock < op.rows ? first + kRowsPerBlock : op.rows;
   for (int64_t index = first + thread_index() / kGroup; index < last; index += kRowsAtOnce) {
     Row<R, kGroup> y, grad, weight;
-    y.load_from(static_cast<const R*>(op.sum) + index * op.width, op.width);
-    grad.load_from(static_cast<const R*>(op.grad_norm) + index * op.grad_norm_stride_row, op.width);
+    y.load_from(op.sum.as<const R>() + index * op.width, op.width);
+    grad.load_from(op.grad_norm.at<const R>(index), op.width);
     const float rstd = normalize(y, op.width, op.eps, sum);
-    weight.load_from(op.weight, op.width);
+    weight.load_from(op.weight.as<float>(), op.width);
     float total = 0, along = 0;
     y.for_elements(op.width, [&](int i, int c) {
       grad_weight.at[i][c] = multiply_add(grad.at[i][c], y.at[i][c], grad_weight.at[i][c]);
@@ -126,11 +126,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     total = sum(total) / float(op.width);
     along = sum(along) / float(op.width);
     Row<R, kGroup> incoming;
-    incoming.load_from(static_cast<const R*>(op.grad_sum) + index * op.grad_sum_stride_row, op.width);
+    incoming.load_from(op.grad_sum.at<const R>(index), op.width);
     y.for_elements(op.width, [&](int i, int c) {
       y.at[i][c] = incoming.at[i][c] + rstd * (grad.at[i][c] - total - y.at[i][c] * along);
     });
-    y.store_to(static_cast<R*>(op.grad_residual) + index * op.width, op.width);
+    y.store_to(op.grad_residual.as<R>() + index * op.width, op.width);
   }
 
   // The groups add their shares one after the other.
@@ -172,12 +172,9 @@ void add_layer_norm_forward(const AddLayerNorm& op, Stream stream) {
   with_group(op.width, [&](auto group) {
     const int64_t blocks = divide_up(op.rows, kThreads / group);
     const auto run = [&](auto kernel) { launch(kernel, blocks, kThreads, 4 * kWarps * 4, stream, op); };
-    with_type(op.dtype, [&](auto residual) {
-      using R = decltype(residual);
-      if (op.x_dtype == op.dtype) return run(forward_kernel<R, R, group()>);
-      if (op.x_dtype == DType::kBFloat16) return run(forward_kernel<float, BFloat16, group()>);
-      run(forward_kernel<float, Float16, group()>);
-    });
+    if (op.dtype == DType::kFloat32)
+      return with_type(op.x.dtype, [&](auto x) { run(forward_kernel<float, decltype(x), group()>); });
+    with_type(op.dtype, [&](auto element) { run(forward_kernel<decltype(element), decltype(element), group()>); });
   });
 }
 
@@ -191,7 +188,8 @@ void add_layer_norm_backward(const AddLayerNorm& op, Stream stream) {
       launch(backward_kernel<decltype(residual), group()>, blocks, kThreads, shared_bytes, stream, op);
     });
   });
-  sum_parts(op.workspace, 1, blocks, 2 * op.width, ToWeightAndBias{op.grad_weight, op.grad_bias, op.width}, stream);
+  sum_parts(op.workspace, 1, blocks, 2 * op.width,
+            ToWeightAndBias{op.grad_weight.as<float>(), op.grad_bias.as<float>(), op.width}, stream);
 }
 
 }  // namespace hsta::cuda

@@ -55,7 +55,7 @@ __device__ void score_gradients(const TimeTile& tile, uint32_t visible, const Ti
       continue;
     }
     const int64_t index = (tile.sample * tile.op.heads + tile.head) * tile.prefix + row - tile.plan.patch_rows;
-    const auto stats = load<2>(tile.op.stats + index * 2);
+    const auto stats = load<2>(tile.op.stats.as<float>() + index * 2);
     row_max.at[r] = stats.at[0], sum.at[r] = stats.at[1];
   }
 
@@ -84,20 +84,19 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   const uint32_t visible = tile.visible_squares(first / kSquare);
 
   const auto copy_all_but_v = [&](int column) {
-    tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d, column, tiles.q);
-    tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d, column, tiles.k);
-    const T* grad_out = static_cast<const T*>(op.grad_out) + tile.sample * op.grad_out_stride_batch +
-                        tile.head * op.grad_out_stride_head;
-    tile.copy_rows(grad_out, op.grad_out_stride_token, d, column, tiles.grad);
+    tile.copy_rows(tile.part<T>(0), op.qkv.stride[1], d, column, tiles.q);
+    tile.copy_rows(tile.part<T>(1), op.qkv.stride[1], d, column, tiles.k);
+    const T* grad_out = op.grad_out.at<const T>(tile.sample, 0, tile.head);
+    tile.copy_rows(grad_out, op.grad_out.stride[1], d, column, tiles.grad);
   };
   Square p[kMaxSquares], dp[kMaxSquares];
   RowPair prefix_delta;
   for (int column = 0; column < d.padded; column += d.span) {
     if (column) block_barrier();  // all are done with the columns before
     copy_all_but_v(column);
-    tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, column, tiles.v);
+    tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, column, tiles.v);
     if (tile.prefix) {
-      const T* out = static_cast<const T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
+      const T* out = op.out.as<const T>() + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
       tile.copy_prefix(out, op.heads * d.dim, d, column, tiles.prefix_out);
     }
     commit_copies();
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
       put(sum, tiles.v.from(first, column));
     }
     warp_barrier();
-    T* to = static_cast<T*>(op.grad_qkv) + ((tile.sample * tile.tokens() * 3 + part) * op.heads + tile.head) * d.dim;
+    T* to = op.grad_qkv.as<T>() + ((tile.sample * tile.tokens() * 3 + part) * op.heads + tile.head) * d.dim;
     tile.store_rows(tiles.v, first, d.valid_columns(begin), to + begin, 3 * op.heads * d.dim);
     warp_barrier();
   };
@@ -166,7 +165,7 @@ struct ToPrefixGradients {
     Vector<T, 4> narrow;
     for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
     const int64_t row = (sample * tokens + token) * 3 * op.heads + part_and_head;
-    store(static_cast<T*>(op.grad_qkv) + row * op.head_dim + column, narrow);
+    store(op.grad_qkv.as<T>() + row * op.head_dim + column, narrow);
   }
 };
 

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   Square s[kMaxSquares];
   for (int column = 0; column < d.padded; column += d.span) {
     if (column) block_barrier();  // all are done with the columns before
-    tile.copy_rows(tile.part<T>(0), op.qkv_stride_token, d, column, q);
-    tile.copy_rows(tile.part<T>(1), op.qkv_stride_token, d, column, k);
-    if (column == d.last_span()) tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, column, v);
+    tile.copy_rows(tile.part<T>(0), op.qkv.stride[1], d, column, q);
+    tile.copy_rows(tile.part<T>(1), op.qkv.stride[1], d, column, k);
+    if (column == d.last_span()) tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, column, v);
     commit_copies();
     wait_copies<0>();
     block_barrier();
@@ -45,12 +45,12 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   const auto part_row = [&](int row) {
     return parts.row(tile.sample, tile.split, tile.head * op.prefix + row - plan.patch_rows);
   };
-  T* out = static_cast<T*>(op.out) + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
+  T* out = op.out.as<T>() + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
   // Backwards: the last columns are here. Outputs take the place of the warp's queries, to be written in rows.
   for (int begin = d.last_span(); begin >= 0; begin -= d.span) {
     if (begin < d.last_span()) {
       block_barrier();
-      tile.copy_rows(tile.part<T>(2), op.qkv_stride_token, d, begin, v);
+      tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, begin, v);
       commit_copies();
       wait_copies<0>();
       block_barrier();
@@ -86,7 +86,7 @@ struct ToPrefixRows {
     const int64_t head = row / op.prefix, token = row % op.prefix, tokens = op.prefix + op.frames * op.patches;
     Vector<T, 4> narrow;
     for (int i = 0; i < 4; ++i) narrow.at[i] = narrowed<T>(values.at[i]);
-    store(static_cast<T*>(op.out) + ((sample * tokens + token) * op.heads + head) * op.head_dim + column, narrow);
+    store(op.out.as<T>() + ((sample * tokens + token) * op.heads + head) * op.head_dim + column, narrow);
   }
 };
 
@@ -102,7 +102,7 @@ void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
       launch(forward_kernel<T, dim()>, plan.blocks(op), plan.threads(), elements(span) * int64_t(sizeof(T)), stream, op,
              plan, parts, span);
     });
-    if (op.prefix) merge_parts(parts, op.batch, op.stats, ToPrefixRows<T>{op}, stream);
+    if (op.prefix) merge_parts(parts, op.batch, op.stats.as<float>(), ToPrefixRows<T>{op}, stream);
   });
 }
 

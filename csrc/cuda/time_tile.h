@@ -20,6 +20,7 @@ struct TimePlan {
   ScoreScale scale;
 
   explicit TimePlan(const SpaceTimeAttention& op) : scale(op.scale) {
+    if (op.axis != Axis::kTime) throw std::runtime_error("the CUDA kernels attend over time");
     const int sequence = int(op.frames + op.prefix);
     // Rows of float take twice the shared memory, and gain nothing from larger tiles.
     const int limit = sequence <= 32 && op.dtype == DType::kFloat32 ? 32 : sequence <= 64 ? 64 : kMaxRows;
@@ -144,8 +145,7 @@ struct TimeTile {
 
   template <typename T>
   __device__ const T* part(int part) const {
-    return static_cast<const T*>(op.qkv) + sample * op.qkv_stride_batch + part * op.qkv_stride_part +
-           head * op.qkv_stride_head;
+    return op.qkv.at<const T>(sample, 0, part, head);
   }
 
  private:

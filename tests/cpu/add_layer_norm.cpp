@@ -17,16 +17,13 @@ void check(int64_t rows, int64_t width, int64_t gap) {
   grad_norm.randomize(random), grad_sum.randomize(random);
 
   AddLayerNorm op{};
-  op.dtype = dtype_of<R>(), op.x_dtype = dtype_of<X>();
-  op.rows = rows, op.width = width, op.eps = float(kEps);
-  op.residual = residual.memory.data(), op.residual_stride_row = residual.strides[0];
-  op.x = x.memory.data(), op.x_stride_row = x.strides[0];
-  op.weight = weight.memory.data(), op.bias = bias.memory.data();
-  op.sum = sum.memory.data(), op.norm = norm.memory.data();
-  op.grad_norm = grad_norm.memory.data(), op.grad_norm_stride_row = grad_norm.strides[0];
-  op.grad_sum = grad_sum.memory.data(), op.grad_sum_stride_row = grad_sum.strides[0];
-  op.grad_residual = grad_residual.memory.data();
-  op.grad_weight = grad_weight.memory.data(), op.grad_bias = grad_bias.memory.data();
+  op.dtype = dtype_of<R>(), op.rows = rows, op.width = width, op.eps = float(kEps);
+  op.residual = residual.view(), op.x = x.view();
+  op.weight = weight.view(), op.bias = bias.view();
+  op.sum = sum.view(), op.norm = norm.view();
+  op.grad_norm = grad_norm.view(), op.grad_sum = grad_sum.view();
+  op.grad_residual = grad_residual.view();
+  op.grad_weight = grad_weight.view(), op.grad_bias = grad_bias.view();
   in_new_thread([&] { kernels().add_layer_norm_forward(op); });
   in_new_thread([&] { kernels().add_layer_norm_backward(op); });
 
@@ -54,7 +51,7 @@ void check(int64_t rows, int64_t width, int64_t gap) {
       exact_grad[at + c] = to_float(grad_sum[at + c]) + rstd * (g[c] - grad_mean - y[c] * along);
   }
   const std::string what = "add_layer_norm, dtypes " + std::to_string(int(op.dtype)) + " " +
-                           std::to_string(int(op.x_dtype)) + ", rows=" + std::to_string(rows) +
+                           std::to_string(int(op.x.dtype)) + ", rows=" + std::to_string(rows) +
                            " C=" + std::to_string(width) + ", gap " + std::to_string(gap);
   expect_close(what + ": sum", sum, exact_sum, op.dtype);
   expect_close(what + ": norm", norm, exact_norm, op.dtype);

@@ -25,11 +25,10 @@ void check(int64_t rows, int64_t width, int64_t gap, float rate) {
 
   BiasGelu op{};
   op.dtype = dtype_of<X>(), op.rows = rows, op.width = width;
-  op.x = x.memory.data(), op.x_stride_row = x.strides[0], op.bias = bias.memory.data();
+  op.x = x.view(), op.bias = bias.view();
   op.dropout_rate = rate, op.seed = 0x123456789abcdefull;
-  op.out = out.memory.data();
-  op.grad_out = grad_out.memory.data(), op.grad_out_stride_row = grad_out.strides[0];
-  op.grad_x = grad_x.memory.data(), op.grad_bias = grad_bias.memory.data();
+  op.out = out.view();
+  op.grad_out = grad_out.view(), op.grad_x = grad_x.view(), op.grad_bias = grad_bias.view();
   in_new_thread([&] { kernels().bias_gelu_forward(op); });
   in_new_thread([&] { kernels().bias_gelu_backward(op); });
 

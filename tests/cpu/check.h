@@ -64,6 +64,12 @@ struct Tensor {
     return product;
   }
 
+  TensorView view() {
+    TensorView view{memory.data(), dtype_of<T>(), int(sizes.size()), {}, {}};
+    for (size_t d = 0; d < sizes.size(); ++d) view.shape[d] = sizes[d], view.stride[d] = strides[d];
+    return view;
+  }
+
   // Element number i, counted as if contiguous.
   T& operator[](int64_t i) {
     int64_t at = 0;

@@ -79,12 +79,12 @@ void check(const Shape& s, int64_t gap) {
   AbsorbedAttention op{};
   op.dtype = dtype_of<T>();
   op.batch = s.batch, op.tokens = s.tokens, op.heads = s.heads, op.width = s.width, op.eps = float(kEps);
-  op.u = u.memory.data();
-  op.query = query.memory.data(), op.query_stride_batch = query.strides[0];
-  op.token = token.memory.data(), op.token_stride_batch = token.strides[0], op.token_stride_row = token.strides[1];
-  op.z = z.memory.data(), op.stats = stats.memory.data();
-  op.grad_z = grad_z.memory.data(), op.grad_u = grad_u.memory.data();
-  op.grad_query = grad_query.memory.data(), op.grad_token = grad_token.memory.data();
+  op.u = u.view();
+  op.query = query.view();
+  op.token = token.view();
+  op.z = z.view(), op.stats = stats.view();
+  op.grad_z = grad_z.view(), op.grad_u = grad_u.view();
+  op.grad_query = grad_query.view(), op.grad_token = grad_token.view();
   in_new_thread([&] { kernels().absorbed_attention_forward(op); });
   in_new_thread([&] { kernels().absorbed_attention_backward(op); });
 
@@ -116,11 +116,11 @@ void check_projections(int64_t batch, int64_t heads, int64_t width, int64_t gap)
   CrossModalProjections op{};
   op.dtype = dtype_of<T>();
   op.batch = batch, op.heads = heads, op.width = width, op.eps = float(kEps);
-  op.norm_weight = norm_weight.memory.data(), op.norm_bias = norm_bias.memory.data();
-  op.query = query.memory.data(), op.query_stride_batch = query.strides[0];
-  op.q_weight = q_weight.memory.data(), op.q_bias = q_bias.memory.data(), op.k_weight = k_weight.memory.data();
-  op.u = u.memory.data(), op.z = z.memory.data();
-  op.v_weight = v_weight.memory.data(), op.v_bias = v_bias.memory.data(), op.out = out.memory.data();
+  op.norm_weight = norm_weight.view(), op.norm_bias = norm_bias.view();
+  op.query = query.view();
+  op.q_weight = q_weight.view(), op.q_bias = q_bias.view(), op.k_weight = k_weight.view();
+  op.u = u.view(), op.z = z.view();
+  op.v_weight = v_weight.view(), op.v_bias = v_bias.view(), op.out = out.view();
   in_new_thread([&] { kernels().cross_modal_absorb_query(op); });
   in_new_thread([&] { kernels().cross_modal_project_values(op); });
 

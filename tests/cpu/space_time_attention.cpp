@@ -73,14 +73,9 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   op.dtype = dtype_of<T>(), op.axis = s.axis;
   op.batch = s.batch, op.prefix = s.prefix, op.frames = s.frames, op.patches = s.patches;
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
-  op.qkv = qkv.memory.data();
-  op.qkv_stride_batch = qkv.strides[0], op.qkv_stride_token = qkv.strides[1];
-  op.qkv_stride_part = qkv.strides[2], op.qkv_stride_head = qkv.strides[3];
-  op.out = out.memory.data(), op.stats = stats.memory.data();
-  op.grad_out = grad_out.memory.data();
-  op.grad_out_stride_batch = grad_out.strides[0], op.grad_out_stride_token = grad_out.strides[1];
-  op.grad_out_stride_head = grad_out.strides[2];
-  op.grad_qkv = grad_qkv.memory.data();
+  op.qkv = qkv.view();
+  op.out = out.view(), op.stats = stats.view();
+  op.grad_out = grad_out.view(), op.grad_qkv = grad_qkv.view();
   in_new_thread([&] { kernels().space_time_attention_forward(op); });
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 

@@ -42,14 +42,19 @@ def test_it_needs_neither_a_driver_nor_a_shared_runtime(module):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
 def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(module):
-    missing = "forward: .*(driver|device)"
-    with pytest.raises(RuntimeError, match=rf"add_layer_norm of 3 rows of 8 float32, {missing}"):
-        module.add_layer_norm_forward(0, 0, (3, 8), 1e-6, 0, 0, (8, 8), 0, 0, 0, 0, 0)
-    sizes = (2, 1, 3, 5, 2, 16)
-    with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 3 x 5 tokens, 2 heads of 16 bfloat16, {missing}"):
-        module.space_time_attention_forward(1, sizes, 0.25, 0, (0, 0, 0, 0), 0, 0, 0, 0)
-    with pytest.raises(RuntimeError, match=rf"2 samples of 1 \+ 7 rows of 16 float16, 2 heads, {missing}"):
-        module.absorbed_attention_forward(2, (2, 7, 2, 16), 1e-6, 0, 0, 0, 0, (0, 0), 0, 0, 0, 0)
+    def call(kernel: str, *arguments: object) -> None:
+        getattr(module, kernel)(*arguments, torch.empty, 0)
+
+    missing = "(float32|float16|bfloat16) of shape .*: .*(driver|device)"
+    rows, weight = torch.zeros(3, 8), torch.zeros(8)
+    with pytest.raises(RuntimeError, match=rf"add_layer_norm_forward of float32 of shape \(3, 8\), {missing}"):
+        call("add_layer_norm_forward", rows, rows, weight, weight, 1e-6, rows, rows)
+    qkv, stats = torch.zeros(2, 16, 3, 2, 16, dtype=torch.bfloat16), torch.zeros(2, 2, 1, 2)
+    with pytest.raises(RuntimeError, match=rf"space_time_attention_forward of bfloat16 .*, {missing}"):
+        call("space_time_attention_forward", 0, 1, 3, 5, 0.25, qkv, qkv[:, :, 0].contiguous(), stats)
+    u, tokens = torch.zeros(2, 2, 16), torch.zeros(2, 8, 16).half()
+    with pytest.raises(RuntimeError, match=rf"absorbed_attention_forward of float32 .*, {missing}"):
+        call("absorbed_attention_forward", u, tokens[:, 0], tokens[:, 1:], 1e-6, u, stats[:, :, 0])
 
 
 def test_it_asks_the_runtime_for_launches_and_limits_alone(build: Build):

@@ -114,7 +114,7 @@ def test_too_little_shared_memory_is_said(kernel):
     values = {key: value.float() for key, value in of_cross_modal.arguments(1, 5, 16).items()}
     needs = r"a block needs \d+ bytes of shared memory, and this GPU has 1000"
     with backend("cuda"), counters.shared_memory_limit(1000):
-        with pytest.raises(RuntimeError, match=rf"space_time_attention .* 1 heads of 8 float32, forward: {needs}"):
+        with pytest.raises(RuntimeError, match=rf"space_time_attention_forward of .*\(1, 6, 3, 1, 8\), .*: {needs}"):
             space_time_attention(torch.zeros(1, 6, 3, 1, 8, device=kernel.device), (2, 3), "time", 0)
-        with pytest.raises(RuntimeError, match=rf"cross_modal_attention .* rows of 16 float32, 2 heads, .*: {needs}"):
+        with pytest.raises(RuntimeError, match=rf"absorbed_attention_forward of .*\(1, 2, 16\), .*: {needs}"):
             cross_modal_attention(**values, num_heads=2)

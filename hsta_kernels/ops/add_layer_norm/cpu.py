@@ -1,60 +1,50 @@
-"""Calls into csrc/cpu/add_layer_norm.cpp."""
+"""Calls into csrc/cpu/add_layer_norm.cpp, and with another `run` into what has the same arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 
 
 def refuse(residual: torch.Tensor, x: torch.Tensor) -> str | None:
-    reason = launch.refuse("x", x) or launch.refuse("residual", residual)
-    if reason is None and x.dtype != residual.dtype and residual.dtype != torch.float32:
+    return launch.refuse("x", x) or launch.refuse("residual", residual) or refuse_dtypes(residual, x)
+
+
+def refuse_dtypes(residual: torch.Tensor, x: torch.Tensor) -> str | None:
+    if x.dtype != residual.dtype and residual.dtype != torch.float32:
         return f"residual is {residual.dtype} and x {x.dtype}; the kernel takes one dtype, or float32 for residual"
-    return reason
+    return None
 
 
 def forward(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total, norm = residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+    total, norm = contiguous_like(residual), contiguous_like(residual)
     if residual.numel():
-        launch.module().add_layer_norm_forward(
-            launch.DTYPES[residual.dtype],
-            launch.DTYPES[x.dtype],
-            tuple(residual.shape),
-            eps,
-            residual.data_ptr(),
-            x.data_ptr(),
-            (residual.stride(0), x.stride(0)),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            total.data_ptr(),
-            norm.data_ptr(),
-        )
+        run("add_layer_norm_forward", residual, x, weight, bias, eps, total, norm)
     return norm, total
 
 
 def backward(
-    grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
+    grad_norm: torch.Tensor,
+    grad_sum: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad_residual, grad_weight, grad_bias = (
-        total.new_empty(total.shape),
-        torch.zeros_like(weight),
-        torch.zeros_like(weight),
-    )
+    grads = contiguous_like(total), contiguous_like(weight), contiguous_like(weight)
     if total.numel():
-        launch.module().add_layer_norm_backward(
-            launch.DTYPES[total.dtype],
-            tuple(total.shape),
-            eps,
-            total.data_ptr(),
-            weight.data_ptr(),
-            grad_norm.data_ptr(),
-            grad_sum.data_ptr(),
-            (grad_norm.stride(0), grad_sum.stride(0)),
-            grad_residual.data_ptr(),
-            grad_weight.data_ptr(),
-            grad_bias.data_ptr(),
-        )
-    return grad_residual, grad_weight, grad_bias
+        run("add_layer_norm_backward", total, weight, eps, grad_norm, grad_sum, *grads)
+    else:
+        grads[1].zero_(), grads[2].zero_()
+    return grads

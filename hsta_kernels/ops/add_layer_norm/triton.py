@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch import current_device
+from hsta_kernels.ops.launch.triton import configuration, in_units, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the weights' gradients is then 1/16 of the traffic in bf16

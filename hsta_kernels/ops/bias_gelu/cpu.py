@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 
 
@@ -12,28 +13,20 @@ def refuse(x: torch.Tensor) -> str | None:
 
 
 def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> torch.Tensor:
-    out = x.new_empty(x.shape)
+    out = contiguous_like(x)
     if x.numel():
-        launch.module().bias_gelu_forward(*_common(x, bias, dropout_rate, seed), out.data_ptr())
+        launch.run("bias_gelu_forward", x, bias, *_dropout(dropout_rate, seed), out)
     return out
 
 
 def backward(
     grad_out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_x, grad_bias = x.new_empty(x.shape), torch.zeros_like(bias)
+    grad_x, grad_bias = contiguous_like(x), torch.zeros_like(bias)
     if x.numel():
-        launch.module().bias_gelu_backward(
-            *_common(x, bias, dropout_rate, seed),
-            grad_out.data_ptr(),
-            grad_out.stride(0),
-            grad_x.data_ptr(),
-            grad_bias.data_ptr(),
-        )
+        launch.run("bias_gelu_backward", x, bias, *_dropout(dropout_rate, seed), grad_out, grad_x, grad_bias)
     return grad_x, grad_bias
 
 
-def _common(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> tuple:
-    bits = 0 if seed is None else int(seed) & 0xFFFFFFFFFFFFFFFF
-    rate = 0.0 if seed is None else dropout_rate
-    return launch.DTYPES[x.dtype], tuple(x.shape), x.data_ptr(), x.stride(0), bias.data_ptr(), rate, bits
+def _dropout(rate: float, seed: torch.Tensor | None) -> tuple[float, int]:
+    return (0.0, 0) if seed is None else (rate, int(seed) & 0xFFFFFFFFFFFFFFFF)

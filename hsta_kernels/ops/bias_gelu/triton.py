@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from hsta_kernels.ops.bias_gelu.reference import threshold
-from hsta_kernels.ops.launch.triton import configuration, current_device, in_units, power_of_2
+from hsta_kernels.ops.launch import current_device
+from hsta_kernels.ops.launch.triton import configuration, in_units, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 COLUMNS_PER_PROGRAM = 512  # divides the widths of MLPs, which are no powers of 2

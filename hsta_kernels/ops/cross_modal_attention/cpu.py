@@ -1,11 +1,13 @@
-"""Calls into csrc/cpu/absorbed_attention.cpp and cross_modal_projections.cpp."""
+"""Calls into csrc/cpu/absorbed_attention.cpp and cross_modal_projections.cpp; of the first also with another `run`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 
 
@@ -14,12 +16,15 @@ def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
 
 
 def forward(
-    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    eps: float,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, heads = u.shape[:2]
-    z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
+    z, stats = contiguous_like(u), u.new_empty((*u.shape[:2], 2))
     if z.numel():
-        launch.module().absorbed_attention_forward(*_arguments(u, query_token, tokens, eps, z, stats))
+        run("absorbed_attention_forward", u, query_token, tokens, eps, z, stats)
     return z, stats
 
 
@@ -31,12 +36,11 @@ def backward(
     z: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grads = u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
+    grads = contiguous_like(u), contiguous_like(query_token), contiguous_like(tokens)
     if z.numel():
-        launch.module().absorbed_attention_backward(
-            *_arguments(u, query_token, tokens, eps, z, stats), grad_z.data_ptr(), *(grad.data_ptr() for grad in grads)
-        )
+        run("absorbed_attention_backward", u, query_token, tokens, eps, z, stats, grad_z, *grads)
     return grads
 
 
@@ -54,41 +58,12 @@ def cross_modal_attention(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The whole operator: its projections are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
-    batch, width = query_token.shape
-    out = query_token.new_empty((batch, width))
-    u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
-    sizes = launch.DTYPES[tokens.dtype], (batch, num_heads, width)
-    norm = norm_weight.data_ptr(), norm_bias.data_ptr()
+    out = contiguous_like(query_token)
+    u = query_token.new_empty((query_token.shape[0], num_heads, query_token.shape[1]), dtype=torch.float32)
+    norm = norm_weight, norm_bias
     if out.numel():
-        launch.module().cross_modal_absorb_query(
-            *sizes,
-            eps,
-            *norm,
-            query_token.data_ptr(),
-            query_token.stride(0),
-            *(tensor.data_ptr() for tensor in (q_weight, q_bias, k_weight, u)),
-        )
+        launch.run("cross_modal_absorb_query", query_token, *norm, eps, q_weight, q_bias, k_weight, u)
     z, stats = forward(u, query_token, tokens, eps)
     if out.numel():
-        launch.module().cross_modal_project_values(
-            *sizes, *norm, *(tensor.data_ptr() for tensor in (z, v_weight, v_bias, out))
-        )
+        launch.run("cross_modal_project_values", z, *norm, v_weight, v_bias, out)
     return out, u, z, stats
-
-
-def _arguments(
-    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, z: torch.Tensor, stats: torch.Tensor
-) -> tuple:
-    batch, heads, width = u.shape
-    return (
-        launch.DTYPES[tokens.dtype],
-        (batch, tokens.shape[1], heads, width),
-        eps,
-        u.data_ptr(),
-        query_token.data_ptr(),
-        query_token.stride(0),
-        tokens.data_ptr(),
-        tokens.stride()[:2],
-        z.data_ptr(),
-        stats.data_ptr(),
-    )

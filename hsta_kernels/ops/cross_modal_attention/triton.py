@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
-    current_device,
     in_units,
     power_of_2,
     precision,

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
+from functools import partial
+from typing import Any
 
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.launch.cpu import DTYPES
+from hsta_kernels.ops import launch
 
 
 def refuse(name: str, tensor: torch.Tensor) -> str | None:
     """Why the CUDA kernels cannot read `tensor`, or None."""
-    if tensor.device.type != ("cpu" if backends.cuda_emulated else "cuda"):
-        return f"{name} is on {tensor.device}"
-    if tensor.dtype not in DTYPES:
-        return f"{name} is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
-    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+    reason = launch.refuse(name, tensor, "cpu" if backends.cuda_emulated else "cuda")
+    if reason is None and tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return f"{name} is on a GPU older than sm_80"
-    return None
+    return reason
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
@@ -33,16 +30,9 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def module() -> ModuleType:
-    assert backends.cuda is not None  # an operator only gets here once its backend was found available
-    return backends.cuda
-
-
-def current_device(tensor: torch.Tensor) -> AbstractContextManager:
-    """Kernels are launched on the current device: this makes it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def stream(tensor: torch.Tensor) -> int:
-    """The stream that PyTorch's own work on `tensor` is queued on."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+def run(kernel: str, *arguments: Any) -> None:
+    """Enqueues a kernel of hsta_kernels/_cuda.pyi on the stream that PyTorch's own work on its tensors is queued on."""
+    tensor = next(argument for argument in arguments if isinstance(argument, torch.Tensor))
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+    with launch.current_device(tensor):
+        getattr(backends.cuda, kernel)(*arguments, partial(tensor.new_empty, dtype=torch.float32), stream)

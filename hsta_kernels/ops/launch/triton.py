@@ -7,33 +7,25 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from hsta_kernels import backends
+from hsta_kernels.ops import launch
 from hsta_kernels.ops.launch.triton_table import TABLE
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
     """Why the Triton kernels cannot read `tensor`, or None; `kernel` is the operator's most demanding one."""
-    if tensor.device.type != ("cpu" if backends.triton_interpreted else "cuda"):
-        return f"{name} is on {tensor.device}"
-    if tensor.dtype not in DTYPES:
-        return f"{name} is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
+    reason = launch.refuse(name, tensor, "cpu" if backends.triton_interpreted else "cuda")
+    if reason is not None:
+        return reason
     if _capability(tensor.device) < (8, 0):
         return f"{name} is on a GPU older than sm_80"
     if not configured(kernel, tensor, tensor.shape[-1]):
         return f"{name} has rows of {tensor.shape[-1]} {tensor.dtype}; the kernels do not go so wide"
     return None
-
-
-def current_device(tensor: torch.Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: this makes it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -1,14 +1,16 @@
-"""Calls into csrc/cpu/space_time_attention.cpp."""
+"""Calls into csrc/cpu/space_time_attention.cpp, and with another `run` into what has the same arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 
-_AXES = {"time": 0, "space": 1, "joint": 2}
+_AXES = {"time": 0, "space": 1, "joint": 2}  # csrc/operators.h
 
 
 def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
@@ -21,22 +23,20 @@ def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[i
 
 
 def forward(
-    qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
+    qkv: torch.Tensor,
+    num_frames: int,
+    num_patches: int,
+    axis: str,
+    num_prefix_tokens: int,
+    scale: float,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
     stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
     if qkv.numel():
-        launch.module().space_time_attention_forward(
-            launch.DTYPES[qkv.dtype],
-            _AXES[axis],
-            (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
-            scale,
-            qkv.data_ptr(),
-            qkv.stride()[:4],
-            out.data_ptr(),
-            stats.data_ptr(),
-        )
+        grid = _AXES[axis], num_prefix_tokens, num_frames, num_patches
+        run("space_time_attention_forward", *grid, scale, qkv, out, stats)
     return out, stats
 
 
@@ -50,21 +50,10 @@ def backward(
     axis: str,
     num_prefix_tokens: int,
     scale: float,
+    run: Callable[..., None] = launch.run,
 ) -> torch.Tensor:
-    batch, _, _, heads, head_dim = qkv.shape
-    grad_qkv = qkv.new_empty(qkv.shape)
+    grad_qkv = contiguous_like(qkv)
     if qkv.numel():
-        launch.module().space_time_attention_backward(
-            launch.DTYPES[qkv.dtype],
-            _AXES[axis],
-            (batch, num_prefix_tokens, num_frames, num_patches, heads, head_dim),
-            scale,
-            qkv.data_ptr(),
-            qkv.stride()[:4],
-            out.data_ptr(),
-            stats.data_ptr(),
-            grad_out.data_ptr(),
-            grad_out.stride()[:3],
-            grad_qkv.data_ptr(),
-        )
+        grid = _AXES[axis], num_prefix_tokens, num_frames, num_patches
+        run("space_time_attention_backward", *grid, scale, qkv, out, stats, grad_out, grad_qkv)
     return grad_qkv

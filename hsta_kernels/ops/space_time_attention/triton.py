@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
-    current_device,
     in_two_parts,
     in_units,
     power_of_2,

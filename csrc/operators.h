@@ -1,0 +1,208 @@
+// Every operator's arguments, one struct for CPU and CUDA, and what its kernels rely on.
+//
+// read_<kernel> takes a kernel's arguments from Python in order, and says of each tensor its name, dtype, shape and
+// layout. A dtype or size given by address is taken from the tensor; one given by value is what the tensor must have.
+// The binding checks it (bindings/arguments.h). Tensors of kRows have contiguous rows; all others are contiguous. On a
+// GPU tensors and rows begin at multiples of 16 bytes.
+#pragma once
+
+#include "common/tensor_view.h"
+
+namespace hsta {
+
+enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
+
+enum class Layout { kContiguous, kRows };
+
+// Absorbed attention: cross_modal_attention without its projections, over the rows [query, tokens] of a sample: z_h =
+// sum_j softmax_j(u_h · y_j) y_j with y_j the normalized row. `stats` are as those of SpaceTimeAttention.
+struct AbsorbedAttention {
+  DType dtype;  // of the query token, the tokens, and their gradients
+  int64_t batch, tokens, heads, width;
+  float eps;
+  TensorView u, query, token;
+  TensorView z, stats;  // written by the forward pass, read by the backward pass
+  TensorView grad_z, grad_u, grad_query, grad_token;
+  float* workspace;  // of the CUDA kernels, here and below
+};
+
+template <typename Arguments>
+void read_absorbed_attention_forward(Arguments& in, AbsorbedAttention& op) {
+  in.tensor("u", op.u, DType::kFloat32, {&op.batch, &op.heads, &op.width});
+  in.tensor("query_token", op.query, &op.dtype, {op.batch, op.width}, Layout::kRows);
+  in.tensor("tokens", op.token, op.dtype, {op.batch, &op.tokens, op.width}, Layout::kRows);
+  in.number("eps", op.eps);
+  in.tensor("z", op.z, DType::kFloat32, {op.batch, op.heads, op.width});
+  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, 2});
+}
+
+template <typename Arguments>
+void read_absorbed_attention_backward(Arguments& in, AbsorbedAttention& op) {
+  read_absorbed_attention_forward(in, op);
+  in.tensor("grad_z", op.grad_z, DType::kFloat32, {op.batch, op.heads, op.width});
+  in.tensor("grad_u", op.grad_u, DType::kFloat32, {op.batch, op.heads, op.width});
+  in.tensor("grad_query_token", op.grad_query, op.dtype, {op.batch, op.width});
+  in.tensor("grad_tokens", op.grad_token, op.dtype, {op.batch, op.tokens, op.width});
+}
+
+// sum = x + residual, norm = LayerNorm(sum).
+struct AddLayerNorm {
+  DType dtype;  // of residual, sum, norm and their gradients; x has the same, or a half type beside float (autocast)
+  int64_t rows, width;
+  float eps;
+  TensorView residual, x, weight, bias;
+  TensorView sum, norm;  // written by the forward pass; the backward pass reads sum
+  // Backward pass only. grad_residual is the gradient of the sum, hence that of x too.
+  TensorView grad_norm, grad_sum, grad_residual, grad_weight, grad_bias;
+  float* workspace;
+};
+
+template <typename Arguments>
+void read_add_layer_norm_forward(Arguments& in, AddLayerNorm& op) {
+  in.tensor("residual", op.residual, &op.dtype, {&op.rows, &op.width}, Layout::kRows);
+  DType x_dtype = op.dtype;
+  if (op.dtype == DType::kFloat32)
+    in.tensor("x", op.x, &x_dtype, {op.rows, op.width}, Layout::kRows);
+  else
+    in.tensor("x", op.x, op.dtype, {op.rows, op.width}, Layout::kRows);
+  in.tensor("weight", op.weight, DType::kFloat32, {op.width});
+  in.tensor("bias", op.bias, DType::kFloat32, {op.width});
+  in.number("eps", op.eps);
+  in.tensor("sum", op.sum, op.dtype, {op.rows, op.width});
+  in.tensor("norm", op.norm, op.dtype, {op.rows, op.width});
+}
+
+template <typename Arguments>
+void read_add_layer_norm_backward(Arguments& in, AddLayerNorm& op) {
+  in.tensor("sum", op.sum, &op.dtype, {&op.rows, &op.width});
+  in.tensor("weight", op.weight, DType::kFloat32, {op.width});
+  in.number("eps", op.eps);
+  in.tensor("grad_norm", op.grad_norm, op.dtype, {op.rows, op.width}, Layout::kRows);
+  in.tensor("grad_sum", op.grad_sum, op.dtype, {op.rows, op.width}, Layout::kRows);
+  in.tensor("grad_residual", op.grad_residual, op.dtype, {op.rows, op.width});
+  in.tensor("grad_weight", op.grad_weight, DType::kFloat32, {op.width});
+  in.tensor("grad_bias", op.grad_bias, DType::kFloat32, {op.width});
+}
+
+// out = dropout(gelu(x + bias)), GELU by the error function. Dropout's mask is a function of `seed`, row and column
+// (cpu/bias_gelu.cpp); rate 0 leaves it out.
+struct BiasGelu {
+  DType dtype;  // of x, out and their gradients
+  int64_t rows, width;
+  TensorView x, bias;
+  double dropout_rate;  // in float32 its threshold would be another than the reference's
+  uint64_t seed;
+  TensorView out;                          // written by the forward pass
+  TensorView grad_out, grad_x, grad_bias;  // backward pass only
+};
+
+template <typename Arguments>
+void read_bias_gelu(Arguments& in, BiasGelu& op) {
+  in.tensor("x", op.x, &op.dtype, {&op.rows, &op.width}, Layout::kRows);
+  in.tensor("bias", op.bias, DType::kFloat32, {op.width});
+  in.number("dropout_rate", op.dropout_rate);
+  in.number("seed", op.seed);
+}
+
+template <typename Arguments>
+void read_bias_gelu_forward(Arguments& in, BiasGelu& op) {
+  read_bias_gelu(in, op);
+  in.tensor("out", op.out, op.dtype, {op.rows, op.width});
+}
+
+template <typename Arguments>
+void read_bias_gelu_backward(Arguments& in, BiasGelu& op) {
+  read_bias_gelu(in, op);
+  in.tensor("grad_out", op.grad_out, op.dtype, {op.rows, op.width}, Layout::kRows);
+  in.tensor("grad_x", op.grad_x, op.dtype, {op.rows, op.width});
+  in.tensor("grad_bias", op.grad_bias, DType::kFloat32, {op.width});
+}
+
+// The projections of cross_modal_attention, before and after AbsorbedAttention, for inference. Weights are (width,
+// width) as nn.Linear stores them; the key bias changes nothing and is not here.
+struct CrossModalProjections {
+  DType dtype;  // of the query token, the weights and biases of projections, and out
+  int64_t batch, heads, width;
+  TensorView norm_weight, norm_bias;
+  // absorb_query: writes u, which carries norm_weight and the softmax scale.
+  float eps;
+  TensorView query, q_weight, q_bias, k_weight, u;
+  // project_values: reads z, writes out.
+  TensorView z, v_weight, v_bias, out;
+};
+
+template <typename Arguments>
+void read_cross_modal_absorb_query(Arguments& in, CrossModalProjections& op) {
+  in.tensor("query_token", op.query, &op.dtype, {&op.batch, &op.width}, Layout::kRows);
+  in.tensor("norm_weight", op.norm_weight, DType::kFloat32, {op.width});
+  in.tensor("norm_bias", op.norm_bias, DType::kFloat32, {op.width});
+  in.number("eps", op.eps);
+  in.tensor("q_weight", op.q_weight, op.dtype, {op.width, op.width});
+  in.tensor("q_bias", op.q_bias, op.dtype, {op.width});
+  in.tensor("k_weight", op.k_weight, op.dtype, {op.width, op.width});
+  in.tensor("u", op.u, DType::kFloat32, {op.batch, &op.heads, op.width});
+}
+
+template <typename Arguments>
+void read_cross_modal_project_values(Arguments& in, CrossModalProjections& op) {
+  in.tensor("z", op.z, DType::kFloat32, {&op.batch, &op.heads, &op.width});
+  in.tensor("norm_weight", op.norm_weight, DType::kFloat32, {op.width});
+  in.tensor("norm_bias", op.norm_bias, DType::kFloat32, {op.width});
+  in.tensor("v_weight", op.v_weight, &op.dtype, {op.width, op.width});
+  in.tensor("v_bias", op.v_bias, op.dtype, {op.width});
+  in.tensor("out", op.out, op.dtype, {op.batch, op.width});
+}
+
+// space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Stats belong to queries whose keys are
+// in several groups: the prefix, except with joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j =
+// scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of several
+// ulp on the recomputed probabilities.
+struct SpaceTimeAttention {
+  DType dtype;
+  Axis axis;
+  int64_t batch, prefix, frames, patches, heads, head_dim;
+  double scale;
+  TensorView qkv;
+  TensorView out, stats;  // written by the forward pass, read by the backward pass
+  TensorView grad_out, grad_qkv;
+  float* workspace;
+};
+
+template <typename Arguments>
+void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
+  in.choice("axis", op.axis, 3);
+  in.size("num_prefix_tokens", op.prefix);
+  in.size("num_frames", op.frames);
+  in.size("num_patches", op.patches);
+  in.number("scale", op.scale);
+  const int64_t tokens = op.prefix + op.frames * op.patches;
+  in.tensor("qkv", op.qkv, &op.dtype, {&op.batch, tokens, 3, &op.heads, &op.head_dim}, Layout::kRows);
+  in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});
+  const int64_t with_stats = op.axis == Axis::kJoint ? 0 : op.prefix;
+  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, with_stats, 2});
+}
+
+template <typename Arguments>
+void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
+  read_space_time_attention_forward(in, op);
+  const int64_t tokens = op.qkv.shape[1];
+  in.tensor("grad_out", op.grad_out, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kRows);
+  in.tensor("grad_qkv", op.grad_qkv, op.dtype, {op.batch, tokens, 3, op.heads, op.head_dim});
+}
+
+// The one list of the CPU kernels: a function's name and the struct that it takes. The members of KernelTable are made
+// of it (cpu/kernels.h); for every instruction set the functions' declarations and the table's entries (cpu/table.cpp);
+// and the functions of the Python module. Of the CUDA kernels there is one in cuda/kernels.h.
+#define HSTA_KERNELS(KERNEL)                                \
+  KERNEL(absorbed_attention_forward, AbsorbedAttention)     \
+  KERNEL(absorbed_attention_backward, AbsorbedAttention)    \
+  KERNEL(add_layer_norm_forward, AddLayerNorm)              \
+  KERNEL(add_layer_norm_backward, AddLayerNorm)             \
+  KERNEL(bias_gelu_forward, BiasGelu)                       \
+  KERNEL(bias_gelu_backward, BiasGelu)                      \
+  KERNEL(cross_modal_absorb_query, CrossModalProjections)   \
+  KERNEL(cross_modal_project_values, CrossModalProjections) \
+  KERNEL(space_time_attention_forward, SpaceTimeAttention)  \
+  KERNEL(space_time_attention_backward, SpaceTimeAttention)
+
+}  // namespace hsta

@@ -1,0 +1,79 @@
+"""The CPU kernels. What each tensor must be, csrc/operators.h says; another one is a ValueError that names it."""
+
+from torch import Tensor
+
+def cpu_isa() -> str: ...
+def runnable_cpu_isas() -> str: ...
+def exp2(x: Tensor, y: Tensor, /) -> None: ...
+def absorbed_attention_forward(
+    u: Tensor, query_token: Tensor, tokens: Tensor, eps: float, z: Tensor, stats: Tensor, /
+) -> None: ...
+def absorbed_attention_backward(
+    u: Tensor,
+    query_token: Tensor,
+    tokens: Tensor,
+    eps: float,
+    z: Tensor,
+    stats: Tensor,
+    grad_z: Tensor,
+    grad_u: Tensor,
+    grad_query_token: Tensor,
+    grad_tokens: Tensor,
+    /,
+) -> None: ...
+def add_layer_norm_forward(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, sum: Tensor, norm: Tensor, /
+) -> None: ...
+def add_layer_norm_backward(
+    sum: Tensor,
+    weight: Tensor,
+    eps: float,
+    grad_norm: Tensor,
+    grad_sum: Tensor,
+    grad_residual: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    /,
+) -> None: ...
+def bias_gelu_forward(x: Tensor, bias: Tensor, dropout_rate: float, seed: int, out: Tensor, /) -> None: ...
+def bias_gelu_backward(
+    x: Tensor, bias: Tensor, dropout_rate: float, seed: int, grad_out: Tensor, grad_x: Tensor, grad_bias: Tensor, /
+) -> None: ...
+def cross_modal_absorb_query(
+    query_token: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    u: Tensor,
+    /,
+) -> None: ...
+def cross_modal_project_values(
+    z: Tensor, norm_weight: Tensor, norm_bias: Tensor, v_weight: Tensor, v_bias: Tensor, out: Tensor, /
+) -> None: ...
+def space_time_attention_forward(
+    axis: int,
+    num_prefix_tokens: int,
+    num_frames: int,
+    num_patches: int,
+    scale: float,
+    qkv: Tensor,
+    out: Tensor,
+    stats: Tensor,
+    /,
+) -> None: ...
+def space_time_attention_backward(
+    axis: int,
+    num_prefix_tokens: int,
+    num_frames: int,
+    num_patches: int,
+    scale: float,
+    qkv: Tensor,
+    out: Tensor,
+    stats: Tensor,
+    grad_out: Tensor,
+    grad_qkv: Tensor,
+    /,
+) -> None: ...
