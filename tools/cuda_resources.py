@@ -85,7 +85,8 @@ def short_name(mangled: str) -> str:
 
 def compiled_from() -> str:
     """Names the kernels' code: the sources without their comments and white space."""
-    sources = sorted((ROOT / "csrc" / "cuda").iterdir())
+    csrc = ROOT / "csrc"
+    sources = [csrc / "operators.h", *sorted((csrc / "common").iterdir()), *sorted((csrc / "cuda").iterdir())]
     code = "".join("".join(re.sub(r"//.*", "", path.read_text()).split()) for path in sources)
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
