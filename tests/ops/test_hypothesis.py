@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 from tests.ops.cases import examples
-from tests.tolerances import ROUNDOFF, SMALLEST, largest, rms
+from tests.tolerances import ROUNDOFF, SMALLEST, largest, nearby, rms
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
@@ -95,7 +95,9 @@ class Errors:
     def __init__(self) -> None:
         self.squares: dict[str, list[tuple[float, float, float]]] = {}
 
-    def add(self, name: str, ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> None:
+    def add(
+        self, name: str, ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, moved: torch.Tensor
+    ) -> None:
         assert ours.dtype == theirs.dtype and ours.shape == exact.shape, name
         if not exact.numel():
             return
@@ -103,7 +105,8 @@ class Errors:
         errors = [t.double() - exact for t in (ours, theirs, exact.to(ours.dtype))]
         for of in (largest, rms):
             error, other, rounding = map(of, errors)
-            allowed = 32 * (max(other + rounding, torch.finfo(ours.dtype).eps * of(exact)) + SMALLEST)
+            # In a few rows that are nearly one-hot PyTorch's error may happen to be none: `nearby` says what it could be.
+            allowed = 32 * (max(other + rounding, of(moved), torch.finfo(ours.dtype).eps * of(exact)) + SMALLEST)
             assert error <= allowed, f"{name}: {of.__name__} error {error:.3e}, PyTorch's {other:.3e}"
         if scale := rms(exact):
             squares = tuple((rms(t) / scale) ** 2 for t in errors)
@@ -125,10 +128,10 @@ def compare(errors: Errors, names, function, inputs, grads) -> None:
             outs = function(*leaves)
         return [*outs, *torch.autograd.grad(outs, leaves, [convert(g) for g in grads], materialize_grads=True)]
 
-    exact = run("reference", torch.Tensor.double)
+    exact, near = (run("reference", convert) for convert in (torch.Tensor.double, nearby))
     same, ours = (run(name, lambda t: t.detach()) for name in ("reference", "cpu"))
-    for name, a, b, c in zip(names, ours, same, exact, strict=True):
-        errors.add(name, a.detach(), b.detach(), c.detach())
+    for name, a, b, c, d in zip(names, ours, same, exact, near, strict=True):
+        errors.add(name, a.detach(), b.detach(), c.detach(), (d - c).detach())
 
 
 @st.composite
