@@ -337,6 +337,11 @@ def test_data_that_are_gone_are_noted(copy, tmp_path):
     assert index.notes[-1].endswith("is not there: it may have changed since")
 
 
+def test_prepared_clips_have_no_image_files(cache):
+    with pytest.raises(TypeError, match=r"has no image files, its frames are in .*00000\.npy"):
+        print(read_dataset("casme3", cache).clips[0].files)
+
+
 def test_damage_is_noticed(source, cache, tmp_path, capsys):
     output = shutil.copytree(cache, tmp_path / "cache")
     flipped, short = output / "clips" / "00001.npy", output / "clips" / "00002.npy"

@@ -1,6 +1,7 @@
 """A training that was stopped ends with the bits of one that was not, and what it wrote is never lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 from hsta.cli import main
+from hsta.errors import UserError
+from hsta.training.checkpoints import load_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hsta_kernels
@@ -215,6 +218,14 @@ def test_the_checkpoint_is_the_last_epoch_and_the_librarys(trained):
     state = safetensors.torch.load_file(trained / STATE)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[f"weight.{name}"]), name
+
+
+@pytest.mark.parametrize("text", ["", "[]", '["casme3"]', "{}", "null"])
+def test_a_damaged_task_is_told_in_one_line(trained, tmp_path, text):
+    shutil.copytree(trained / "checkpoint", tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "task.json").write_text(text)
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        load_checkpoint(tmp_path)
 
 
 EVERYTHING = "--balance weights --label-smoothing 0.1 --mixup 0.4 --ema-decay 0.5 --augment 0.8 --special flow-dis"

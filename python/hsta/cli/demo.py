@@ -46,34 +46,48 @@ class Demo:
         check_seed(self.seed)
 
         from ..generated.writer import generate_dataset
+        from ..results.recognition import Recognition
 
         start = time.perf_counter()
         people = self.output / "generated"
         data = DataOptions(people, special="flow")
-        common = {
-            "data": data,
-            "model": MODEL,
-            "recipe": RECIPE,
-            "machine": MachineOptions(accelerator="cpu"),
-            "seed": self.seed,
-            "overwrite": True,
-        }
+        machine = MachineOptions(accelerator="cpu")
+        # Twice the clips of a fold: two thirds of the epochs are more steps all the same.
+        recipe = replace(RECIPE, epochs=16)
+        train = Train(
+            data,
+            self.output / "training",
+            MODEL,
+            recipe,
+            machine=machine,
+            seed=self.seed,
+            overwrite=True,
+        )
+        evaluate = Evaluate(
+            data,
+            self.output / "evaluation",
+            "leave-subjects-out",
+            FOLDS,
+            model=MODEL,
+            recipe=RECIPE,
+            machine=machine,
+            seed=self.seed,
+            overwrite=True,
+        )
+        control = replace(evaluate, output=self.output / "control", shuffle_labels=True)
 
         _step(1, f"generate {SUBJECTS} people, the first of them a photograph, {CLIPS_PER_SUBJECT} clips of each")
         generate_dataset(people, SUBJECTS, CLIPS_PER_SUBJECT, self.seed, image_size=112, emotions=EMOTIONS)
         _step(2, "train on all of them")
-        training = self.output / "training"
-        # Twice the clips of a fold: two thirds of the epochs are more steps all the same.
-        Train(output=training, **common | {"recipe": replace(RECIPE, epochs=16)}).run()
+        train.run()
         _step(3, f"evaluate: {FOLDS} models, each tested on people it has not seen")
-        folds = {"protocol": "leave-subjects-out", "folds": FOLDS}
-        evaluation, control = self.output / "evaluation", self.output / "control"
-        (learned,) = Evaluate(output=evaluation, **folds, **common).run()
+        (learned,) = evaluate.run()
         _step(4, "the control: the same with the labels of the training clips shuffled")
-        (shuffled,) = Evaluate(output=control, **folds, shuffle_labels=True, **common).run()
+        (shuffled,) = control.run()
         _step(5, "predict on a video of one more person")
         video, truth = self._film()
-        (result,) = Predict((video,), training, output=self.output / "predictions").run()
+        (result,) = Predict((video,), train.output, output=self.output / "predictions").run()
+        assert isinstance(result, Recognition)  # nothing was to be spotted
         print(f"  (generated as {truth})")
         _step(6, "speed of the fused module against the reference, taking turns in this process")
         print(_speed())
@@ -87,7 +101,7 @@ class Demo:
             "All figures are from generated data: they are no evidence about real faces.\n\n"
             f"Done in {time.perf_counter() - start:.0f} s. Pictures:\n"
             f"  {self.output / 'predictions' / (video.stem + '.png')}  (the video: {result.label})\n"
-            f"  {evaluation / 'confusion_matrix.png'}\n  {control / 'confusion_matrix.png'}"
+            f"  {evaluate.output / 'confusion_matrix.png'}\n  {control.output / 'confusion_matrix.png'}"
         )
 
     def _film(self) -> tuple[Path, str]:

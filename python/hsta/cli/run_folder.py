@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import Field, asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..errors import UserError
 from ..files import remove, temporary_name, write_text
@@ -28,6 +28,7 @@ FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from"
 class Command(Protocol):
     """A data class of a command that has a run."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field]]
     output: Path
     resume: bool
     overwrite: bool

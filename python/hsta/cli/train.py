@@ -42,9 +42,9 @@ class Train:
         from ..training.loop import LOG, fit
 
         config, start = self.model.begin(index, self.recipe)
-        people = index.people
+        people: tuple[str, ...] | None = index.people
         if start is not None:  # who learned from whom is not known goes on as that
-            people = None if start.people is None else tuple(sorted({*people, *start.people}))
+            people = None if start.people is None else tuple(sorted({*index.people, *start.people}))
         fabric = self.machine.fabric()
         begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(

@@ -185,7 +185,7 @@ def _changes(dataset: Source, source: Path, classes: str | None, plan: Plan, sai
         return [*changes, str(error)]
     clips = [Clip(**fields, frames=()) for fields in said["clips"]]
     before = {key(clip): plan.clips[key(clip)] for clip in clips}
-    changes += differing(before, {key(clip): stamp(clip.frames, source) for clip in index.clips})
+    changes += differing(before, {key(clip): stamp(clip.files, source) for clip in index.clips})
     if not changes and described(index)["clips"] != said["clips"]:
         changes.append("its clips are read otherwise by this version")
     return changes

@@ -28,6 +28,13 @@ class Clip:
     label: int
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """``frames`` where they are image files. Raises TypeError where they are as `hsta prepare` left them."""
+        if isinstance(self.frames, tuple):
+            return self.frames
+        raise TypeError(f"{self.subject} {self.name} has no image files, its frames are in {self.frames.path}")
+
+    @property
     def person(self) -> tuple[str, str]:
         """The same for all clips of one person, however the subject is spelled."""
         return self.dataset, name_key(self.subject)

@@ -31,7 +31,8 @@ def read_folds(root: Path, clips: Sequence[Clip]) -> tuple[list[Fold], list[str]
     if not pairs:
         raise UserError(f"no folds: {folder} must hold pairs of tables such as train_1.csv and test_1.csv")
     places = {(clip.person[1], name_key(clip.name)): place for place, clip in enumerate(clips)}
-    folds, notes = [], []
+    folds: list[Fold] = []
+    notes: list[str] = []
     for name, pair in pairs.items():
         if set(pair) != {"train", "test"}:
             raise UserError(f"{next(iter(pair.values()))} has no partner for {'train' if 'test' in pair else 'test'}")

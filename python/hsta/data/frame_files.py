@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from ..errors import UserError
 from .images import Decoding, read_image
 
 
-class FrameFiles(Sequence):
-    """Image files as a sequence of RGB frames, each read when it is asked for and decoded as the first is.
+class FrameFiles:
+    """Image files as RGB frames in order, each read when it is asked for and decoded as the first is.
 
     In place of a broken one, the nearest that can be read serves: the clip keeps its length, and what was drawn
     from it stays the same whether or not the broken one was met before.
@@ -26,6 +26,9 @@ class FrameFiles(Sequence):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
         index = range(len(self))[index]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,18 @@ from .sampling import choose_frames
 from .transforms import SPECIAL, Augmentation, check_special, flow_image, normalize, prepare
 
 
+class Frames(Protocol):
+    """RGB frames in order, uint8 (H, W, 3): a list, an array (N, H, W, 3), or files that are read when looked up."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
 def make_inputs(
-    frames: Sequence[np.ndarray],
+    frames: Frames,
     apex: int | None,
     *,
     image_size: int,
@@ -49,12 +60,10 @@ def make_inputs(
 
     video = normalize(np.stack([ready[i] for i in chosen.tolist()]))
     onset, middle, offset = ready[0], ready[apex], ready[len(frames) - 1]
-    if special == "frames":
-        pair = normalize(np.stack([onset, middle]))
-    elif special == "apex-offset":
-        pair = normalize(np.stack([middle, offset]))
+    method = SPECIAL[special]
+    if method is None:
+        pair = normalize(np.stack([onset, middle] if special == "frames" else [middle, offset]))
     else:
-        method = SPECIAL[special]
         images = np.stack([flow_image(onset, middle, method), flow_image(middle, offset, method)])
         pair = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     return torch.from_numpy(video), torch.from_numpy(pair)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import islice
@@ -44,7 +44,8 @@ from .frame_files import FrameFiles
 from .prepared_frames import PreparedFrames, checksum
 from .table_dataset import FOLDS
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 Prepared = tuple[int, "np.ndarray | str"]  # a clip's number, and its frames or why there are none
 
 
@@ -110,7 +111,8 @@ def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         return
     # Not forked: threads of libraries do not survive that.
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
-        waiting, running = iter(tasks), set()
+        waiting = iter(tasks)
+        running: set[Future[Result]] = set()
         while True:
             running |= {pool.submit(function, task) for task in islice(waiting, 2 * workers - len(running))}
             if not running:
@@ -162,7 +164,7 @@ def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, t
     clips: dict[str, tuple[Path, ...]] = {}
     for index in read.values():
         for clip in index.clips:
-            if clips.setdefault(key(clip), clip.frames) != clip.frames:
+            if clips.setdefault(key(clip), clip.files) != clip.files:
                 raise UserError(f"two clips have the name {key(clip)}, with other frames; each needs its own")
     return {classes: described(index) for classes, index in read.items()} | refused, clips
 

@@ -50,7 +50,7 @@ def find_span(cells: Mapping[str, str], present: Mapping[int, object], *, longes
     span.numbers = [number for number in present if onset <= number <= offset]
     absent = offset - onset + 1 - len(span.numbers)
     apex = frame_number(cells.get("apex", ""))
-    if not span.numbers and whole and apex in present:
+    if not span.numbers and whole and apex is not None and apex in present:
         span.numbers = [number for number in present if apex <= number <= apex + REACH]
         faults.append(
             f"none of the frames {onset} to {offset} is there: those from apex {apex} to {span.numbers[-1]} serve, "

@@ -86,11 +86,14 @@ def flow_image(before: np.ndarray, after: np.ndarray, method: str = "farneback")
     The flow is taken less its median, the head's own motion; u and v are in pixels of a 224 frame. Strain is
     the magnitude of the symmetric gradient (Shreve et al., 2011), times 10.
     """
-    grey = (cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY) for frame in (before, after))
-    flow = dense_flow(*grey, method)
+    flow = dense_flow(_grey(before), _grey(after), method)
     flow -= np.median(flow, axis=(0, 1))
     uy, ux = np.gradient(flow[..., 0])
     vy, vx = np.gradient(flow[..., 1])
     strain = np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
     scale = 224 / before.shape[0]
     return np.dstack([flow[..., 0] * scale, flow[..., 1] * scale, 10 * strain]).astype(np.float32)
+
+
+def _grey(frame: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(np.round(255 * frame).astype(np.uint8), cv2.COLOR_RGB2GRAY)

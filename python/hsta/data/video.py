@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -122,7 +122,7 @@ class Video:
     def _upright(self, frame: av.VideoFrame, pixel: Fraction | None) -> np.ndarray:
         if frame.color_trc in HDR:
             self._note(f"high dynamic range ({HDR[frame.color_trc]}): read as it is, without tone mapping")
-        picture = frame.to_ndarray(format="rgb24")
+        picture: np.ndarray = frame.to_ndarray(format="rgb24")
         if pixel and pixel != 1:
             # The longer side grows: no detail is lost.
             height, width = picture.shape[:2]
@@ -131,7 +131,8 @@ class Video:
             self._note(f"pixels of {pixel.numerator}:{pixel.denominator}: made square, {width}x{height}")
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is not None:
-            a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32) / 2**16
+            # PyAV's stubs know one kind of side data, another one.
+            a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32) / 2**16  # type: ignore[call-overload]
             # A point (x, y) is shown at (a x + c y, b x + d y).
             if min(max(abs(a), abs(d)), max(abs(b), abs(c))) > 0.1:
                 self._note("turned by no multiple of 90 degrees: shown at the nearest")
@@ -141,7 +142,7 @@ class Video:
         return np.ascontiguousarray(picture)
 
     def _check_end(self, container: av.container.InputContainer, stream: VideoStream, clock: _Clock) -> None:
-        if stream.duration is not None:
+        if stream.duration is not None and stream.time_base is not None:
             declared = float(stream.duration * stream.time_base)
         elif container.duration and len(container.streams) == 1:  # sound may go on after the picture
             declared = container.duration / av.time_base
@@ -154,7 +155,7 @@ class Video:
 class _Clock:
     """Seconds from the first frame, which never go back."""
 
-    def __init__(self, fps: float | None, declared: Fraction | None, note):
+    def __init__(self, fps: float | None, declared: Fraction | None, note: Callable[[str], None]):
         self.fps = fps
         self.step = 1 / fps if fps else float(1 / declared) if declared else 1 / 30
         self.now = 0.0

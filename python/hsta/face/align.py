@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from .detectors import Detector, Face
 LOOKED_AT = 5  # frames of a clip in which its face is sought
 
 
-def align_clip(frames: Sequence[np.ndarray], detector: Detector, size: int) -> np.ndarray | None:
+def align_clip(frames: Iterable[np.ndarray], detector: Detector, size: int) -> np.ndarray | None:
     """The face of a clip, uint8 (N, size, size, 3) RGB, or None where there is none.
 
     ``frames`` are uint8 (H, W, 3) RGB of one size. All are moved alike, so that what moves is the face: by the

@@ -82,7 +82,9 @@ def _within(cx: float, cy: float, side: int, shape: tuple[int, ...]) -> tuple[in
 
 @lru_cache
 def _cascade() -> cv2.CascadeClassifier:
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
+    from cv2.data import haarcascades
+
+    cascade = cv2.CascadeClassifier(haarcascades + "haarcascade_frontalface_alt2.xml")
     if cascade.empty():
         raise RuntimeError(f"OpenCV {cv2.__version__} ships no Haar cascades; install opencv-python-headless 4")
     return cascade

@@ -30,10 +30,13 @@ def dense_flow(before: np.ndarray, after: np.ndarray, method: str = "farneback")
     """
     check_method(method)
     if method == "dis":
-        return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(before, after, None)
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        # The stubs ask for an array to write to; OpenCV takes None and makes one.
+        return dis.calc(before, after, None)  # type: ignore[call-overload]
     if method == "tvl1":
-        return cv2.optflow.createOptFlow_DualTVL1().calc(before, after, None)
-    return cv2.calcOpticalFlowFarneback(
+        # The stubs are of the OpenCV without contrib.
+        return cv2.optflow.createOptFlow_DualTVL1().calc(before, after, None)  # type: ignore[attr-defined]
+    return cv2.calcOpticalFlowFarneback(  # type: ignore[call-overload]  # None as above
         before,
         after,
         None,

@@ -112,7 +112,8 @@ def _wander(rng: np.random.Generator, count: int, fps: float, frequency: float) 
 
 def _pose(rng: np.random.Generator) -> np.ndarray:
     """How the face stands in this clip's picture: (2, 3) matrix, canonical pixels to canonical pixels."""
-    matrix = cv2.getRotationMatrix2D((FRAME / 2, FRAME / 2), rng.uniform(-3, 3), rng.uniform(0.96, 1.04))
+    turned = cv2.getRotationMatrix2D((FRAME / 2, FRAME / 2), rng.uniform(-3, 3), rng.uniform(0.96, 1.04))
+    matrix = np.asarray(turned, np.float64)
     matrix[:, 2] += rng.uniform(-4, 4, 2)
     return matrix
 

@@ -88,7 +88,9 @@ def _lit(traits: Traits, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return traits.ambient + 0.62 * diffuse, sheen
 
 
-def _skin(image, traits: Traits, x, y, outline, rng: np.random.Generator) -> None:
+def _skin(
+    image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray, outline: np.ndarray, rng: np.random.Generator
+) -> None:
     t = traits
     ears = np.minimum(
         np.hypot((np.abs(x - 112) - t.face_width - 1) / 7, (y - 104) / 17),
@@ -123,7 +125,7 @@ def _skin(image, traits: Traits, x, y, outline, rng: np.random.Generator) -> Non
     blend(image, t.skin * 0.5, 0.35 * np.exp(-0.5 * (wings / 0.16) ** 2) * outer)
 
 
-def _neck(image, traits: Traits, x, y) -> None:
+def _neck(image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray) -> None:
     t = traits
     turned = (x - 112) / 46
     neck = t.skin * (0.62 - 0.25 * turned**2 + 0.1 * t.light[0] * turned)[..., None]
@@ -132,7 +134,7 @@ def _neck(image, traits: Traits, x, y) -> None:
     blend(image, t.clothes * (0.8 + 0.2 * np.cos((x - 112) / 60))[..., None], soft_step(collar - y, 3))
 
 
-def _eyes(image, traits: Traits, x, y) -> None:
+def _eyes(image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray) -> None:
     t = traits
     side = np.where(x < 112, -1, 1)
     u = side * (x - 112) - t.eye_distance  # outwards from the middle of the eye
@@ -167,7 +169,7 @@ def _eyes(image, traits: Traits, x, y) -> None:
     blend(image, (198, 140, 130), 0.7 * soft_step(tear - 1, 0.8))
 
 
-def _brows(image, traits: Traits, x, y, rng: np.random.Generator) -> None:
+def _brows(image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> None:
     t = traits
     s = (np.abs(x - 112) - t.eye_distance) / 17  # -1 inner end, 1 outer end
     middle = t.brow_y - t.brow_arch * (1 - (s - 0.15) ** 2) + 1.5 * np.clip(s, 0, None)
@@ -178,7 +180,7 @@ def _brows(image, traits: Traits, x, y, rng: np.random.Generator) -> None:
     blend(image, t.hair * 0.75, 0.88 * mask)
 
 
-def _mouth(image, traits: Traits, x, y) -> None:
+def _mouth(image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray) -> None:
     t = traits
     s = (x - 112) / t.mouth_width
     arch = np.clip(1 - s**2, 0, None)
@@ -198,13 +200,15 @@ def _mouth(image, traits: Traits, x, y) -> None:
     blend(image, t.skin * 0.5, 0.35 * blob(np.abs(x - 112), y, t.mouth_width + 0.5, t.mouth_y + 0.3, 2.2, 1.8))
 
 
-def _long_hair(image, traits: Traits, x, y, strands) -> None:
+def _long_hair(image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray, strands: np.ndarray) -> None:
     width = (traits.face_width + 16 + 5 * np.sin((y - 70) / 45)) * np.clip((y + 40) / 130, 0.01, 1) ** 0.35
     mask = soft_step(np.abs(x - 112) - width - 1.2 * strands, 4)
     blend(image, traits.hair * (0.62 * (1 + 0.18 * strands))[..., None], mask)
 
 
-def _hair(image, traits: Traits, x, y, outline, strands) -> None:
+def _hair(
+    image: np.ndarray, traits: Traits, x: np.ndarray, y: np.ndarray, outline: np.ndarray, strands: np.ndarray
+) -> None:
     t = traits
     apart = (x - 112 - t.parting) / t.face_width
     hairline = t.hairline + 7 * np.cos(3 * apart) + 16 * np.abs(apart) ** 2.2 * (1.6 if t.long_hair else 1.0)

@@ -146,7 +146,7 @@ def _write_tables(folder: Path, layout: Layout, clips: list[dict[str, object]], 
         second = [[_cell(pattern, fields) for _, pattern in columns] for fields in clips]
         _write_workbook(folder / name, [[header for header, _ in columns], *second])
     rows = plant(rows, layout) if faults else rows
-    grid = [*([line] for line in layout.above), [header for header, _ in layout.columns], *rows]
+    grid: list[Sequence[object]] = [*([line] for line in layout.above), [header for header, _ in layout.columns], *rows]
     if layout.table.endswith(".csv"):
         write_text(folder / layout.table, _csv(grid))
     else:

@@ -84,15 +84,15 @@ def score(truth: Sequence[int], prediction: Sequence[int], class_names: Sequence
 
     Raises ValueError when there are none, when the numbers differ or for a label that is no class.
     """
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
-    if truth.shape != prediction.shape or truth.ndim != 1 or not truth.size:
-        raise ValueError(f"truth and prediction must be as many labels, got {truth.shape} and {prediction.shape}")
+    rows, columns = np.asarray(truth), np.asarray(prediction)
+    if rows.shape != columns.shape or rows.ndim != 1 or not rows.size:
+        raise ValueError(f"truth and prediction must be as many labels, got {rows.shape} and {columns.shape}")
     count = len(class_names)
-    for name, labels in (("truth", truth), ("prediction", prediction)):
+    for name, labels in (("truth", rows), ("prediction", columns)):
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= count:
             raise ValueError(f"{name} must be labels from 0 to {count - 1}, got {np.unique(labels).tolist()}")
     matrix = np.zeros((count, count), np.int64)
-    np.add.at(matrix, (truth, prediction), 1)
+    np.add.at(matrix, (rows, columns), 1)
     return Scores(matrix, tuple(class_names))
 
 

@@ -120,7 +120,7 @@ def classify(
 
 def _events(motion: Motion, times: np.ndarray, onset: int | None, apex: int | None, offset: int | None) -> Events:
     if onset is None or offset is None:
-        return spot(motion, times)
+        return spot(motion, times.tolist())
     if not 0 <= onset <= offset < len(motion):
         raise UserError(f"onset and offset must be in order and in 0 to {len(motion) - 1}, got {onset} and {offset}")
     if apex is None:

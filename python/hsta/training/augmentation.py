@@ -62,7 +62,11 @@ def mix(video: Tensor, special: Tensor, targets: Tensor, alpha: float) -> tuple[
     """
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     others = torch.randperm(len(video)).to(video.device)
-    return tuple(tensor.lerp(tensor[others], 1 - share) for tensor in (video, special, targets))
+
+    def mixed(tensor: Tensor) -> Tensor:
+        return tensor.lerp(tensor[others], 1 - share)
+
+    return mixed(video), mixed(special), mixed(targets)
 
 
 def _turn(changes: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

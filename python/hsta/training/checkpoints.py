@@ -49,7 +49,7 @@ def save_state(
     epochs_done: int,
 ) -> None:
     """Write weights, the state of AdamW and the weights' average; the file is replaced in one step."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     if average is not None:
         tensors = {f"{AVERAGE}.{name}": parameter for name, parameter in average.module.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -106,8 +106,9 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
     """
     directory = checkpoint_folder(path)
     try:
-        values = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))
-        task = Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values = dict(json.loads((directory / TASK_FILE).read_text(encoding="utf-8")))
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        task = Task(**values)
         model = hsta_kernels.HSTA.from_pretrained(directory)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {directory}: {error}") from error

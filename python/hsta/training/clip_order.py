@@ -18,8 +18,8 @@ class BalancedSampler:
     epoch = 0
 
     def __init__(self, labels: Sequence[int], seed: int, rank: int = 0, ranks: int = 1):
-        labels = np.asarray(labels)
-        self.classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        array = np.asarray(labels)
+        self.classes = [np.flatnonzero(array == label) for label in np.unique(array)]
         self.length = len(labels)
         self.seed = seed
         self.rank = rank

@@ -62,11 +62,12 @@ def fit(
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
     wrapped, optimizer = fabric.setup(model, adamw)
     state = directory / STATE_FILE
-    average = None
+    average, learned = None, model
     if recipe.ema_decay:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        assert isinstance(average.module, hsta_kernels.HSTA)  # a copy of the model
+        learned = average.module
     done = load_state(state, model, adamw, average) if state.is_file() else 0
-    learned = model if average is None else average.module
 
     dataset = clip_dataset(clips, config, task, training=True, seed=seed)
     labels = [clip.label for clip in clips]
@@ -74,10 +75,11 @@ def fit(
     sampled = labels if recipe.balance == "sampling" else [0] * len(labels)
     sampler = BalancedSampler(sampled, seed, fabric.global_rank, fabric.world_size)
     weights = class_weights(labels, config.num_classes).to(fabric.device) if recipe.balance == "weights" else None
+    batch_size = min(recipe.batch_size, len(sampler))  # of each device
     loader = fabric.setup_dataloaders(
         DataLoader(
             dataset,
-            min(recipe.batch_size, len(sampler)),
+            batch_size,
             sampler=sampler,
             num_workers=workers,
             # Else a new iterator over the clips would draw from the stream that dropout draws from.
@@ -88,7 +90,6 @@ def fit(
         use_distributed_sampler=False,
     )
     steps = len(loader)
-    batch_size = loader.batch_size * fabric.world_size
     log = None
     if fabric.is_global_zero:
         sweep(directory / CHECKPOINT)
@@ -110,7 +111,7 @@ def fit(
             wrapped.train()
             losses = []
             for step, batch in enumerate(loader):
-                rate = recipe.learning_rate_at(epoch + (step + 0.5) / steps, batch_size)
+                rate = recipe.learning_rate_at(epoch + (step + 0.5) / steps, batch_size * fabric.world_size)
                 for group in adamw.param_groups:
                     group["lr"] = rate * group["scale"]
                 video, special = batch["video"], batch["special"]

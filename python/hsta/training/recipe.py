@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from hsta_kernels import HSTA
 
 BETAS = (0.9, 0.999)
 
@@ -76,7 +76,7 @@ class Recipe:
         return peak * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+def parameter_groups(model: HSTA, recipe: Recipe) -> list[dict]:
     """Groups for AdamW; each has ``scale``, the factor that layer decay puts on its learning rate.
 
     The embeddings lie one step below the first HSTA block, head and last norms one above the last.
