@@ -105,7 +105,7 @@ class Errors:
         errors = [t.double() - exact for t in (ours, theirs, exact.to(ours.dtype))]
         for of in (largest, rms):
             error, other, rounding = map(of, errors)
-            # In rows that are nearly one-hot PyTorch may happen to make no error: `nearby` says what it could have made.
+            # In rows that are nearly one-hot PyTorch may happen to make no error; `nearby` says what it could be.
             allowed = 32 * (max(other + rounding, of(moved), torch.finfo(ours.dtype).eps * of(exact)) + SMALLEST)
             assert error <= allowed, f"{name}: {of.__name__} error {error:.3e}, PyTorch's {other:.3e}"
         if scale := rms(exact):
