@@ -114,6 +114,8 @@ AT_ONCE = {
     "prepare --data nowhere --output run": 2,
     "prepare --data . --output run --workers -1": 2,
     "demo --output run --seed -1": 2,
+    "generate --output run --subjects 0": 2,
+    "generate --output run --emotions joy": 2,
     "predict": 2,
     "predict nowhere.mp4 --checkpoint .": 2,
     "predict . --checkpoint .": 2,

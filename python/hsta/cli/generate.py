@@ -36,20 +36,24 @@ class Generate:
     """Plant the faults of real tables, for `hsta check` to find."""
 
     def run(self) -> None:
-        from ..generated.writer import generate_dataset
+        from ..generated.layouts import check_request
 
+        numbers = (self.subjects, self.clips_per_subject, self.seed, self.image_size, self.amplitude)
         try:
-            annotation = generate_dataset(
-                self.output,
-                self.subjects,
-                self.clips_per_subject,
-                self.seed,
-                format=self.format,
-                image_size=self.image_size,
-                amplitude=self.amplitude,
-                emotions=self.emotions,
-                faults=self.faults,
-            )
+            check_request(*numbers, self.format, self.emotions)
         except ValueError as error:
             raise UserError(str(error)) from error
+        from ..generated.writer import generate_dataset
+
+        annotation = generate_dataset(
+            self.output,
+            self.subjects,
+            self.clips_per_subject,
+            self.seed,
+            format=self.format,
+            image_size=self.image_size,
+            amplitude=self.amplitude,
+            emotions=self.emotions,
+            faults=self.faults,
+        )
         print(f"{self.subjects * self.clips_per_subject} generated clips: {annotation}")

@@ -8,7 +8,7 @@ A cell that is one field alone keeps its kind, a number or text; with a width (`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 ALL = {
@@ -211,3 +211,29 @@ def emotions_of(name: str) -> tuple[str, ...]:
     """What can be generated in a format: the emotions that all its parts know."""
     known = set.intersection(*(set(layout.emotions) for layout in FORMATS[name].values()))
     return tuple(emotion for emotion in ALL if emotion in known and (name != "megc2019" or emotion in COMPOSITE_LABELS))
+
+
+def check_request(
+    subjects: int,
+    clips_per_subject: int,
+    seed: int,
+    image_size: int,
+    amplitude: float,
+    format: str,
+    emotions: Sequence[str] | None,
+) -> None:
+    """Raises `ValueError` naming the argument of `generate_dataset` that it cannot do."""
+    for name, value, least in (
+        ("subjects", subjects, 1),
+        ("clips_per_subject", clips_per_subject, 1),
+        ("image_size", image_size, 32),
+        ("seed", seed, 0),
+        ("amplitude", amplitude, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    known = emotions_of(format)
+    if emotions is not None and (set(emotions) - set(known) or not emotions):
+        raise ValueError(f"emotions must be some of {', '.join(known)}, got {list(emotions)}")

@@ -17,7 +17,7 @@ from ..files import replacing, write_text
 from .clips import GeneratedClip, generate_clip, subject_portrait
 from .emotions import OBJECTIVE_CLASSES
 from .faults import plant
-from .layouts import COMPOSITE, COMPOSITE_LABELS, COMPOSITE_ROWS, FORMATS, SHORT, Layout, emotions_of
+from .layouts import COMPOSITE, COMPOSITE_LABELS, COMPOSITE_ROWS, FORMATS, SHORT, Layout, check_request, emotions_of
 from .mark import MARKER, NO_EVIDENCE
 
 VIDEOS = "abcdefghijklm"  # the thirteen videos of a subject
@@ -48,21 +48,8 @@ def generate_dataset(
     completes it. Raises `ValueError` naming the argument, and `UserError` when ``output`` holds files that are
     not of a generated set.
     """
-    for name, value, least in (
-        ("subjects", subjects, 1),
-        ("clips_per_subject", clips_per_subject, 1),
-        ("image_size", image_size, 32),
-        ("seed", seed, 0),
-        ("amplitude", amplitude, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    known = emotions_of(format)
-    emotions = known if emotions is None else emotions
-    if set(emotions) - set(known) or not emotions:
-        raise ValueError(f"emotions must be some of {', '.join(known)}, got {list(emotions)}")
+    check_request(subjects, clips_per_subject, seed, image_size, amplitude, format, emotions)
+    emotions = emotions or emotions_of(format)
 
     root = Path(output)
     _claim(root)
