@@ -93,8 +93,11 @@ def fit(
     log = None
     if fabric.is_global_zero:
         sweep(directory / CHECKPOINT)
-        # An epoch that was logged and not saved is logged once more: of the two, readers pass over the first.
-        log = SummaryWriter(directory / LOG, purge_step=done * steps + 1)
+        # An epoch that was logged and not saved is logged once more: of the two, readers pass over the first. Not where
+        # there is no log yet: readers take files of one second in the order of the processes' numbers, so that the
+        # first of two may come second, and must purge nothing.
+        resumed = (directory / LOG).is_dir()
+        log = SummaryWriter(directory / LOG, purge_step=done * steps + 1 if resumed else None)
     bar = tqdm(
         desc=title,
         total=recipe.epochs * steps,
