@@ -128,10 +128,12 @@ class Arguments {
   }
 
   bool lies(const TensorView& tensor, Layout layout) const {
+    // Where there is nothing to read, PyTorch calls any strides contiguous.
+    for (int i = 0; i < tensor.dims; ++i)
+      if (tensor.shape[i] == 0) return true;
     const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
     int64_t expected = 1;
     for (int i = tensor.dims - 1; i >= 0; --i) {
-      if (tensor.shape[i] == 0) return true;
       if (tensor.shape[i] == 1) continue;
       const bool whole = layout == Layout::kContiguous || i == tensor.dims - 1;
       if (whole ? tensor.stride[i] != expected : tensor.stride[i] * bytes % row_bytes_ != 0) return false;

@@ -202,3 +202,13 @@ def test_bad_arguments_are_named(change, error, message):
     values = {key: value.float() for key, value in arguments(2, 7, 16).items()} | {"num_heads": 2}
     with pytest.raises(error, match=message):
         cross_modal_attention(**(values | change))
+
+
+@pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built")
+def test_no_tokens_may_have_any_strides():
+    values = {key: value.float() for key, value in arguments(3, 0, 8).items()}
+    values["tokens"] = torch.randn(3, 4, 16)[:, :0, ::2]
+    with backend("cpu"):
+        ours = cross_modal_attention(**values, num_heads=1)
+    with backend("reference"):
+        torch.testing.assert_close(ours, cross_modal_attention(**values, num_heads=1))
