@@ -20,6 +20,7 @@ import hsta_kernels
 from benchmarks import memory
 from benchmarks.case import Case, Work, dtypes
 from benchmarks.operators.space_time_attention import grouped
+from hsta_kernels.models.config import VIDEO
 
 Inputs = tuple[torch.Tensor, torch.Tensor]
 
@@ -44,6 +45,11 @@ def title(size: dict) -> str:
 def build(size: dict, attention: str, batch: int, device: torch.device) -> tuple[nn.Module, nn.Module, Inputs]:
     """Our ``create_model(**size)``, the reference model with the same weights, and inputs for both."""
     fused = hsta_kernels.create_model(**size, attention=attention).to(device)
+    with torch.no_grad():
+        # As they are drawn, every token attends to all others nearly alike: wrong attention would pass for right.
+        for name, weight in fused.named_parameters():
+            if name.endswith("qkv.weight"):
+                weight.mul_(4)
     reference = hsta_kernels.reference.HSTA(fused.config).to(device)
     reference.load_state_dict(fused.state_dict())
     pixels = fused.config.image_size
@@ -52,14 +58,17 @@ def build(size: dict, attention: str, batch: int, device: torch.device) -> tuple
 
 
 def training_step(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> torch.Tensor:
-    """Forward pass, loss, and backward pass; under autocast unless `dtype` is float32."""
+    """Forward pass, loss, and backward pass; under autocast unless `dtype` is float32.
+
+    Returns the gradient of the video's CLS token, which depends on every layer in both passes.
+    """
     device = inputs[0].device
     target = torch.zeros(inputs[0].shape[0], dtype=torch.long, device=device)
     module.zero_grad()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = F.cross_entropy(module(*inputs), target)
     loss.backward()
-    return loss.detach().float()
+    return module.cls_token[VIDEO].grad
 
 
 def contenders(reference: nn.Module) -> dict[str, nn.Module]:
@@ -145,7 +154,9 @@ def inference(size: dict, attention: str, batch: int, frozen: bool, dtype: torch
     others[limit] = gemms_alone(partial(run, fused.eval()))
     ours = hsta_kernels.inference.freeze(fused, dtype) if frozen else fused
     work = f"{title(size)} {attention} inference{', frozen' if frozen else ''} B={batch}"
-    return Case("HSTA", work, dtype, device, partial(run, ours), others, limit=limit, check=same_decision)
+    return Case(
+        "HSTA", work, dtype, device, partial(run, ours), others, limit=limit, check=partial(agrees, dtype=dtype)
+    )
 
 
 def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device: torch.device) -> Case:
@@ -160,12 +171,16 @@ def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device:
     notes = {"peak memory at B=8 over SDPA's": peaks} if memory.measurable(device) else {}
     work = f"{title(size)} {attention} training step B={batch}"
     ours = partial(training_step, fused, inputs, dtype)
-    return Case("HSTA", work, dtype, device, ours, others, check=same_decision, notes=notes)
+    return Case("HSTA", work, dtype, device, ours, others, check=partial(agrees, dtype=dtype), notes=notes)
 
 
-def same_decision(name: str, theirs: torch.Tensor, ours: torch.Tensor) -> None:
-    if not torch.allclose(theirs, ours, atol=5e-2):
-        raise AssertionError(f"contender {name} gives {theirs}, ours {ours}")
+def agrees(name: str, theirs: torch.Tensor, ours: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raises AssertionError where a contender computes something else: errors are some 1e-6 of the largest element in
+    float32 and 1e-2 in bfloat16, attention without its scale is off by more than half."""
+    error = float((theirs - ours).abs().max() / ours.abs().max())
+    allowed = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
+    if not error <= allowed:
+        raise AssertionError(f"contender {name} is off by {error:.1e} of the largest element; allowed are {allowed:g}")
 
 
 def works(device: torch.device, quick: bool) -> Iterator[Work]:
