@@ -112,8 +112,7 @@ struct Share {
 // What run `item` has of memory for all of them.
 template <typename Pieces, typename Word>
 Pieces of_item(const Plan<Word>& plan, float* memory, int64_t item) {
-  Arena arena{memory + item * floats_of<Pieces>(plan)};
-  return Pieces(arena, plan);
+  return pieces_in<Pieces>(memory + item * floats_of<Pieces>(plan), plan);
 }
 
 // What words consist of.

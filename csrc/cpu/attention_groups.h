@@ -147,14 +147,8 @@ void write_gradient(const Group<T>& group, int64_t token, Part part, const float
 constexpr float kLowest = -FLT_MAX;
 
 // A partial softmax of one prefix query, over some of its keys: maximum (base 2), sum, and weighted sum of values.
-// `partials` is laid out (batch, splits, heads, prefix, 2 + dim_padded).
 struct Partial {
   float *max2, *sum, *values;
-  Partial(const Plan& plan, float* partials, int64_t heads, int64_t sample, int64_t split, int64_t head, int64_t p) {
-    max2 = partials + (((sample * plan.splits + split) * heads + head) * plan.prefix + p) * (2 + plan.dim_padded);
-    sum = max2 + 1;
-    values = max2 + 2;
-  }
   void clear(const Plan& plan) const {
     *max2 = kLowest;
     *sum = 0;
@@ -170,6 +164,23 @@ struct Partial {
     for (int64_t d = 0; d < plan.dim_padded; d += kLanes)
       store(values + d, load(values + d) * mine + load(other_values + d) * theirs);
     *max2 = new_max2;
+  }
+};
+
+// Those of all prefix queries and splits.
+struct Partials {
+  int64_t splits, heads, prefix, dim_padded;
+  float *values, *stats;  // (batch, splits, heads, prefix, dim_padded) and (batch, splits, heads, prefix, 2)
+
+  Partials(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
+      : splits(plan.splits), heads(op.heads), prefix(plan.prefix), dim_padded(plan.dim_padded) {
+    const int64_t rows = op.batch * splits * heads * prefix;
+    values = arena.take(rows * dim_padded), stats = arena.take(rows * 2);
+  }
+
+  Partial of(int64_t sample, int64_t split, int64_t head, int64_t p) const {
+    const int64_t row = ((sample * splits + split) * heads + head) * prefix + p;
+    return {stats + row * 2, stats + row * 2 + 1, values + row * dim_padded};
   }
 };
 

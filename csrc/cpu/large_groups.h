@@ -114,8 +114,7 @@ struct LargeGroups {
   // Queries first to last of the group. merge(prefix row, max2, sum, values) takes in what it gives to a prefix query.
   template <typename Merge>
   void forward(const Group<T>& group, int64_t first_query, int64_t last_query, float* base, const Merge& merge) const {
-    Arena arena{base};
-    const Buffers b(arena, *this, false);
+    const auto b = pieces_in<Buffers>(base, *this, false);
     pack(group, group.part(kKey), b.rows);
     transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
     pack(group, group.part(kValue), b.rows);
@@ -148,8 +147,7 @@ struct LargeGroups {
 
   // Of a prefix query, in the order of the products of its whole row.
   float prefix_delta(const Group<T>& group, int64_t query, float* base) const {
-    Arena arena{base};
-    const Buffers b(arena, *this, true);
+    const auto b = pieces_in<Buffers>(base, *this, true);
     pack_row(group.grad_out().row(query), plan.dim, b.rows);
     return dot(plan.dim, b.rows, group.out(query));
   }
@@ -159,8 +157,7 @@ struct LargeGroups {
   // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
-    Arena arena{base};
-    const Buffers b(arena, *this, true);
+    const auto b = pieces_in<Buffers>(base, *this, true);
     pack(group, group.part(kValue), b.rows);
     transpose(b.rows, plan.rows, words, b.vt, plan.rows_padded);
     pack(group, group.part(kKey), b.rows);

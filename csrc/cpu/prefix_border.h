@@ -51,9 +51,9 @@ struct PrefixBorderForward {
   const Group<T>& group;
   const TileMatrix matrix;
 
-  PrefixBorderForward(const Group<T>& group, const SmallRows<Word>& rows, const ScoreScale& scale, Arena& arena)
+  PrefixBorderForward(const Group<T>& group, const SmallRows<Word>& rows, const ScoreScale& scale, Word* const* copies)
       : group(group), matrix(group.plan.prefix, group.plan.rows), rows_(rows), scale_(scale) {
-    prefix_v_ = take_deep_rows(rows.v, prefix_, group.plan.dim_padded, arena, deep_);
+    prefix_v_ = deep_rows(rows.v, prefix_, group.plan.dim_padded, copies[0], deep_);
   }
 
   Vec row_max(int64_t i, const Vec* s) {
@@ -101,12 +101,12 @@ struct PrefixBorderBackward {
   const Group<T>& group;
   const TileMatrix matrix;
 
-  PrefixBorderBackward(const Group<T>& group, const SmallRows<Word>& rows, const ScoreScale& scale, Arena& arena)
+  PrefixBorderBackward(const Group<T>& group, const SmallRows<Word>& rows, const ScoreScale& scale, Word* const* copies)
       : group(group), matrix(group.plan.prefix, group.plan.rows), rows_(rows), scale_(scale) {
     const int64_t dim_padded = group.plan.dim_padded;
-    deep_.q = take_deep_rows(rows.q, prefix_, dim_padded, arena, deep_rows_[0]);
-    deep_.k = take_deep_rows(rows.k, prefix_, dim_padded, arena, deep_rows_[1]);
-    deep_.grad_out = take_deep_rows(rows.grad_out, prefix_, dim_padded, arena, deep_rows_[2]);
+    deep_.q = deep_rows(rows.q, prefix_, dim_padded, copies[0], deep_rows_[0]);
+    deep_.k = deep_rows(rows.k, prefix_, dim_padded, copies[1], deep_rows_[1]);
+    deep_.grad_out = deep_rows(rows.grad_out, prefix_, dim_padded, copies[2], deep_rows_[2]);
     for (int64_t p = 0; p < prefix_; ++p) {
       const IntVec lanes = is_equal(key_of_lane(), 2 + p);
       prefix_max_ = lanes ? broadcast(group.stats(p)[0]) : prefix_max_;

@@ -25,7 +25,7 @@ struct PrefixInTilesForward {
   const Group<T>& group;
   const TileMatrix matrix;
 
-  PrefixInTilesForward(const Group<T>& group, const SmallRows<Word>&, const ScoreScale&, Arena&)
+  PrefixInTilesForward(const Group<T>& group, const SmallRows<Word>&, const ScoreScale&, Word* const*)
       : group(group), matrix(0, group.plan.rows) {}
 
   Vec row_max(int64_t i, Vec* s) const {
@@ -52,7 +52,7 @@ struct PrefixInTilesBackward {
   const Group<T>& group;
   const TileMatrix matrix;
 
-  PrefixInTilesBackward(const Group<T>& group, const SmallRows<Word>&, const ScoreScale&, Arena&)
+  PrefixInTilesBackward(const Group<T>& group, const SmallRows<Word>&, const ScoreScale&, Word* const*)
       : group(group), matrix(0, group.plan.rows) {}
 
   Vec row_max(int64_t i, Vec* s) const {

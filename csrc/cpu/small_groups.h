@@ -62,7 +62,24 @@ struct SmallGroups {
   explicit SmallGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan), scale(op.scale), words(row_words<Word>(plan.dim)) {}
 
-  int64_t scratch_floats() const { return 8 * plan.rows * words + 4 * plan.rows * plan.dim_padded + 16 * words; }
+  // What rows are copied to where they do not serve as they lie, and room for what is computed from them.
+  struct Buffers {
+    Word *q, *k, *v, *grad_out;
+    Word *prefix_deep[3], *deep[3];  // copies of prefix rows and of all rows, see deep_rows
+    float* values;
+
+    Buffers(Arena& arena, const SmallGroups& groups, bool backward) {
+      const Plan& plan = groups.plan;
+      const int64_t rows = plan.rows * groups.words, sums = backward ? 3 : 1;
+      q = arena.take<Word>(rows), k = arena.take<Word>(rows), v = arena.take<Word>(rows);
+      grad_out = backward ? arena.take<Word>(rows) : nullptr;
+      for (int i = 0; i < sums; ++i) prefix_deep[i] = arena.take<Word>(deep_words(kMaxBorderTokens, plan.dim_padded));
+      for (int i = 0; i < sums; ++i) deep[i] = arena.take<Word>(deep_words(plan.rows, plan.dim_padded));
+      values = arena.take<float>(kTileQueries * plan.dim_padded);
+    }
+  };
+
+  int64_t scratch_floats(bool backward) const { return floats_of<Buffers>(*this, backward); }
 
   // Group 0 has all rows in its tiles: there prefix tokens look at each other.
   bool has_border(const Group<T>& group) const {
@@ -79,10 +96,10 @@ struct SmallGroups {
 
   // delta of a prefix query, in the order of the products of its whole row.
   float prefix_delta(const Group<T>& group, int64_t query, float* buffer) const {
-    Word *grad_out = reinterpret_cast<Word*>(buffer), *out = grad_out + words;
-    pack_row(group.grad_out().row(query), plan.dim, grad_out);
-    pack_row(group.out(query), plan.dim, out);
-    const Word *q[1] = {grad_out}, *k[1] = {out};
+    const auto b = pieces_in<Buffers>(buffer, *this, true);
+    pack_row(group.grad_out().row(query), plan.dim, b.grad_out);
+    pack_row(group.out(query), plan.dim, b.q);
+    const Word *q[1] = {b.grad_out}, *k[1] = {b.q};
     return score_tile<1, 1>(q, k, words)[0];
   }
 
@@ -95,11 +112,11 @@ struct SmallGroups {
   }
 
  private:
-  SmallRows<Word> take_qkv(const Group<T>& group, Arena& arena) const {
+  SmallRows<Word> take_qkv(const Group<T>& group, const Buffers& b) const {
     SmallRows<Word> rows(words);
-    take_rows(group, group.part(kQuery), arena.take<Word>(plan.rows * words), rows.q);
-    take_rows(group, group.part(kKey), arena.take<Word>(plan.rows * words), rows.k);
-    take_rows(group, group.part(kValue), arena.take<Word>(plan.rows * words), rows.v);
+    take_rows(group, group.part(kQuery), b.q, rows.q);
+    take_rows(group, group.part(kKey), b.k, rows.k);
+    take_rows(group, group.part(kValue), b.v, rows.v);
     return rows;
   }
 
@@ -112,14 +129,14 @@ struct SmallGroups {
 
   template <typename Prefix, typename Merge>
   void forward_with(const Group<T>& group, float* buffer, const Merge& merge) const {
-    Arena arena{buffer};
-    const SmallRows<Word> rows = take_qkv(group, arena);
-    Prefix prefix(group, rows, scale, arena);
+    const auto b = pieces_in<Buffers>(buffer, *this, false);
+    const SmallRows<Word> rows = take_qkv(group, b);
+    Prefix prefix(group, rows, scale, b.prefix_deep);
     const TileMatrix matrix = prefix.matrix;
     const int64_t key_tiles = matrix.key_tiles, depth = depth_words<Word>(matrix.rows);
     const Word* deep[kMaxSmallRows];
-    const Word* const* deep_v = take_deep_rows(rows.v + matrix.first_row, matrix.rows, plan.dim_padded, arena, deep);
-    float* values = arena.take<float>(kTileQueries * plan.dim_padded);
+    const Word* const* deep_v = deep_rows(rows.v + matrix.first_row, matrix.rows, plan.dim_padded, b.deep[0], deep);
+    float* values = b.values;
 
     // Step by step for all queries: the steps of one query wait for each other, those of many do not.
     Vec s[kTiles], row_max[kMaxQueryTiles], sum[kMaxQueryTiles];
@@ -158,19 +175,18 @@ struct SmallGroups {
 
   template <typename Prefix, typename Add>
   void backward_with(const Group<T>& group, float* buffer, const Add& add) const {
-    Arena arena{buffer};
-    SmallRows<Word> rows = take_qkv(group, arena);
-    take_rows(group, group.grad_out(), arena.take<Word>(plan.rows * words), rows.grad_out);
-    Prefix prefix(group, rows, scale, arena);
+    const auto b = pieces_in<Buffers>(buffer, *this, true);
+    SmallRows<Word> rows = take_qkv(group, b);
+    take_rows(group, group.grad_out(), b.grad_out, rows.grad_out);
+    Prefix prefix(group, rows, scale, b.prefix_deep);
     const TileMatrix matrix = prefix.matrix;
     const int64_t key_tiles = matrix.key_tiles, depth = depth_words<Word>(matrix.rows);
-    const Word* deep_rows[3][kMaxSmallRows];
-    const auto take_deep = [&](const Word* const* rows, const Word** to) {
-      return take_deep_rows(rows + matrix.first_row, matrix.rows, plan.dim_padded, arena, to);
+    const Word* pointers[3][kMaxSmallRows];
+    const auto take_deep = [&](const Word* const* rows, int i) {
+      return deep_rows(rows + matrix.first_row, matrix.rows, plan.dim_padded, b.deep[i], pointers[i]);
     };
-    const DeepRows<Word> deep{take_deep(rows.q, deep_rows[0]), take_deep(rows.k, deep_rows[1]),
-                              take_deep(rows.grad_out, deep_rows[2])};
-    float* values = arena.take<float>(kTileQueries * plan.dim_padded);
+    const DeepRows<Word> deep{take_deep(rows.q, 0), take_deep(rows.k, 1), take_deep(rows.grad_out, 2)};
+    float* values = b.values;
 
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
     for (int64_t i = 0; i < matrix.query_tiles; ++i) {

@@ -239,7 +239,8 @@ void weighted_sum(int64_t rows, int64_t dim_padded, float* to, const Parts&... p
   });
 }
 
-// Rows as a sum over them reads them: as they are, or for pairs two rows interleaved.
+// Rows as a sum over them reads them: as they are, or for pairs two rows interleaved, in `copies`, and pointers to them
+// in `deep`.
 static inline const float* const* deep_rows(const float* const* rows, int64_t, int64_t, float*, const float**) {
   return rows;
 }
@@ -254,11 +255,8 @@ static inline const Pair* const* deep_rows(const Pair* const* rows, int64_t coun
 }
 #endif
 
-template <typename Word>
-const Word* const* take_deep_rows(const Word* const* rows, int64_t count, int64_t dim_padded, Arena& arena,
-                                  const Word** to) {
-  return deep_rows(rows, count, dim_padded, arena.take<Word>((count + 1) / 2 * dim_padded), to);
-}
+// How many words their copies are.
+static inline int64_t deep_words(int64_t rows, int64_t dim_padded) { return (rows + 1) / 2 * dim_padded; }
 
 // What the backward pass sums over.
 template <typename Word>

@@ -42,17 +42,18 @@ void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out.data, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
   const LargeGroups<T> large(plan, op);
-  float* partials = scratch(Scratch::kShared, op.batch * plan.splits * op.heads * plan.prefix * (2 + plan.dim_padded));
+  const auto partials = pieces<Partials>(Scratch::kShared, plan, op);
+  const int64_t buffer_floats = plan.small ? small.scratch_floats(false) : large.scratch_floats(false);
 
-  for_each_item(plan, plan.small ? small.scratch_floats() : large.scratch_floats(false), [&](Item item, float* buffer) {
+  for_each_item(plan, buffer_floats, [&](Item item, float* buffer) {
     for (int64_t h = item.first_head; h < item.last_head; ++h)
       for (int64_t p = item.first_query; p < min(plan.prefix, item.last_query); ++p)
-        Partial(plan, partials, op.heads, item.sample, item.split, h, p).clear(plan);
+        partials.of(item.sample, item.split, h, p).clear(plan);
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
         const Group<T> group{plan, op, item.sample, g, h};
         const auto merge = [&](int64_t p, float max2, float sum, const float* values) {
-          Partial(plan, partials, op.heads, item.sample, item.split, h, p).merge(plan, max2, sum, values);
+          partials.of(item.sample, item.split, h, p).merge(plan, max2, sum, values);
         };
         if (plan.small)
           small.forward(group, buffer, merge);
@@ -64,9 +65,9 @@ void forward(const SpaceTimeAttention& op) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < op.batch * op.heads * plan.prefix; ++row) {
     const int64_t p = row % plan.prefix, h = row / plan.prefix % op.heads, b = row / plan.prefix / op.heads;
-    const Partial total(plan, partials, op.heads, b, 0, h, p);
+    const Partial total = partials.of(b, 0, h, p);
     for (int64_t split = 1; split < plan.splits; ++split) {
-      const Partial partial(plan, partials, op.heads, b, split, h, p);
+      const Partial partial = partials.of(b, split, h, p);
       total.merge(plan, *partial.max2, *partial.sum, partial.values);
     }
     const Group<T> group{plan, op, b, 0, h};
@@ -98,7 +99,7 @@ void backward(const SpaceTimeAttention& op) {
     return shared.shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
   };
 
-  const int64_t buffer_floats = plan.small ? small.scratch_floats() : large.scratch_floats(true);
+  const int64_t buffer_floats = plan.small ? small.scratch_floats(true) : large.scratch_floats(true);
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < op.batch * op.heads * plan.prefix; ++row) {
     const int64_t p = row % plan.prefix, h = row / plan.prefix % op.heads, b = row / plan.prefix / op.heads;

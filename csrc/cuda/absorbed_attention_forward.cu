@@ -151,7 +151,7 @@ void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
   const int64_t runs = op.batch * plan.splits;
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    const Parts<T> parts(op.workspace, op.batch, plan.splits, op.heads, op.width);
+    const auto parts = pieces_in<Parts<T>>(op.workspace, op.batch, plan.splits, op.heads, op.width);
     if (takes_whole_rows<T>(op)) {
       const int pitch = pitch_of<T>(padded_width(op.width));
       with_squares(op.width, [&](auto squares) {
@@ -169,7 +169,7 @@ void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
 
 int64_t absorbed_attention_workspace(const AbsorbedAttention& op) {
   const int64_t splits = RunPlan(op).splits;
-  return splits > 1 ? Parts<float>::floats(op.batch, splits, op.heads, op.width) : 0;
+  return splits > 1 ? floats_of<Parts<float>>(op.batch, splits, op.heads, op.width) : 0;
 }
 
 }  // namespace hsta::cuda

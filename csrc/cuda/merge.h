@@ -2,6 +2,7 @@
 // l of its own keys; with M the largest m of a row's parts, each counts l·2^(m - M) times.
 #pragma once
 
+#include "../common/arena.h"
 #include "reduce.h"
 
 namespace hsta::cuda {
@@ -13,23 +14,16 @@ struct Parts {
   float* stats;
   int64_t splits, rows, columns;
 
-  Parts(float* workspace, int64_t batch, int64_t splits, int64_t rows, int64_t columns)
-      : values(reinterpret_cast<T*>(workspace)),
-        stats(workspace + value_floats(batch * splits * rows, columns)),
+  Parts(Arena& arena, int64_t batch, int64_t splits, int64_t rows, int64_t columns)
+      : values(
+            reinterpret_cast<T*>(arena.take(divide_up(batch * splits * rows * columns * int64_t(sizeof(T)), 16) * 4))),
+        stats(arena.take(batch * splits * rows * 2)),
         splits(splits),
         rows(rows),
         columns(columns) {}
 
-  static int64_t floats(int64_t batch, int64_t splits, int64_t rows, int64_t columns) {
-    return value_floats(batch * splits * rows, columns) + batch * splits * rows * 2;
-  }
   __device__ int64_t row(int64_t sample, int64_t split, int64_t row) const {
     return (sample * splits + split) * rows + row;
-  }
-
- private:
-  static int64_t value_floats(int64_t rows, int64_t columns) {
-    return divide_up(rows * columns * int64_t(sizeof(T)), 16) * 4;
   }
 };
 

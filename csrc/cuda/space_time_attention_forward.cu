@@ -94,7 +94,7 @@ struct ToPrefixRows {
 
 void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
   const TimePlan plan(op);
-  const Parts<float> parts(op.workspace, op.batch, plan.splits, op.heads * op.prefix, op.head_dim);
+  const auto parts = pieces_in<Parts<float>>(op.workspace, op.batch, plan.splits, op.heads * op.prefix, op.head_dim);
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const auto elements = [&](int span) { return plan.rows * (3 * pitch_of<T>(span) + pitch_of<T>(plan.rows)); };
@@ -109,7 +109,7 @@ void space_time_attention_forward(const SpaceTimeAttention& op, Stream stream) {
 int64_t space_time_attention_workspace(const SpaceTimeAttention& op) {
   const int64_t splits = TimePlan(op).splits, rows = op.batch * op.heads * op.prefix;
   const int64_t backward = rows * splits * 3 * op.head_dim;
-  const int64_t forward = Parts<float>::floats(op.batch, splits, op.heads * op.prefix, op.head_dim);
+  const int64_t forward = floats_of<Parts<float>>(op.batch, splits, op.heads * op.prefix, op.head_dim);
   return forward > backward ? forward : backward;
 }
 
