@@ -245,6 +245,6 @@ def _print(path: Path, result: Recognition) -> None:
 def _print_interval(path: Path, found: Interval) -> None:
     print(
         f"{path}: {found.onset:.2f} to {found.offset:.2f} s, apex {found.apex:.2f} s: "
-        f"{found.label} {found.probabilities[found.label]:.3f} (score {found.score:.2f})",
+        f"{found.label} {found.probability} (score {found.score:.2f})",
         flush=True,
     )

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..face.crop import crop_face, locate_face
 from ..face.spotting import Events, Motion, spot
 from ..training.checkpoints import Task
+from .answer import probabilities_of, said
 
 MEASURED = 224  # side of the face crops in which motion is looked for
 
@@ -27,7 +28,9 @@ class Recognition:
 
     file: str
     label: str
+    """The most probable class, or the action units that are more probable than not, as ``AU1+AU2``."""
     probabilities: dict[str, float]
+    """Of each class, or of each action unit for itself."""
     onset: int
     apex: int
     offset: int
@@ -44,6 +47,8 @@ class Recognition:
     """Of the branches video and special: CLS attention to the patches, mean over heads and time."""
     generated: bool
     """The model learned from generated data."""
+    action_units: bool
+    """The model tells action units."""
     notes: list[str]
     """What was not as it should be in the film, and what was done about it."""
 
@@ -72,7 +77,7 @@ def recognize(
     probabilities, attention = classify(model, task, clip, times[onset : offset + 1], apex - onset)
     recognition = Recognition(
         file=file,
-        label=max(probabilities, key=probabilities.__getitem__),
+        label=said(probabilities, task.action_units),
         probabilities=probabilities,
         onset=onset,
         apex=apex,
@@ -84,6 +89,7 @@ def recognize(
         motion_curve=motion.since(onset).tolist(),
         attention=attention,
         generated=task.generated,
+        action_units=task.action_units,
         notes=film.notes + ([] if face_found else ["no face found, the centre is taken"]),
     )
     return recognition, clip[apex - onset]
@@ -92,7 +98,7 @@ def recognize(
 def classify(
     model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int
 ) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
-    """Probabilities of the classes and attention (as in `Recognition`) for the face crops of one micro-expression.
+    """Probabilities and attention (as in `Recognition`) for the face crops of one micro-expression.
 
     ``clip`` is onset to offset, RGB uint8, taken at ``times`` (seconds); ``apex`` indexes it.
     """
@@ -113,7 +119,7 @@ def classify(
         maps = hsta_kernels.cls_attention(model, *(tensor[None] for tensor in inputs))
     finally:
         hook.remove()
-    probabilities = logits[0][0].double().softmax(0).tolist()
+    probabilities = probabilities_of(logits[0][0], task.action_units).tolist()
     attention = {branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()}
     return dict(zip(task.class_names, probabilities, strict=True)), attention
 

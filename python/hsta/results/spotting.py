@@ -18,6 +18,7 @@ from ..face.crop import crop_face, find_face
 from ..face.spotting import Found, Spotter
 from ..files import write_text
 from ..training.checkpoints import Task
+from .answer import said
 from .recognition import MEASURED, classify
 
 LOOKED_FOR = 1.0  # seconds between two searches for the face
@@ -40,8 +41,15 @@ class Interval:
     """How far the apex stands out from the frames a quarter of a second before and after, pixels of a 224 frame."""
     label: str
     probabilities: dict[str, float]
+    """Of each class, or of each action unit for itself."""
     generated: bool
     """The model learned from generated data."""
+
+    @property
+    def probability(self) -> str:
+        """Of the label; of several action units of each, as ``0.912+0.634``; nothing for none."""
+        names = [self.label] if self.label in self.probabilities else self.label.split("+")
+        return "+".join(f"{self.probabilities[name]:.3f}" for name in names if name in self.probabilities)
 
 
 @dataclass
@@ -70,7 +78,7 @@ def spot_film(
             probabilities, _ = classify(model, task, faces, np.array(times), apex)
             yield Interval(
                 file, times[0], times[apex], times[-1], *events, score,
-                max(probabilities, key=probabilities.__getitem__), probabilities, task.generated,
+                said(probabilities, task.action_units), probabilities, task.generated,
             )  # fmt: skip
 
     def end() -> Iterator[Interval]:
@@ -110,5 +118,5 @@ def write_intervals(path: Path, intervals: Sequence[Interval]) -> None:
     for i in intervals:
         times = (f"{t:.4f}" for t in (i.onset, i.apex, i.offset))
         frames = (i.onset_frame, i.apex_frame, i.offset_frame)
-        table.writerow([*times, *frames, f"{i.score:.3f}", i.label, f"{i.probabilities[i.label]:.3f}"])
+        table.writerow([*times, *frames, f"{i.score:.3f}", i.label, i.probability])
     write_text(path, text.getvalue())

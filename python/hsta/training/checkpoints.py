@@ -39,6 +39,8 @@ class Task:
     """Learned from generated data: what it says is no evidence about real faces."""
     people: tuple[str, ...] | None = None
     """Whom it learned from, data set and subject; None where that is not known."""
+    action_units: bool = False
+    """The classes are action units, of which each has a probability of its own."""
 
 
 def save_state(
