@@ -73,14 +73,14 @@ def prepare_dataset(
     if read_plan(source) is not None:
         raise UserError(f"{source} is prepared already")
     _check_output(output)
+    indices, clips = _survey(dataset, source)
+    plan = Plan(
+        dataset.name,
+        {"size": size, "detector": detector, "version": DETECTORS[detector]().version()},
+        stamp_tables(source),
+        {name: stamp(frames, source) for name, frames in clips.items()},
+    )
     with _alone_in(output):
-        indices, clips = _survey(dataset, source)
-        plan = Plan(
-            dataset.name,
-            {"size": size, "detector": detector, "version": DETECTORS[detector]().version()},
-            stamp_tables(source),
-            {name: stamp(frames, source) for name, frames in clips.items()},
-        )
         _open(output, source, plan, overwrite)
         if (source / FOLDS).is_dir():
             copytree(source / FOLDS, output / FOLDS, dirs_exist_ok=True)
