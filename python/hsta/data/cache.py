@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..errors import UserError
 from ..files import write_text
-from .clips import Clip, DatasetIndex, Fault
+from .clips import Clip, DatasetIndex, Fault, Preparation
 from .prepared_frames import PreparedFrames
 from .table_dataset import FOLDS, table_files
 from .units import CHOICE
@@ -164,6 +164,7 @@ def _index(said: dict, root: Path, plan: Plan, files: list[dict]) -> DatasetInde
     numbers = {name: number for number, name in enumerate(plan.clips)}
     index = DatasetIndex(**{**said, "clips": [], "class_names": tuple(said["class_names"])})
     index.faults = [Fault(**fault) for fault in said["faults"]]
+    index.prepared = Preparation(str(plan.settings["detector"]), int(plan.settings["size"]))
     for fields in said["clips"]:
         clip = _clip(fields)
         number = numbers[key(clip)]

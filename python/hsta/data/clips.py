@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .names import name_key
 
@@ -51,6 +51,13 @@ class Clip:
         return self.dataset, name_key(self.subject)
 
 
+class Preparation(NamedTuple):
+    """How `hsta prepare` cut out the faces: what found them (`hsta.face.detectors`), and the side of the frames."""
+
+    detector: str
+    size: int
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something wrong in a data set's files, and how it is treated. ``row`` is None where it is of no row."""
@@ -70,6 +77,7 @@ class DatasetIndex:
     ``notes`` are what somebody who uses the set should know, ``faults`` what is wrong in its files, and ``lost``
     is the number of clips that they cost. ``generated`` marks data that are no evidence about real faces. With
     ``action_units`` these are the classes, and a clip has a tuple of them for its label; else it has one class.
+    ``prepared`` is None where frames are as the data set has them.
     """
 
     name: str
@@ -80,6 +88,7 @@ class DatasetIndex:
     faults: list[Fault] = field(default_factory=list)
     lost: int = 0
     action_units: bool = False
+    prepared: Preparation | None = None
 
     def counts(self) -> list[int]:
         """The number of clips of each class."""

@@ -50,4 +50,10 @@ def join(indices: Sequence[DatasetIndex]) -> DatasetIndex:
         joined.faults += index.faults
         joined.lost += index.lost
         joined.generated |= index.generated
+    if len(ways := {index.prepared for index in indices}) == 1:
+        (joined.prepared,) = ways
+    else:
+        joined.notes.append(
+            "the data sets are not prepared alike: hsta predict cannot tell how to crop, its --detector says"
+        )
     return joined

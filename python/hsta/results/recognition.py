@@ -14,7 +14,7 @@ from ..data.film import Film, hold
 from ..data.inputs import make_inputs
 from ..data.sampling import even_in_time
 from ..errors import UserError
-from ..face.crop import crop_face, locate_face
+from ..face.framing import Finder, Square, finder
 from ..face.spotting import Events, Motion, spot
 from ..training.checkpoints import Task
 from .answer import probabilities_of, said
@@ -40,6 +40,8 @@ class Recognition:
     """Of each frame, seconds from the first."""
     face: tuple[int, int, int, int]
     """x, y, width and height of the crop."""
+    face_turned: float
+    """Degrees by which the crop was turned back about its middle, since the head leant to the right in the picture."""
     face_found: bool
     motion_curve: list[float]
     """For each frame, motion from the onset in pixels of a 224 frame."""
@@ -60,20 +62,26 @@ def recognize(
     *,
     file: str,
     events: tuple[int | None, int | None, int | None] = (None, None, None),
+    detector: str | None = None,
 ) -> tuple[Recognition, np.ndarray]:
     """What a model says of the micro-expression in a ``film``, and the face in its apex frame, uint8 (H, W, 3).
 
-    ``events`` are onset, apex and offset, or None for what is to be found. Raises `UserError` when they are not
-    in the video or not in order.
+    ``events`` are onset, apex and offset, or None for what is to be found. The face is cut out as by `how_to_find`.
+    Raises `UserError` when they are not in the video or not in order.
     """
+    find, size = how_to_find(model, task, detector)
     frames, times = hold(film, file)
-    face, face_found = locate_face(frames)
-    crops = crop_face(frames, face, MEASURED)
+    found = find(frames)
+    framing = found or Square.in_the_middle(frames)
+    crops = framing.crop(frames, MEASURED)
     motion = Motion(crops)
     onset, apex, offset = _events(motion, times, *events)
     clip = crops[onset : offset + 1]
-    if model.config.image_size > MEASURED:  # larger crops show it more
-        clip = crop_face(frames[onset : offset + 1], face, model.config.image_size)
+    if task.prepared or detector:  # the face of this clip alone, as in training
+        framing = find(frames[onset : offset + 1]) or framing
+        clip = framing.crop(frames[onset : offset + 1], size)
+    elif size > MEASURED:  # larger crops show it more
+        clip = framing.crop(frames[onset : offset + 1], size)
     probabilities, attention = classify(model, task, clip, times[onset : offset + 1], apex - onset)
     recognition = Recognition(
         file=file,
@@ -84,15 +92,27 @@ def recognize(
         offset=offset,
         spotted=events[0] is None,
         times=times.tolist(),
-        face=face,
-        face_found=face_found,
+        face=framing.box,
+        face_turned=framing.turned,
+        face_found=found is not None,
         motion_curve=motion.since(onset).tolist(),
         attention=attention,
         generated=task.generated,
         action_units=task.action_units,
-        notes=film.notes + ([] if face_found else ["no face found, the centre is taken"]),
+        notes=film.notes + ([] if found else ["no face found, the centre is taken"]),
     )
     return recognition, clip[apex - onset]
+
+
+def how_to_find(model: hsta_kernels.HSTA, task: Task, detector: str | None) -> tuple[Finder, int]:
+    """What finds faces as in the clips that the model learned from, and the side of the frames that they are put into.
+
+    A ``detector`` (of `hsta.face.detectors`) takes the place of theirs. Where they were not prepared, the square around
+    a face is taken that OpenCV's cascade finds. Raises `UserError` where the detector is not installed.
+    """
+    prepared = task.prepared
+    size = prepared.size if prepared else max(MEASURED, model.config.image_size)
+    return finder(detector or (prepared.detector if prepared else None)), size
 
 
 def classify(

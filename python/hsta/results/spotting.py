@@ -14,12 +14,12 @@ import hsta_kernels
 
 from ..data.film import Film
 from ..errors import UserError
-from ..face.crop import crop_face, find_face
+from ..face.framing import Box, Framing
 from ..face.spotting import Found, Spotter
 from ..files import write_text
 from ..training.checkpoints import Task
 from .answer import said
-from .recognition import MEASURED, classify
+from .recognition import classify, how_to_find
 
 LOOKED_FOR = 1.0  # seconds between two searches for the face
 MOVED = 0.25  # of the box's side: a face that has moved further gets a new box
@@ -61,15 +61,23 @@ class Curve:
 
 
 def spot_film(
-    model: hsta_kernels.HSTA, task: Task, film: Film, *, file: str, threshold: float, curve: Curve
+    model: hsta_kernels.HSTA,
+    task: Task,
+    film: Film,
+    *,
+    file: str,
+    threshold: float,
+    curve: Curve,
+    detector: str | None = None,
 ) -> Iterator[Interval]:
     """The intervals of a film, each as soon as it is certain; ``curve`` gets the scores.
 
-    The face is sought once a second. One box holds it, as in `recognize`, until it has moved out of it; frames before
-    that are not compared with frames after.
+    The face is sought once a second, as by `how_to_find`. It is cut out in one way until it has moved away; frames
+    before that are not compared with frames after.
     """
-    size = max(MEASURED, model.config.image_size)
-    box, spotter, looked = None, Spotter(threshold), -np.inf
+    find, size = how_to_find(model, task, detector)
+    framing: Framing | None = None
+    spotter, looked = Spotter(threshold), -np.inf
     absent = 0
 
     def tell(found: Sequence[Found]) -> Iterator[Interval]:
@@ -87,24 +95,24 @@ def spot_film(
         curve.scores += spotter.scores
 
     for number, (time, picture) in enumerate(film):
-        if box is None or time >= looked + LOOKED_FOR:
+        if framing is None or time >= looked + LOOKED_FOR:
             looked = time
-            seen = find_face(picture)
-            if seen is not None and (box is None or _moved(box, seen)):
+            seen = find([picture])
+            if seen is not None and (framing is None or _moved(framing.box, seen.box)):
                 yield from end()
-                box, spotter = seen, Spotter(threshold, number)
-        if box is None:
+                framing, spotter = seen, Spotter(threshold, number)
+        if framing is None:
             absent += 1
         else:
-            yield from tell(spotter.add(time, crop_face([picture], box, size)[0]))
+            yield from tell(spotter.add(time, framing.crop([picture], size)[0]))
     yield from end()
-    if box is None:
+    if framing is None:
         raise UserError(f"no face found in {file}")
     if absent:
         film.notes.append(f"no face in the first {absent} frames: left out")
 
 
-def _moved(box: tuple[int, int, int, int], seen: tuple[int, int, int, int]) -> bool:
+def _moved(box: Box, seen: Box) -> bool:
     x, y, width, height = box
     dx, dy = seen[0] + seen[2] / 2 - x - width / 2, seen[1] + seen[3] / 2 - y - height / 2
     return max(abs(dx), abs(dy), abs(seen[2] - width)) > MOVED * width
