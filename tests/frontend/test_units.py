@@ -320,6 +320,18 @@ def test_prediction_tells_each_unit_for_itself(line, people, tmp_path, capsys):
     assert "is of other classes: the classifier is drawn anew" in capsys.readouterr().err
 
 
+def test_what_has_units_and_no_emotions_is_prepared(tmp_path):
+    generate_dataset(tmp_path / "a", 2, 1, 0, format="folder", image_size=96, progress=False)
+    table = tmp_path / "a" / "annotation.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(["subject,clip,AU", *(",".join([*line.split(",")[:2], "1+2"]) for line in lines[1:])]))
+    line = ["prepare", "--dataset", "folder", "--data", str(tmp_path / "a"), "--output", str(tmp_path / "b")]
+    assert main([*line, "--detector", "cascade", "--image-size", "32", "--workers", "0"]) == 0
+    assert read_dataset("folder", tmp_path / "b", "action-units").counts() == [2, 2]
+    with pytest.raises(UserError, match="lacks the column"):
+        read_dataset("folder", tmp_path / "b")
+
+
 def test_a_prepared_set_is_read_by_units_too(people, tmp_path):
     options = ["--detector", "cascade", "--image-size", "32", "--workers", "0"]
     generate_dataset(tmp_path / "a", 2, 1, 0, image_size=96, emotions=("happy", "surprise"), progress=False)

@@ -101,7 +101,8 @@ def prepare_dataset(
         if all("left_out" in file for file in files):
             raise UserError(f"no clip in {source} could be prepared: {files[0]['left_out']}, and so on")
         write_plan(output, source.resolve(), plan, {"indices": indices, "files": files})
-        index = read_cache(dataset, output, None)
+        choice = next(classes for classes in CLASSES if "error" not in indices[classes])
+        index = read_cache(dataset, output, None if choice == DEFAULT else choice)
         assert index is not None
         return index
 
@@ -159,13 +160,15 @@ def _detector(name: str) -> Detector:
 
 def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, tuple[Path, ...]]]:
     """The indices by each choice of classes, as `described`, or why there is none; and all their clips' frames."""
-    read = {DEFAULT: dataset.read(source)}
-    refused = {}
-    for classes in CLASSES[1:]:
+    read = {}
+    refused: dict[str, dict] = {}
+    for classes in CLASSES:
         try:
-            read[classes] = dataset.read(source, classes)
+            read[classes] = dataset.read(source, None if classes == DEFAULT else classes)
         except UserError as error:
             refused[classes] = {"error": str(error)}
+    if not read:
+        raise UserError(refused[DEFAULT]["error"])
     clips: dict[str, tuple[Path, ...]] = {}
     for index in read.values():
         for clip in index.clips:
