@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hsta.cli import main
 from hsta.cli.options import DataOptions
 from hsta.data.annotation import clean
+from hsta.data.clips import Clip
 from hsta.data.joined import join
 from hsta.data.registry import read_dataset
 from hsta.data.units import read_units
@@ -17,12 +19,18 @@ from hsta.errors import UserError
 from hsta.generated import writer
 from hsta.generated.clips import GeneratedClip
 from hsta.generated.writer import generate_dataset
+from hsta.results.answer import answer
+from hsta.results.evaluation import probabilities
 from hsta.results.unit_metrics import score_units
-from hsta.training.loop import multi_hot, unit_loss, unit_weights
+from hsta.training.checkpoints import Task
+from hsta.training.loop import fit, multi_hot, unit_loss, unit_weights
 from hsta.training.recipe import Recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric import Fabric
 from sklearn.metrics import f1_score
+
+import hsta_kernels
 
 NAMES = ("AU1", "AU2", "AU4", "AU12", "AU25")
 WITH_UNITS = ("casme2", "samm", "casme3", "mmew", "dfme")
@@ -339,3 +347,24 @@ def test_a_prepared_set_is_read_by_units_too(people, tmp_path):
     plain, prepared = (read_dataset("casme3", tmp_path / name, "action-units") for name in "ab")
     assert (prepared.class_names, prepared.action_units) == (plain.class_names, True)
     assert [clip.label for clip in prepared.clips] == [clip.label for clip in plain.clips]
+
+
+def test_a_model_learns_what_it_is_shown(tmp_path):
+    """Pictures in which red, green and blue are the units: each is told for itself, and none where all is black."""
+    clips = []
+    for number in range(8):
+        units = tuple(unit for unit in range(3) if number >> unit & 1)
+        frame = np.zeros((32, 32, 3), np.uint8)
+        frame[..., list(units)] = 255  # a unit, a colour
+        path = tmp_path / f"{number}.png"
+        cv2.imwrite(str(path), frame[..., ::-1])
+        clips.append(Clip("folder", "a", str(number), (path, path), 1, "+".join(map(str, units)), units))
+    config = hsta_kernels.create_model(
+        "hsta_tiny_224", num_classes=3, image_size=32, num_frames=2, depth=((1, 1),)
+    ).config
+    task = Task("folder", ("AU1", "AU2", "AU4"), "frames", False, action_units=True)
+    fabric = Fabric(accelerator="cpu")
+    recipe = Recipe(epochs=40, warmup_epochs=2, batch_size=8, learning_rate=0.03)
+    model = fit(config, task, clips, recipe, fabric=fabric, directory=tmp_path / "run")
+    rows = probabilities(model, clips, task, batch_size=8, fabric=fabric)
+    assert [answer(row, action_units=True) for row in rows] == [clip.label for clip in clips]
