@@ -140,7 +140,7 @@ def test_no_frame_is_cropped_twice_and_no_pair_has_its_flow_computed_twice(folde
         pairs.append((before.tobytes(), after.tobytes()))
         return dense_flow(before, after)
 
-    monkeypatch.setattr("hsta.results.recognition.crop_face", spying_crop)
+    monkeypatch.setattr("hsta.face.framing.crop_face", spying_crop)
     monkeypatch.setattr("hsta.face.spotting.dense_flow", spying_flow)
     predict(folder, *options.split())
     assert cropped == [frame.tobytes() for frame in film]

@@ -59,6 +59,24 @@ sys.exit(code)
 """
 
 
+# Opens the output, says so, and waits for ever.
+WAITING = """
+import sys
+import hsta.data.preparation
+from hsta.cli import main
+
+opened = hsta.data.preparation._open
+
+def open_and_wait(*arguments):
+    opened(*arguments)
+    print("opened", flush=True)
+    sys.stdin.read()
+
+hsta.data.preparation._open = open_and_wait
+main(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     root = tmp_path_factory.mktemp("source")
@@ -111,6 +129,35 @@ def test_the_cache_is_read_like_the_data_set(source, cache):
     for ours, clip in zip(prepared.clips, plain.clips, strict=True):
         assert (ours.person, ours.name, ours.apex, ours.label) == (clip.person, clip.name, clip.apex, clip.label)
         np.testing.assert_array_equal(ours.frames.open(), align_clip(FrameFiles(clip.frames), Cascade(), 32))
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_two_into_one_folder(source, cache, tmp_path, capsys, more):
+    """The second is refused, whatever it wants; when the first is killed, its lock dies with it."""
+    output = tmp_path / "cache"
+    line = ["prepare", "--data", str(source), "--output", str(output), *OPTIONS, "--workers", "0"]
+    first = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "opened\n"
+        before = contents(output)
+        assert refused([*line, *more], capsys) == (
+            f"hsta: another hsta prepare is at work in {output}: let it end, or choose another folder"
+        )
+        assert contents(output) == before
+    finally:
+        first.kill()
+        first.communicate()
+    assert prepare(source, output, *more) == 0
+    assert contents(output) == contents(cache)
+
+
+def test_a_folder_of_something_else_gets_no_lock(source, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    line = ["prepare", "--data", str(source), "--output", str(tmp_path), *OPTIONS]
+    assert "is not empty and holds nothing prepared" in refused(line, capsys)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
 def test_frames_are_mapped_not_read(cache):

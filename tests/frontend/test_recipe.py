@@ -10,7 +10,7 @@ from hsta.cli.presets import PRESETS, expand
 from hsta.cli.train import Train
 from hsta.errors import UserError
 from hsta.training.clip_order import BalancedSampler
-from hsta.training.loop import class_weights
+from hsta.training.loop import class_weights, multi_hot
 from hsta.training.recipe import Recipe, parameter_groups
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +91,7 @@ def test_every_parameter_is_in_one_group_with_the_rate_of_its_block():
 def test_class_weights_are_scikit_learns(labels):
     expected = np.zeros(5)
     expected[np.unique(labels)] = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
-    np.testing.assert_allclose(class_weights(labels, 5), expected, rtol=1e-6)
+    np.testing.assert_allclose(class_weights(multi_hot(labels, 5)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -36,12 +35,11 @@ class Check(DatasetOptions):
 
 
 def _answer(index: DatasetIndex) -> dict:
-    counts = Counter(clip.label for clip in index.clips)
     return {
         "dataset": index.name,
         "clips": len(index.clips),
         "subjects": len({clip.person for clip in index.clips}),
-        "classes": {name: counts[label] for label, name in enumerate(index.class_names)},
+        "classes": dict(zip(index.class_names, index.counts(), strict=True)),
         "lost": index.lost,
         "faults": [asdict(fault) for fault in index.faults],
         "notes": index.notes,

@@ -46,6 +46,7 @@ class Demo:
         check_seed(self.seed)
 
         from ..generated.writer import generate_dataset
+        from ..results.metrics import Scores
         from ..results.recognition import Recognition
 
         start = time.perf_counter()
@@ -95,6 +96,7 @@ class Demo:
         chance = 1 / len(EMOTIONS)
         print(f"\n{'':<18} {'UF1':>6} {'UAR':>6} {'accuracy':>9}")
         for name, scores in (("learned", learned), ("shuffled labels", shuffled)):
+            assert isinstance(scores, Scores)  # of emotions
             print(f"{name:<18} {scores.uf1:>6.3f} {scores.uar:>6.3f} {scores.accuracy:>9.3f}")
         print(f"{'chance':<18} {'':>6} {chance:>6.3f} {chance:>9.3f}")
         print(

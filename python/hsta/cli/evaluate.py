@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..data.clips import DatasetIndex
     from ..data.folds import Fold
     from ..results.metrics import Scores
+    from ..results.unit_metrics import UnitScores
     from ..training.start import Start
 
 FOLDS = "folds"
@@ -29,7 +30,7 @@ SEEDS = "seeds"
 
 @dataclass
 class Evaluate:
-    """Train and test with no subject in both, and score all predictions in one confusion matrix.
+    """Train and test with no subject in both, and score all predictions together, in one confusion matrix.
 
     Each fold trains new weights on the other subjects and tests those of the last epoch, so that nothing is
     chosen on the subjects tested. Only authors-folds may share subjects, and says so.
@@ -37,7 +38,8 @@ class Evaluate:
 
     data: DataOptions
     output: Path
-    """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png."""
+    """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png; of action
+    units, f1_by_unit.png in place of the last two."""
     protocol: Literal["loso", "leave-subjects-out", "cross-dataset", "authors-folds"] = "loso"
     """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds), with
     cross-dataset one of several data sets (see --also, --test-on), with authors-folds the clips that tables in the
@@ -63,7 +65,7 @@ class Evaluate:
     overwrite: bool = False
     """Delete the evaluation that the folder holds and begin it again."""
 
-    def run(self) -> list[Scores]:
+    def run(self) -> list[Scores | UnitScores]:
         """The scores of each seed."""
         check_seed(self.seed)
         if self.repeats < 1:
@@ -76,14 +78,14 @@ class Evaluate:
             raise UserError("--protocol authors-folds reads the folds of one data set: --also does not go with it")
         index = self.data.read()
 
-        from ..results.report import FILES, summary, write_seeds
+        from ..results.report import FILES, UNIT_FILES, summary, write_seeds
 
         folds = self._folds(index)
         config, start = self.model.begin(index, self.recipe)
         if start is not None and self.protocol != "authors-folds":
             start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
         fabric = self.machine.fabric()
-        begin(self, index, fabric, owned=(*FILES, FOLDS, SEEDS))
+        begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, FOLDS, SEEDS))
         by_seed = {}
         for seed in range(self.seed, self.seed + self.repeats):
             directory = self.output if self.repeats == 1 else self.output / SEEDS / str(seed)
@@ -119,13 +121,13 @@ class Evaluate:
         fabric: Fabric,
         directory: Path,
         seed: int,
-    ) -> Scores:
+    ) -> Scores | UnitScores:
         from ..data.folds import shuffled_labels
         from ..results.evaluation import evaluate_fold
         from ..results.report import scores_of, write_report
         from ..training.checkpoints import Task
 
-        task = Task(index.name, index.class_names, self.data.special, index.generated)
+        task = Task(index.name, index.class_names, self.data.special, index.generated, action_units=index.action_units)
         predictions = []
         for number, fold in enumerate(folds):
             learned, tested = ([index.clips[i] for i in indices] for indices in (fold.train, fold.test))

@@ -24,6 +24,7 @@ Preset = Annotated[Literal["authors-casme3", "quick"] | None, tyro.conf.arg(meta
 # Left out unless given; --help shows the type alone.
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+UNIT_CLIPS = 10  # of fewer clips there is little to learn, and an F1 means nothing
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions(SourceOptions):
-    classes: Annotated[Literal["3", "5", "7", "8", "objective"] | None, tyro.conf.arg(metavar="CLASSES")] = None
-    """What is told apart: 3, 5, 7 or 8 classes of emotion as the data set has them, or the objective classes I to VII;
-    every emotion that the data set names if left out."""
+    classes: Annotated[
+        Literal["3", "5", "7", "8", "objective", "action-units"] | None, tyro.conf.arg(metavar="CLASSES")
+    ] = None
+    """What is told apart: 3, 5, 7 or 8 classes of emotion as the data set has them, the objective classes I to VII, or
+    action-units, of which a clip shows any number; every emotion that the data set names if left out."""
 
     def read_all(self) -> DatasetIndex:
         """All that is there, and what was wrong."""
@@ -52,6 +55,11 @@ class DatasetOptions(SourceOptions):
 class DataOptions(DatasetOptions):
     also: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER ...")] = ()
     """Further data sets, such as samm=SAMM smic=SMIC, joined with the first; all with the same --classes."""
+    units: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = ()
+    """With --classes action-units, those to learn, such as 1 2 4 12; if left out, those of enough clips."""
+    unit_clips: OptionalInt = None
+    """With --classes action-units, the least number of clips in which a unit must occur to be learned; 10 if left
+    out."""
     special: Literal["frames", "apex-offset", "flow", "flow-dis", "flow-tvl1"] = "frames"
     """What the special frames are: onset and apex; apex and offset; or the optical flow (u, v, strain) from onset to
     apex and from apex to offset, Farnebaeck's, by dense inverse search, or by TV-L1 where OpenCV has it."""
@@ -59,9 +67,15 @@ class DataOptions(DatasetOptions):
     """Number of processes that load clips; with 0 the training process does it itself."""
 
     def read(self) -> DatasetIndex:
-        """The clips, labelled by the classes that occur; a class without a clip cannot be learned."""
+        """The clips, labelled by the classes that can be learned: those that occur, or occur often enough."""
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
+        if self.classes != "action-units" and (self.units or self.unit_clips is not None):
+            raise UserError("--units and --unit-clips go with --classes action-units")
+        if self.units and self.unit_clips is not None:
+            raise UserError("--units names the action units and --unit-clips chooses them: give one of the two")
+        if self.unit_clips is not None and self.unit_clips < 1:
+            raise UserError(f"unit_clips must be at least 1, got {self.unit_clips}")
 
         from ..data.joined import join
 
@@ -69,21 +83,45 @@ class DataOptions(DatasetOptions):
         from ..data.transforms import check_special
 
         check_special(self.special)
-        present = sorted({clip.label for clip in index.clips})
+        if index.action_units:
+            self._keep_units(index)
+            return index
+        present = [label for label, count in enumerate(index.counts()) if count]
         if len(present) < 2:
             raise UserError(f"{self.data} holds clips of one class only: {index.class_names[present[0]]}")
         absent = [name for label, name in enumerate(index.class_names) if label not in present]
         if absent:
             index.notes.append(f"no clip of {', '.join(absent)}: left out of the classes")
-            index.class_names = tuple(index.class_names[label] for label in present)
-            index.clips = [replace(clip, label=present.index(clip.label)) for clip in index.clips]
+            index.keep(present)
         return index
+
+    def _keep_units(self, index: DatasetIndex) -> None:
+        """Leave the action units that are asked for, or those of enough clips."""
+        from ..data.units import unit_name
+
+        counts = dict(zip(index.class_names, index.counts(), strict=True))
+        if self.units:
+            kept = [unit_name(unit) for unit in sorted(set(self.units))]
+            if absent := [name for name in kept if not counts.get(name)]:
+                raise UserError(f"no clip shows {', '.join(absent)}; there are {_counted(counts)}")
+        else:
+            least = UNIT_CLIPS if self.unit_clips is None else self.unit_clips
+            kept = [name for name, count in counts.items() if count >= least]
+            if not kept:
+                raise UserError(f"no action unit occurs in {least} clips (--unit-clips); there are {_counted(counts)}")
+        if dropped := {name: count for name, count in counts.items() if name not in kept}:
+            index.notes.append(f"action units that are not learned: {_counted(dropped)}")
+        index.keep([index.class_names.index(name) for name in kept])
 
     def _read_also(self, given: str) -> DatasetIndex:
         name, sign, folder = given.partition("=")
         if not sign:
             raise UserError(f"also must be NAME=FOLDER, such as samm=SAMM, got {given}")
         return replace(self, dataset=name, data=Path(folder)).read_all()
+
+
+def _counted(units: dict[str, int]) -> str:
+    return ", ".join(f"{name} (of {count} clips)" for name, count in units.items())
 
 
 @dataclass(frozen=True)
@@ -105,8 +143,9 @@ class ModelOptions:
     def begin(self, index: DatasetIndex, recipe: Recipe) -> tuple[hsta_kernels.HSTAConfig, Start | None]:
         """The configuration of the model that learns the classes, and the weights that it begins with, if any.
 
-        What should be known of them is added to the notes.
+        What should be known of them is added to the notes. Raises `UserError` when the recipe is not for the classes.
         """
+        recipe.balance_of(index.action_units)
         config = self.config(len(index.class_names), recipe)
         if self.start_from is None:
             return config, None

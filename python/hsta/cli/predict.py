@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -52,6 +52,9 @@ class Predict:
     """Frames a second at which it was filmed; if left out a video's timestamps tell, and a folder has 30."""
     seconds: float = 10.0
     """How long a webcam is watched."""
+    detector: Annotated[Literal["mtcnn", "cascade"] | None, tyro.conf.arg(metavar="{mtcnn,cascade}")] = None
+    """What finds faces, as in `hsta prepare`. If left out it is what prepared the data that the model learned from;
+    where they were not prepared, the square around a face serves that OpenCV's cascade finds."""
     spot: bool = False
     """Find every micro-expression: intervals in seconds and a score over time. Long films need no more memory."""
     threshold: float = THRESHOLD
@@ -67,6 +70,10 @@ class Predict:
         from ..training.checkpoints import load_checkpoint
 
         model, task = load_checkpoint(self.checkpoint)
+
+        from ..results.recognition import how_to_find
+
+        how_to_find(model, task, self.detector)  # what is not installed is told once, not for each film
         results: list = []
         for path in self.paths:
             try:
@@ -119,7 +126,7 @@ class Predict:
         name = _free_name(self.output, path)
         film = open_film(path, fps=self.fps, seconds=self.seconds)
         events = (self.onset, self.apex, self.offset)
-        result, apex = recognize(model, task, film, file=_file(path), events=events)
+        result, apex = recognize(model, task, film, file=_file(path), events=events, detector=self.detector)
         _tell_notes(path, result.notes)
         if self.json:
             print(json.dumps(asdict(result)), flush=True)
@@ -141,7 +148,10 @@ class Predict:
         film = open_film(path, fps=self.fps, seconds=self.seconds)
         curve = Curve()
         intervals = []
-        for interval in spot_film(model, task, film, file=_file(path), threshold=self.threshold, curve=curve):
+        spotted = spot_film(
+            model, task, film, file=_file(path), threshold=self.threshold, curve=curve, detector=self.detector
+        )
+        for interval in spotted:
             if self.json:
                 print(json.dumps(asdict(interval)), flush=True)
             else:
@@ -245,6 +255,6 @@ def _print(path: Path, result: Recognition) -> None:
 def _print_interval(path: Path, found: Interval) -> None:
     print(
         f"{path}: {found.onset:.2f} to {found.offset:.2f} s, apex {found.apex:.2f} s: "
-        f"{found.label} {found.probabilities[found.label]:.3f} (score {found.score:.2f})",
+        f"{found.label} {found.probability} (score {found.score:.2f})",
         flush=True,
     )

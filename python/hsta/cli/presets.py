@@ -8,7 +8,7 @@ PRESETS = {
         --dataset casme3 --classes 7 --special frames
         --model hsta_base_224 --attention joint --image-size 224 --num-frames 6 --depth 1 2 1 2 1 2 1 2
         --epochs 150 --warmup-epochs 5 --batch-size 32 --learning-rate 5e-4 --weight-decay 0.05 --layer-decay 0.9
-        --drop-rate 0.2 --drop-path-rate 0.2 --head-drop-rate 0.2 --balance sampling
+        --drop-rate 0.2 --drop-path-rate 0.2 --head-drop-rate 0.2 --balance auto
         --label-smoothing 0 --mixup 0 --ema-decay 0 --augment 0
     """,
     # To see that all works, on a CPU too. Its figures are not to be reported.

@@ -13,6 +13,7 @@ from ..errors import UserError
 FRONTEND = {
     "av",
     "cv2",
+    "filelock",
     "lightning_fabric",
     "matplotlib",
     "openpyxl",

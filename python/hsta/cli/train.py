@@ -49,7 +49,15 @@ class Train:
         begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
         fit(
             config,
-            Task(index.name, index.class_names, self.data.special, index.generated, people),
+            Task(
+                index.name,
+                index.class_names,
+                self.data.special,
+                index.generated,
+                people,
+                index.action_units,
+                index.prepared,
+            ),
             index.clips,
             self.recipe,
             fabric=fabric,

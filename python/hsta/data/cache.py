@@ -16,15 +16,16 @@ from typing import Protocol
 
 from ..errors import UserError
 from ..files import write_text
-from .clips import Clip, DatasetIndex, Fault
+from .clips import Clip, DatasetIndex, Fault, Preparation
 from .prepared_frames import PreparedFrames
 from .table_dataset import FOLDS, table_files
+from .units import CHOICE
 
 FILE = "prepared.json"
 CLIPS = "clips"  # the folder of the frames
 FORMAT = 1  # of the folder, and of the bits that the same settings give
 DEFAULT = "default"  # the index without a choice of classes
-CLASSES = (DEFAULT, "3", "5", "7", "8", "objective")
+CLASSES = (DEFAULT, "3", "5", "7", "8", "objective", CHOICE)
 
 
 class Source(Protocol):
@@ -101,7 +102,11 @@ def read_cache(dataset: Source, root: Path, classes: str | None) -> DatasetIndex
         raise UserError(f"{root} is prepared of {plan.dataset}, not of {dataset.name}: give --dataset {plan.dataset}")
     if results is None:
         raise UserError(f"{root} is not complete: the same hsta prepare again goes on with it")
-    said = results["indices"].get(classes or DEFAULT, {"error": f"{dataset.name} has no classes {classes!r}"})
+    said = results["indices"].get(classes or DEFAULT)
+    if classes not in (None, *CLASSES):
+        raise UserError(f"{dataset.name} has no classes {classes!r}")
+    if said is None:  # by an older version
+        raise UserError(f"{root} was prepared without the classes {classes}: hsta prepare --overwrite does it anew")
     if "error" in said:
         raise UserError(said["error"])
     index = _index(said, root, plan, results["files"])
@@ -150,6 +155,7 @@ def described(index: DatasetIndex) -> dict:
         "generated": index.generated,
         "faults": [asdict(fault) for fault in index.faults],
         "lost": index.lost,
+        "action_units": index.action_units,
     }
 
 
@@ -158,8 +164,9 @@ def _index(said: dict, root: Path, plan: Plan, files: list[dict]) -> DatasetInde
     numbers = {name: number for number, name in enumerate(plan.clips)}
     index = DatasetIndex(**{**said, "clips": [], "class_names": tuple(said["class_names"])})
     index.faults = [Fault(**fault) for fault in said["faults"]]
+    index.prepared = Preparation(str(plan.settings["detector"]), int(plan.settings["size"]))
     for fields in said["clips"]:
-        clip = Clip(**fields, frames=())
+        clip = _clip(fields)
         number = numbers[key(clip)]
         file = files[number]
         if "left_out" in file:
@@ -170,6 +177,12 @@ def _index(said: dict, root: Path, plan: Plan, files: list[dict]) -> DatasetInde
             frames = PreparedFrames(frames_file(root, number), file["length"], file["checksum"])
             index.clips.append(replace(clip, frames=frames))
     return index
+
+
+def _clip(fields: dict) -> Clip:
+    """A clip without its frames; JSON knows no tuples."""
+    label = fields["label"]
+    return Clip(**{**fields, "label": tuple(label) if isinstance(label, list) else label}, frames=())
 
 
 def frames_file(root: Path, number: int) -> Path:
@@ -183,10 +196,10 @@ def _changes(dataset: Source, source: Path, classes: str | None, plan: Plan, sai
         index = dataset.read(source, classes)
     except UserError as error:
         return [*changes, str(error)]
-    clips = [Clip(**fields, frames=()) for fields in said["clips"]]
+    clips = [_clip(fields) for fields in said["clips"]]
     before = {key(clip): plan.clips[key(clip)] for clip in clips}
     changes += differing(before, {key(clip): stamp(clip.files, source) for clip in index.clips})
-    if not changes and described(index)["clips"] != said["clips"]:
+    if not changes and [replace(clip, frames=()) for clip in index.clips] != clips:
         changes.append("its clips are read otherwise by this version")
     return changes
 

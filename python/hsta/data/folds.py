@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clips import Clip
+from .clips import Clip, Label
 from .natural_order import natural_key
 
 
@@ -72,9 +72,9 @@ def check_disjoint(fold: Fold, clips: Sequence[Clip]) -> None:
         raise ValueError(f"fold {fold.name} tests subjects that it was trained on: {shared}")
 
 
-def shuffled_labels(labels: Sequence[int], seed: Sequence[int]) -> list[int]:
+def shuffled_labels(labels: Sequence[Label], seed: Sequence[int]) -> list[Label]:
     """The labels dealt out anew: the control in which nothing can be learned that holds for others."""
-    return np.random.default_rng(list(seed)).permutation(np.asarray(labels)).tolist()
+    return [labels[i] for i in np.random.default_rng(list(seed)).permutation(len(labels))]
 
 
 def _fold(name: str, group: list[tuple[str, str]], subjects: list[str], clips: Sequence[Clip]) -> Fold:

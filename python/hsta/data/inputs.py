@@ -70,7 +70,7 @@ def make_inputs(
 
 
 class ClipDataset(Dataset):
-    """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, label and index int64.
+    """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, index int64.
 
     In training every choice comes from ``[seed, epoch, index]`` (`set_epoch`), so that a run that was stopped
     goes on bit for bit and the number of loading processes does not matter; otherwise an item is the same
@@ -118,6 +118,5 @@ class ClipDataset(Dataset):
         return {
             "video": video,
             "special": special,
-            "label": torch.tensor(clip.label),
             "index": torch.tensor(index),
         }

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
@@ -46,6 +48,7 @@ from .table_dataset import FOLDS
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+LOCK = ".lock"
 Prepared = tuple[int, "np.ndarray | str"]  # a clip's number, and its frames or why there are none
 
 
@@ -64,11 +67,12 @@ def prepare_dataset(
 
     Frames are uint8 RGB of ``size`` × ``size`` pixels. ``workers`` processes do the work, with 0 this one. Stopped at
     any moment, the same call goes on and ends with the same bits; what is complete stays as it is. Raises `UserError`,
-    naming the folder, when ``output`` holds something else or other data or settings (``overwrite`` begins anew), and
-    when no clip has a face.
+    naming the folder, when ``output`` holds something else or other data or settings (``overwrite`` begins anew), when
+    another call is at work in it, and when no clip has a face.
     """
     if read_plan(source) is not None:
         raise UserError(f"{source} is prepared already")
+    _check_output(output)
     indices, clips = _survey(dataset, source)
     plan = Plan(
         dataset.name,
@@ -76,29 +80,31 @@ def prepare_dataset(
         stamp_tables(source),
         {name: stamp(frames, source) for name, frames in clips.items()},
     )
-    _open(output, source, plan, overwrite)
-    if (source / FOLDS).is_dir():
-        copytree(source / FOLDS, output / FOLDS, dirs_exist_ok=True)
+    with _alone_in(output):
+        _open(output, source, plan, overwrite)
+        if (source / FOLDS).is_dir():
+            copytree(source / FOLDS, output / FOLDS, dirs_exist_ok=True)
 
-    missing = [(number, frames) for number, frames in enumerate(clips.values()) if not _is_done(output, number)]
-    done = len(clips) - len(missing)
-    bar = tqdm(desc="prepare", total=len(clips), initial=done, unit="clip", disable=not progress)
-    with bar:
-        for number, frames in in_parallel(partial(_prepare_clip, detector=detector, size=size), missing, workers):
-            # Written by this process alone: others may outlive it for a moment when it is killed.
-            if isinstance(frames, str):
-                write_text(_left_out_file(output, number), frames)
-            else:
-                with replacing(frames_file(output, number)) as temporary, temporary.open("wb") as file:
-                    np.save(file, frames)
-            bar.update()
-    files = [_result(output, number, frames[0].parent, source) for number, frames in enumerate(clips.values())]
-    if all("left_out" in file for file in files):
-        raise UserError(f"no clip in {source} could be prepared: {files[0]['left_out']}, and so on")
-    write_plan(output, source.resolve(), plan, {"indices": indices, "files": files})
-    index = read_cache(dataset, output, None)
-    assert index is not None
-    return index
+        missing = [(number, frames) for number, frames in enumerate(clips.values()) if not _is_done(output, number)]
+        done = len(clips) - len(missing)
+        bar = tqdm(desc="prepare", total=len(clips), initial=done, unit="clip", disable=not progress)
+        with bar:
+            for number, frames in in_parallel(partial(_prepare_clip, detector=detector, size=size), missing, workers):
+                # Written by this process alone: others may outlive it for a moment when it is killed.
+                if isinstance(frames, str):
+                    write_text(_left_out_file(output, number), frames)
+                else:
+                    with replacing(frames_file(output, number)) as temporary, temporary.open("wb") as file:
+                        np.save(file, frames)
+                bar.update()
+        files = [_result(output, number, frames[0].parent, source) for number, frames in enumerate(clips.values())]
+        if all("left_out" in file for file in files):
+            raise UserError(f"no clip in {source} could be prepared: {files[0]['left_out']}, and so on")
+        write_plan(output, source.resolve(), plan, {"indices": indices, "files": files})
+        choice = next(classes for classes in CLASSES if "error" not in indices[classes])
+        index = read_cache(dataset, output, None if choice == DEFAULT else choice)
+        assert index is not None
+        return index
 
 
 def in_parallel(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
@@ -154,13 +160,15 @@ def _detector(name: str) -> Detector:
 
 def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, tuple[Path, ...]]]:
     """The indices by each choice of classes, as `described`, or why there is none; and all their clips' frames."""
-    read = {DEFAULT: dataset.read(source)}
-    refused = {}
-    for classes in CLASSES[1:]:
+    read = {}
+    refused: dict[str, dict] = {}
+    for classes in CLASSES:
         try:
-            read[classes] = dataset.read(source, classes)
+            read[classes] = dataset.read(source, None if classes == DEFAULT else classes)
         except UserError as error:
             refused[classes] = {"error": str(error)}
+    if not read:
+        raise UserError(refused[DEFAULT]["error"])
     clips: dict[str, tuple[Path, ...]] = {}
     for index in read.values():
         for clip in index.clips:
@@ -169,10 +177,27 @@ def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, t
     return {classes: described(index) for classes, index in read.items()} | refused, clips
 
 
-def _open(output: Path, source: Path, plan: Plan, overwrite: bool) -> None:
-    """Make ``output`` the folder of this plan."""
+def _check_output(output: Path) -> None:
+    """Raises `UserError` where nothing must be written: the folder is somebody else's."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; what is prepared needs a folder")
+    if output.is_dir() and not (output / FILE).is_file() and any(path.name != LOCK for path in output.iterdir()):
+        raise UserError(f"{output} is not empty and holds nothing prepared; choose another folder")
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """While this lasts no other process prepares into the folder. The lock dies with the process, its file stays."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another hsta prepare is at work in {output}: let it end, or choose another folder") from None
+
+
+def _open(output: Path, source: Path, plan: Plan, overwrite: bool) -> None:
+    """Make ``output`` the folder of this plan."""
     found = None if overwrite else read_plan(output)
     if found is not None:
         if difference := plan.difference(found[1]):
@@ -182,8 +207,6 @@ def _open(output: Path, source: Path, plan: Plan, overwrite: bool) -> None:
         write_text(output / FILE, "{}\n")  # until the old frames are gone, it is of no plan
         for name in (CLIPS, FOLDS):
             remove(output / name)
-    elif output.is_dir() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty and holds nothing prepared; choose another folder")
     write_plan(output, source.resolve(), plan)
 
 

@@ -37,9 +37,10 @@ def read_dataset(dataset: str | Dataset, root: str | Path, classes: str | None =
     """The clips of a ``dataset``, a name of `DATASETS` or one of your own, under the folder ``root``, which holds it as
     its owners give it out or as `hsta prepare` left it.
 
-    ``classes`` chooses among the set's (``3``, ``5``, ``7``, ``8``, ``objective``); left out, every emotion is a
-    class. Faults known of the real files are read through and told in ``faults``. Raises `UserError`, naming
-    the path, for an unknown set or classes, a missing folder or annotation, or when no clip is left.
+    ``classes`` chooses among the set's (``3``, ``5``, ``7``, ``8``, ``objective``), or makes each action unit that is
+    coded a class (``action-units``), of which a clip shows any number; left out, every emotion is a class. Faults known
+    of the real files are read through and told in ``faults``. Raises `UserError`, naming the path, for an unknown set
+    or classes, a missing folder or annotation, or when no clip is left.
     """
     if isinstance(dataset, str):
         dataset = named_dataset(dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,12 +13,13 @@ from ..errors import UserError
 from ..generated.mark import MARKER, NO_EVIDENCE
 from .annotation import ENDINGS, OLD_ENDINGS, Row, read_table
 from .classes import Classes
-from .clips import Clip, DatasetIndex, Fault
+from .clips import Clip, DatasetIndex, Fault, Label
 from .frame_folders import FrameFolders
 from .images import ENDINGS as IMAGE_ENDINGS
 from .names import name_key
 from .natural_order import natural_key
 from .spans import find_span
+from .units import CHOICE, COLUMN, occurring, read_units, unit_name
 
 FOLDS = "folds"  # the folder of the tables that say who is tested
 
@@ -65,7 +66,10 @@ class TableDataset:
     required: tuple[str, ...] = ("subject", "clip", "onset", "offset")
 
     def read(self, root: Path, classes: str | None = None) -> DatasetIndex:
-        """The clips under ``root`` by one of the ``classes``. Raises `UserError`, naming the file or folder."""
+        """The clips under ``root`` by one of the ``classes``, or by their action units where these are `CHOICE`.
+
+        Raises `UserError`, naming the file or folder.
+        """
         tables, edition = find_tables(self, root)
         read = [read_table(path, self.required) for path in tables]
         columns = frozenset.union(*(table.columns for table in read))
@@ -79,11 +83,22 @@ class TableDataset:
         if "objective" not in columns and self._wants_objective(classes, columns):
             columns |= {"objective"}
             self._join_objective(root, rows, notes)
-        scheme = self.scheme(classes, columns, ", ".join(path.name for path in tables), notes)
+        names = ", ".join(path.name for path in tables)
+        if classes == CHOICE:
+            if COLUMN not in columns:
+                raise UserError(f"{names} has no column of action units: {self.name} cannot be read by them")
+            units = occurring(row.cells for row in rows)
+            scheme = Classes(COLUMN, {unit_name(unit): (str(unit),) for unit in units})
+        else:
+            scheme = self.scheme(classes, columns, names, notes)
         if "apex" not in columns:
             notes.append(f"{tables[0].name} has no column Apex: the frame of largest motion is taken")
-        index = DatasetIndex(self.name, [], scheme.names, notes, generated)
-        Assembly(self, index, self.folders(root)).add(rows, scheme, self._known(scheme.column))
+        index = DatasetIndex(self.name, [], scheme.names, notes, generated, action_units=classes == CHOICE)
+        assembly = Assembly(self, index, self.folders(root))
+        if index.action_units:
+            assembly.add_by_units(rows)
+        else:
+            assembly.add(rows, scheme, self._known(scheme.column))
         if not index.clips:
             detail = "; ".join(map(str, index.faults[:3]))
             where = " and ".join(map(str, tables))
@@ -154,10 +169,7 @@ class Assembly:
     def add(self, rows: list[Row], scheme: Classes, known: list[Classes]) -> None:
         """``known`` are all classes of the column: what is in none of them is a mistake, not a choice."""
         outside: Counter[str] = Counter()
-        for row in rows:
-            if not row.cells["subject"] and not row.cells["clip"]:  # a sum below the table, a remark
-                self.fault(row, "names neither a subject nor a clip, passed over")
-                continue
+        for row in self._named(rows):
             written = row.cells[scheme.column]
             label = scheme.label(written)
             if label is None and any(other.label(written) is not None for other in known):
@@ -171,7 +183,28 @@ class Assembly:
             names = ", ".join(f"{count} of {written}" for written, count in sorted(outside.items()))
             self.index.notes.append(f"{sum(outside.values())} clips belong to none of the classes asked for: {names}")
 
-    def clip(self, row: Row, emotion: str, label: int, cells: Mapping[str, str]) -> None:
+    def add_by_units(self, rows: list[Row]) -> None:
+        """Of a row in which nothing is coded nobody knows what its clip shows: it is lost, not a clip without units."""
+        place = {name: label for label, name in enumerate(self.index.class_names)}
+        for row in self._named(rows):
+            try:
+                units, certain = read_units(row.cells.get(COLUMN, ""))
+            except ValueError as error:
+                self.lose(row, f"{error}, left out")
+                continue
+            if not certain:
+                self.fault(row, f"action units {row.cells[COLUMN]!r}: one or another, all are taken")
+            labels = tuple(place[unit_name(unit)] for unit in units)
+            self.clip(row, "+".join(map(str, units)), labels, row.cells)
+
+    def _named(self, rows: list[Row]) -> Iterator[Row]:
+        for row in rows:
+            if row.cells["subject"] or row.cells["clip"]:
+                yield row
+            else:  # a sum below the table, a remark
+                self.fault(row, "names neither a subject nor a clip, passed over")
+
+    def clip(self, row: Row, emotion: str, label: Label, cells: Mapping[str, str]) -> None:
         """One clip more; ``cells`` has the numbers of its frames, which may be of another table than the row."""
         dataset = self.dataset
         key = dataset.key(row)

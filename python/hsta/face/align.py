@@ -24,13 +24,18 @@ def align_clip(frames: Iterable[np.ndarray], detector: Detector, size: int) -> n
     shapes = sorted({frame.shape for frame in frames})
     if len(shapes) > 1:
         raise UserError(f"its frames differ in size: {', '.join(f'{width}x{height}' for height, width, _ in shapes)}")
-    places = np.unique(np.linspace(0, len(frames) - 1, LOOKED_AT).round().astype(int))
-    face = follow([detector.faces(frames[place]) for place in places])
-    if not face:
+    points = find_points(frames, detector)
+    if points is None:
         return None
-    points = np.mean([seen.points for seen in face], axis=0)
     transform = similarity(points, size * detector.template)
     return np.stack([warp(frame, transform, size) for frame in frames])
+
+
+def find_points(frames: Sequence[np.ndarray], detector: Detector) -> np.ndarray | None:
+    """The points of the face that a clip is of, averaged over some of its frames: float64 (K, 2); None for no face."""
+    places = np.unique(np.linspace(0, len(frames) - 1, LOOKED_AT).round().astype(int))
+    face = follow([detector.faces(frames[place]) for place in places])
+    return np.mean([seen.points for seen in face], axis=0) if face else None
 
 
 def follow(found: Sequence[Sequence[Face]]) -> list[Face]:

@@ -54,14 +54,6 @@ def centre_box(frame: np.ndarray) -> tuple[int, int, int, int]:
     return _within(frame.shape[1] / 2, frame.shape[0] / 2, side, frame.shape[:2])
 
 
-def locate_face(frames: Sequence[np.ndarray]) -> tuple[tuple[int, int, int, int], bool]:
-    """The square to crop, and whether there is a face in it: sought in the first, middle and last frame."""
-    for i in dict.fromkeys((0, len(frames) // 2, len(frames) - 1)):
-        if box := find_face(frames[i]):
-            return box, True
-    return centre_box(frames[0]), False
-
-
 def crop_face(frames: Sequence[np.ndarray], box: tuple[int, int, int, int], size: int) -> list[np.ndarray]:
     """The same ``box`` of every frame, resized to (size, size, 3): one box, so that it adds no motion."""
     x, y, width, height = box

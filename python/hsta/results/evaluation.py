@@ -18,6 +18,7 @@ from ..training.checkpoints import Task
 from ..training.loop import clip_dataset, fit
 from ..training.recipe import Recipe
 from ..training.start import Start
+from .answer import probabilities_of
 from .tested_clips import Prediction, read_csv, write_csv
 
 
@@ -42,7 +43,7 @@ def evaluate_fold(
     """
     table = directory.with_name(f"{directory.name}.csv")
     if table.is_file():
-        predictions = read_csv(table, task.class_names)
+        predictions = read_csv(table, task.class_names, task.action_units)
         if [(p.subject, p.clip, p.truth) for p in predictions] != [
             (clip.subject, clip.name, clip.label) for clip in tested
         ]:
@@ -77,11 +78,11 @@ def evaluate_fold(
 def probabilities(
     model: hsta_kernels.HSTA, clips: Sequence[Clip], task: Task, *, batch_size: int, fabric: Fabric
 ) -> list[tuple[float, ...]]:
-    """Class probabilities of each clip; frames are chosen without chance."""
+    """Probabilities of the classes, or of each action unit, of each clip; frames are chosen without chance."""
     model.eval()
     rows = []
     for batch in DataLoader(clip_dataset(clips, model.config, task, training=False), batch_size):
         with fabric.autocast():
             logits = model(*(batch[name].to(fabric.device) for name in ("video", "special")))
-        rows += [tuple(row) for row in logits.double().softmax(-1).tolist()]
+        rows += [tuple(row) for row in probabilities_of(logits, task.action_units).tolist()]
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Scores:
     matrix: np.ndarray
     class_names: tuple[str, ...]
 
+    FIGURES: ClassVar = {"uf1": "UF1", "uar": "UAR", "accuracy": "accuracy"}
+
     @property
     def support(self) -> np.ndarray:
         """Clips of each class, int64 (C,)."""
@@ -33,12 +36,12 @@ class Scores:
     @property
     def f1(self) -> np.ndarray:
         """2 TP / (2 TP + FP + FN) of each class, float64 (C,)."""
-        return _share(2 * np.diag(self.matrix), self.matrix.sum(axis=0) + self.support)
+        return share(2 * np.diag(self.matrix), self.matrix.sum(axis=0) + self.support)
 
     @property
     def recall(self) -> np.ndarray:
         """TP / n of each class, float64 (C,)."""
-        return _share(np.diag(self.matrix), self.support)
+        return share(np.diag(self.matrix), self.support)
 
     @property
     def uf1(self) -> float:
@@ -55,12 +58,17 @@ class Scores:
         """Share of all clips that were told right."""
         return float(np.trace(self.matrix) / self.matrix.sum())
 
+    @property
+    def chance(self) -> float:
+        """What guessing gives."""
+        return 1 / len(self.class_names)
+
     def to_dict(self) -> dict:
         """As JSON holds it; what is undefined is null."""
         per_class = {
             name: {
-                "f1": _number(f1),
-                "recall": _number(recall),
+                "f1": number(f1),
+                "recall": number(recall),
                 "support": int(n),
                 "predicted": int(predicted),
             }
@@ -96,9 +104,11 @@ def score(truth: Sequence[int], prediction: Sequence[int], class_names: Sequence
     return Scores(matrix, tuple(class_names))
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part`` / ``whole``, NaN where there is nothing to have a share of."""
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """As JSON holds it."""
     return None if np.isnan(value) else float(value)

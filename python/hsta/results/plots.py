@@ -11,11 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..data.clips import classes_of
 from ..files import replacing
 from ..generated.mark import NO_EVIDENCE
+from .answer import answer
 from .metrics import Scores
 from .recognition import Recognition
 from .spotting import Curve, Interval
+from .unit_metrics import UnitScores
 
 BLUE, ORANGE = "#2c6fa6", "#d1681c"
 EVENTS = ("onset", "apex", "offset")
@@ -41,6 +44,24 @@ def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
     _save(figure, path)
 
 
+def plot_unit_f1(path: Path, scores: UnitScores, title: str) -> None:
+    """A bar of F1 for each action unit, with the number of clips that show it; the line is the mean."""
+    names = [f"{name} ({n})" for name, n in zip(scores.class_names, scores.support, strict=True)]
+    figure = Figure(figsize=(6.4, 1.6 + 0.32 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(names, np.nan_to_num(scores.f1), color=BLUE)
+    axes.bar_label(bars, ["undefined" if np.isnan(f1) else f"{f1:.2f}" for f1 in scores.f1], padding=3)
+    axes.axvline(scores.mean_f1, color=ORANGE, linewidth=1.2)
+    axes.set_xlim(0, 1.15)
+    axes.set_xticks(np.linspace(0, 1, 5))
+    axes.invert_yaxis()
+    axes.set_xlabel("F1 (line: mean)")
+    axes.set_ylabel("action unit (clips)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize="small")
+    _save(figure, path)
+
+
 def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_shares: dict[str, float]) -> None:
     """The apex frame, CLS attention of both branches over it, the probabilities and the motion curve.
 
@@ -49,7 +70,8 @@ def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_sha
     """
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=(1.15, 1))
-    title = f"{result.label} ({max(result.probabilities.values()):.0%}): {Path(result.file).name}"
+    sure = "" if result.action_units else f" ({max(result.probabilities.values()):.0%})"
+    title = f"{result.label}{sure}: {Path(result.file).name}"
     figure.suptitle(title + (f"\n(learned from {NO_EVIDENCE})" if result.generated else ""))
 
     frame = figure.add_subplot(grid[0, :2])
@@ -61,7 +83,7 @@ def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_sha
         _overlay(axes, apex, np.asarray(result.attention[branch]), patch_shares[branch])
         axes.set_title(f"CLS attention, {branch} branch")
 
-    _bars(figure.add_subplot(grid[1, :2]), result.probabilities, result.label)
+    _bars(figure.add_subplot(grid[1, :2]), result)
     _motion(figure.add_subplot(grid[1, 2:]), result)
     _save(figure, path)
 
@@ -105,10 +127,11 @@ def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: floa
     axes.axis("off")
 
 
-def _bars(axes: Axes, probabilities: dict[str, float], label: str) -> None:
-    names = list(probabilities)
-    values = list(probabilities.values())
-    bars = axes.barh(names, values, color=[ORANGE if name == label else BLUE for name in names])
+def _bars(axes: Axes, result: Recognition) -> None:
+    names = list(result.probabilities)
+    values = list(result.probabilities.values())
+    told = classes_of(answer(values, result.action_units))
+    bars = axes.barh(names, values, color=[ORANGE if place in told else BLUE for place in range(len(names))])
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
     axes.set_xlim(0, 1.15)
     axes.set_xticks(np.linspace(0, 1, 5))

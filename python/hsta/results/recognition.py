@@ -14,9 +14,10 @@ from ..data.film import Film, hold
 from ..data.inputs import make_inputs
 from ..data.sampling import even_in_time
 from ..errors import UserError
-from ..face.crop import crop_face, locate_face
+from ..face.framing import Finder, Square, finder
 from ..face.spotting import Events, Motion, spot
 from ..training.checkpoints import Task
+from .answer import probabilities_of, said
 
 MEASURED = 224  # side of the face crops in which motion is looked for
 
@@ -27,7 +28,9 @@ class Recognition:
 
     file: str
     label: str
+    """The most probable class, or the action units that are more probable than not, as ``AU1+AU2``."""
     probabilities: dict[str, float]
+    """Of each class, or of each action unit for itself."""
     onset: int
     apex: int
     offset: int
@@ -37,6 +40,8 @@ class Recognition:
     """Of each frame, seconds from the first."""
     face: tuple[int, int, int, int]
     """x, y, width and height of the crop."""
+    face_turned: float
+    """Degrees by which the crop was turned back about its middle, since the head leant to the right in the picture."""
     face_found: bool
     motion_curve: list[float]
     """For each frame, motion from the onset in pixels of a 224 frame."""
@@ -44,6 +49,8 @@ class Recognition:
     """Of the branches video and special: CLS attention to the patches, mean over heads and time."""
     generated: bool
     """The model learned from generated data."""
+    action_units: bool
+    """The model tells action units."""
     notes: list[str]
     """What was not as it should be in the film, and what was done about it."""
 
@@ -55,44 +62,63 @@ def recognize(
     *,
     file: str,
     events: tuple[int | None, int | None, int | None] = (None, None, None),
+    detector: str | None = None,
 ) -> tuple[Recognition, np.ndarray]:
     """What a model says of the micro-expression in a ``film``, and the face in its apex frame, uint8 (H, W, 3).
 
-    ``events`` are onset, apex and offset, or None for what is to be found. Raises `UserError` when they are not
-    in the video or not in order.
+    ``events`` are onset, apex and offset, or None for what is to be found. The face is cut out as by `how_to_find`.
+    Raises `UserError` when they are not in the video or not in order.
     """
+    find, size = how_to_find(model, task, detector)
     frames, times = hold(film, file)
-    face, face_found = locate_face(frames)
-    crops = crop_face(frames, face, MEASURED)
+    found = find(frames)
+    framing = found or Square.in_the_middle(frames)
+    crops = framing.crop(frames, MEASURED)
     motion = Motion(crops)
     onset, apex, offset = _events(motion, times, *events)
     clip = crops[onset : offset + 1]
-    if model.config.image_size > MEASURED:  # larger crops show it more
-        clip = crop_face(frames[onset : offset + 1], face, model.config.image_size)
+    if task.prepared or detector:  # the face of this clip alone, as in training
+        framing = find(frames[onset : offset + 1]) or framing
+        clip = framing.crop(frames[onset : offset + 1], size)
+    elif size > MEASURED:  # larger crops show it more
+        clip = framing.crop(frames[onset : offset + 1], size)
     probabilities, attention = classify(model, task, clip, times[onset : offset + 1], apex - onset)
     recognition = Recognition(
         file=file,
-        label=max(probabilities, key=probabilities.__getitem__),
+        label=said(probabilities, task.action_units),
         probabilities=probabilities,
         onset=onset,
         apex=apex,
         offset=offset,
         spotted=events[0] is None,
         times=times.tolist(),
-        face=face,
-        face_found=face_found,
+        face=framing.box,
+        face_turned=framing.turned,
+        face_found=found is not None,
         motion_curve=motion.since(onset).tolist(),
         attention=attention,
         generated=task.generated,
-        notes=film.notes + ([] if face_found else ["no face found, the centre is taken"]),
+        action_units=task.action_units,
+        notes=film.notes + ([] if found else ["no face found, the centre is taken"]),
     )
     return recognition, clip[apex - onset]
+
+
+def how_to_find(model: hsta_kernels.HSTA, task: Task, detector: str | None) -> tuple[Finder, int]:
+    """What finds faces as in the clips that the model learned from, and the side of the frames that they are put into.
+
+    A ``detector`` (of `hsta.face.detectors`) takes the place of theirs. Where they were not prepared, the square around
+    a face is taken that OpenCV's cascade finds. Raises `UserError` where the detector is not installed.
+    """
+    prepared = task.prepared
+    size = prepared.size if prepared else max(MEASURED, model.config.image_size)
+    return finder(detector or (prepared.detector if prepared else None)), size
 
 
 def classify(
     model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int
 ) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
-    """Probabilities of the classes and attention (as in `Recognition`) for the face crops of one micro-expression.
+    """Probabilities and attention (as in `Recognition`) for the face crops of one micro-expression.
 
     ``clip`` is onset to offset, RGB uint8, taken at ``times`` (seconds); ``apex`` indexes it.
     """
@@ -113,7 +139,7 @@ def classify(
         maps = hsta_kernels.cls_attention(model, *(tensor[None] for tensor in inputs))
     finally:
         hook.remove()
-    probabilities = logits[0][0].double().softmax(0).tolist()
+    probabilities = probabilities_of(logits[0][0], task.action_units).tolist()
     attention = {branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()}
     return dict(zip(task.class_names, probabilities, strict=True)), attention
 

@@ -13,15 +13,16 @@ import torch
 
 import hsta_kernels
 
-from ..data.clips import DatasetIndex
+from ..data.clips import DatasetIndex, classes_of
 from ..files import write_text
 from ..generated.mark import NO_EVIDENCE
 from .metrics import Scores, score
-from .plots import plot_confusion_matrix
+from .plots import plot_confusion_matrix, plot_unit_f1
 from .tested_clips import Prediction, write_csv, write_megc_log
+from .unit_metrics import UnitScores, score_units
 
 FILES = ("metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png")
-FIGURES = ("uf1", "uar", "accuracy")
+UNIT_FILES = ("metrics.json", "predictions.csv", "f1_by_unit.png")  # of action units
 
 
 def write_report(
@@ -35,24 +36,26 @@ def write_report(
     model: str,
     seed: int,
     device: torch.device,
-) -> Scores:
-    """Write `FILES` to ``directory`` and return the scores of all predictions together.
+) -> Scores | UnitScores:
+    """Write `FILES`, or `UNIT_FILES`, to ``directory`` and return the scores of all predictions together.
 
     metrics.json, the last, also has the scores of each data set's part of them and tells what the figures were made
     with.
     """
-    metrics, table, log, picture = (directory / name for name in FILES)
     subjects = len({clip.person for clip in index.clips})
     scores, parts = scores_of(predictions, index.class_names), slices(predictions, index.class_names)
-    write_csv(table, predictions, index.class_names)
-    write_megc_log(log, predictions)
+    write_csv(directory / "predictions.csv", predictions, index.class_names)
 
     title = [f"{index.name}: {len(index.clips)} clips of {subjects} subjects, {protocol}", _figures(scores)]
     if shuffled_labels:
         title.append("control: labels shuffled in training")
     if index.generated:
         title.append(NO_EVIDENCE)
-    plot_confusion_matrix(picture, scores, "\n".join(title))
+    if isinstance(scores, UnitScores):
+        plot_unit_f1(directory / "f1_by_unit.png", scores, "\n".join(title))
+    else:
+        write_megc_log(directory / "megc2019.log", predictions)
+        plot_confusion_matrix(directory / "confusion_matrix.png", scores, "\n".join(title))
 
     values = {
         **scores.to_dict(),
@@ -74,15 +77,18 @@ def write_report(
             "python": platform.python_version(),
         },
     }
-    write_text(metrics, json.dumps(values, indent=2) + "\n")
+    write_text(directory / "metrics.json", json.dumps(values, indent=2) + "\n")
     return scores
 
 
-def scores_of(predictions: Sequence[Prediction], class_names: Sequence[str]) -> Scores:
-    return score([p.truth for p in predictions], [p.label for p in predictions], class_names)
+def scores_of(predictions: Sequence[Prediction], class_names: Sequence[str]) -> Scores | UnitScores:
+    truth, told = [classes_of(p.truth) for p in predictions], [classes_of(p.label) for p in predictions]
+    if isinstance(predictions[0].truth, tuple):
+        return score_units(truth, told, class_names)
+    return score([label for (label,) in truth], [label for (label,) in told], class_names)
 
 
-def slices(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Scores]:
+def slices(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Scores | UnitScores]:
     """The scores of each data set's part of the same predictions, as MEGC 2019 gives them; none where there is one."""
     datasets = dict.fromkeys(p.dataset for p in predictions)
     if len(datasets) < 2:
@@ -90,33 +96,39 @@ def slices(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dic
     return {name: scores_of([p for p in predictions if p.dataset == name], class_names) for name in datasets}
 
 
-def write_seeds(directory: Path, by_seed: Mapping[int, Scores], index: DatasetIndex) -> None:
+def write_seeds(directory: Path, by_seed: Mapping[int, Scores | UnitScores], index: DatasetIndex) -> None:
     """Write metrics.json of several seeds: the scores of each, their mean and sample standard deviation."""
     values: dict = {"seeds": list(by_seed)}
-    for name in FIGURES:
+    for name in next(iter(by_seed.values())).FIGURES:
         figures = [getattr(scores, name) for scores in by_seed.values()]
         values[name] = {"mean": statistics.fmean(figures), "deviation": statistics.stdev(figures), "each": figures}
     values |= {"dataset": index.name, "generated_data": index.generated}
     write_text(directory / FILES[0], json.dumps(values, indent=2) + "\n")
 
 
-def summary(by_seed: Mapping[int, Scores], index: DatasetIndex) -> str:
+def summary(by_seed: Mapping[int, Scores | UnitScores], index: DatasetIndex) -> str:
     """One line for people."""
     several = list(by_seed.values())
     if len(several) == 1:
         figures = _figures(several[0])
     else:
-        columns = {name: [getattr(scores, name) for scores in several] for name in FIGURES}
+        columns = {name: [getattr(scores, key) for scores in several] for key, name in several[0].FIGURES.items()}
         figures = ", ".join(
             f"{name} {statistics.fmean(column):.3f} ± {statistics.stdev(column):.3f}"
-            for name, column in zip(("UF1", "UAR", "accuracy"), columns.values(), strict=True)
+            for name, column in columns.items()
         )
-        figures += f" over {len(several)} seeds (chance {1 / len(index.class_names):.3f})"
-    line = f"{index.name}, {len(index.class_names)} classes: {figures}"
+        figures += f" over {len(several)} seeds ({_chance(several[0])})"
+    what = "action units" if index.action_units else "classes"
+    line = f"{index.name}, {len(index.class_names)} {what}: {figures}"
     return line + (f"; {NO_EVIDENCE}" if index.generated else "")
 
 
-def _figures(scores: Scores) -> str:
+def _figures(scores: Scores | UnitScores) -> str:
     """The scores beside what guessing gives."""
-    chance = 1 / len(scores.class_names)
-    return f"UF1 {scores.uf1:.3f}, UAR {scores.uar:.3f}, accuracy {scores.accuracy:.3f} (chance {chance:.3f})"
+    figures = ", ".join(f"{name} {getattr(scores, key):.3f}" for key, name in scores.FIGURES.items())
+    return f"{figures} ({_chance(scores)})"
+
+
+def _chance(scores: Scores | UnitScores) -> str:
+    what = "every unit always told" if isinstance(scores, UnitScores) else "chance"
+    return f"{what} {scores.chance:.3f}"

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.clips import Clip
+from ..data.clips import Clip, Label
 from ..errors import UserError
 from ..files import write_text
+from .answer import answer, named
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model that never saw the subject said of a clip. ``truth`` and ``label`` index the classes."""
+    """What a model that never saw the subject said of a clip. ``truth`` and ``label`` index the classes, or are tuples
+    of action units, which do.
+    """
 
     dataset: str
     subject: str
     clip: str
-    truth: int
+    truth: Label
     probabilities: tuple[float, ...]
 
     @classmethod
@@ -28,31 +31,37 @@ class Prediction:
         return cls(clip.dataset, clip.subject, clip.name, clip.label, tuple(probabilities))
 
     @property
-    def label(self) -> int:
-        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+    def label(self) -> Label:
+        return answer(self.probabilities, isinstance(self.truth, tuple))
 
 
 def write_csv(path: Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:
-    """``dataset,subject,clip,truth,prediction,prob_<class>…``, classes by name."""
+    """``dataset,subject,clip,truth,prediction,prob_<class>…``, classes by name, action units as ``AU1+AU2``."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(_header(class_names))
     for p in predictions:
-        named = class_names[p.truth], class_names[p.label]
-        writer.writerow([p.dataset, p.subject, p.clip, *named, *map(repr, p.probabilities)])
+        names = (named(label, class_names) for label in (p.truth, p.label))
+        writer.writerow([p.dataset, p.subject, p.clip, *names, *map(repr, p.probabilities)])
     write_text(path, table.getvalue())
 
 
-def read_csv(path: Path, class_names: Sequence[str]) -> list[Prediction]:
+def read_csv(path: Path, class_names: Sequence[str], action_units: bool = False) -> list[Prediction]:
     """What `write_csv` wrote. Raises `UserError` for another table, other classes or a damaged file."""
     header = _header(class_names)
     with path.open(encoding="utf-8", newline="") as file:
         header_read, *rows = list(csv.reader(file)) or [[]]
     if header_read != header:
         raise UserError(f"{path} must have the columns {','.join(header)}, got {','.join(header_read)}")
+
+    def label(written: str) -> Label:
+        if action_units:
+            return tuple(class_names.index(name) for name in written.split("+") if name)
+        return class_names.index(written)
+
     try:
         return [
-            Prediction(dataset, subject, clip, class_names.index(truth), tuple(map(float, numbers)))
+            Prediction(dataset, subject, clip, label(truth), tuple(map(float, numbers)))
             for dataset, subject, clip, truth, _, *numbers in rows
         ]
     except ValueError as error:

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 import hsta_kernels
 from hsta_kernels import tensor_files
 
+from ..data.clips import Preparation
 from ..errors import UserError
 from ..files import replacing, write_text
 from .checkpoint_folder import TASK_FILE, checkpoint_folder
@@ -39,6 +40,10 @@ class Task:
     """Learned from generated data: what it says is no evidence about real faces."""
     people: tuple[str, ...] | None = None
     """Whom it learned from, data set and subject; None where that is not known."""
+    action_units: bool = False
+    """The classes are action units, of which each has a probability of its own."""
+    prepared: Preparation | None = None
+    """How the faces were cut out of the clips that it learned from; None where frames were taken as they were."""
 
 
 def save_state(
@@ -108,6 +113,8 @@ def load_checkpoint(path: Path) -> tuple[hsta_kernels.HSTA, Task]:
     try:
         values = dict(json.loads((directory / TASK_FILE).read_text(encoding="utf-8")))
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        if values.get("prepared") is not None:
+            values["prepared"] = Preparation(*values["prepared"])
         task = Task(**values)
         model = hsta_kernels.HSTA.from_pretrained(directory)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 import hsta_kernels
 
-from ..data.clips import Clip
+from ..data.clips import Clip, Label, classes_of
 from ..data.inputs import ClipDataset
 from ..data.transforms import SPECIAL
 from ..errors import UserError
@@ -70,11 +72,16 @@ def fit(
     done = load_state(state, model, adamw, average) if state.is_file() else 0
 
     dataset = clip_dataset(clips, config, task, training=True, seed=seed)
-    labels = [clip.label for clip in clips]
+    targets_of_clips = multi_hot([clip.label for clip in clips], config.num_classes)
+    balance = recipe.balance_of(task.action_units)
     # With one class for all, the order is a plain random one.
-    sampled = labels if recipe.balance == "sampling" else [0] * len(labels)
+    sampled = targets_of_clips.argmax(1).tolist() if balance == "sampling" else [0] * len(clips)
     sampler = BalancedSampler(sampled, seed, fabric.global_rank, fabric.world_size)
-    weights = class_weights(labels, config.num_classes).to(fabric.device) if recipe.balance == "weights" else None
+    weights = None
+    if balance == "weights":
+        weigh = unit_weights if task.action_units else class_weights
+        weights = weigh(targets_of_clips).to(fabric.device)
+    targets_of_clips = targets_of_clips.to(fabric.device)
     batch_size = min(recipe.batch_size, len(sampler))  # of each device
     loader = fabric.setup_dataloaders(
         DataLoader(
@@ -90,6 +97,7 @@ def fit(
         use_distributed_sampler=False,
     )
     steps = len(loader)
+    compute_loss = partial(unit_loss if task.action_units else class_loss, smoothing=recipe.label_smoothing)
     log = None
     if fabric.is_global_zero:
         sweep(directory / CHECKPOINT)
@@ -118,15 +126,13 @@ def fit(
                 for group in adamw.param_groups:
                     group["lr"] = rate * group["scale"]
                 video, special = batch["video"], batch["special"]
-                targets = F.one_hot(batch["label"], config.num_classes).float()
+                targets = targets_of_clips[batch["index"]]
                 if recipe.augment:
                     changes = draw_changes(len(video), recipe.augment)
                     video, special = augment(video, special, changes, flow=SPECIAL[task.special] is not None)
                 if recipe.mixup:
                     video, special, targets = mix(video, special, targets, recipe.mixup)
-                loss = F.cross_entropy(
-                    wrapped(video, special), targets, weights, label_smoothing=recipe.label_smoothing
-                )
+                loss = compute_loss(wrapped(video, special), targets, weights)
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 optimizer.step()
@@ -152,13 +158,39 @@ def fit(
     return learned.eval()
 
 
-def class_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
-    """Inverse to the number of a class's clips, float32 (num_classes,), and 1 in the mean over the clips.
+def multi_hot(labels: Sequence[Label], num_classes: int) -> torch.Tensor:
+    """1 at the class, or at the action units, of each label and 0 elsewhere: float32 (N, num_classes)."""
+    targets = torch.zeros(len(labels), num_classes)
+    for row, label in zip(targets, labels, strict=True):
+        row[list(classes_of(label))] = 1
+    return targets
+
+
+def class_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    """Cross-entropy of one class a clip. ``logits`` and ``targets`` (B, C), ``weights`` (C,)."""
+    return F.cross_entropy(logits, targets, weights, label_smoothing=smoothing)
+
+
+def unit_loss(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    """Binary cross-entropy of each action unit, in the mean. ``weights`` (C,) are those of a unit that is there."""
+    return F.binary_cross_entropy_with_logits(
+        logits, targets.lerp(torch.full_like(targets, 0.5), smoothing), pos_weight=weights
+    )
+
+
+def class_weights(targets: Tensor) -> Tensor:
+    """Inverse to the number of a class's clips, float32 (C,), and 1 in the mean over the clips of ``targets`` (N, C).
 
     A class without a clip weighs 0: smoothed targets ask for none of it either.
     """
-    counts = torch.bincount(torch.tensor(labels), minlength=num_classes)
-    return torch.where(counts > 0, len(labels) / (counts > 0).sum() / counts, 0.0)
+    counts = targets.sum(0)
+    return torch.where(counts > 0, len(targets) / (counts > 0).sum() / counts, 0.0)
+
+
+def unit_weights(targets: Tensor) -> Tensor:
+    """Clips without an action unit to each clip with it, float32 (C,): both weigh the same in all; 1 without either."""
+    there = targets.sum(0)
+    return torch.where((there > 0) & (there < len(targets)), (len(targets) - there) / there, 1.0)
 
 
 def clip_dataset(

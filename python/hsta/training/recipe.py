@@ -37,11 +37,12 @@ class Recipe:
     """Probability that a training step skips the last layer; that of the layers before it rises to this from 0."""
     head_drop_rate: float = 0.2
     """Probability that dropout before the classifier sets a value to 0."""
-    balance: Literal["sampling", "weights", "none"] = "sampling"
+    balance: Literal["auto", "sampling", "weights", "none"] = "auto"
     """How rare classes get their due: sampling shows as many clips of each, weights gives a clip of a rare class a
-    greater loss, none leaves classes as they are."""
+    greater loss, none leaves classes as they are; auto is sampling, and with action units, which cannot be sampled one
+    by one, none."""
     label_smoothing: float = 0.0
-    """Share of a clip's target that is spread over all classes."""
+    """Share of a clip's target that is spread over all classes; of each action unit, over there and not there."""
     mixup: float = 0.0
     """Clips are mixed by shares from Beta(mixup, mixup), such as 0.2; with 0 they are not."""
     ema_decay: float = 0.0
@@ -66,6 +67,14 @@ class Recipe:
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+    def balance_of(self, action_units: bool) -> Literal["sampling", "weights", "none"]:
+        """What ``balance`` means for classes or for action units. Raises `UserError` for what does not go together."""
+        if self.balance == "auto":
+            return "none" if action_units else "sampling"
+        if self.balance == "sampling" and action_units:
+            raise UserError("balance must be weights or none with action units, got sampling: a clip shows several")
+        return self.balance
 
     def learning_rate_at(self, progress: float, batch_size: int) -> float:
         """The rate when ``progress`` of the ``epochs`` are done, for a step of ``batch_size`` clips in all."""

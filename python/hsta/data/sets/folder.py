@@ -9,7 +9,8 @@ folder of the subject:
     anna,anna/laugh2,happiness,3,,20
     berta,berta/frown,anger,40,47,66
 
-Without an apex the frame of largest motion serves; without the three columns all images of a folder are the clip.
+A column ``AU`` of action units may stand beside the emotions or in their place. Without an apex the frame of largest
+motion serves; without the three columns all images of a folder are the clip.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..annotation import read_table
 from ..classes import emotions, polarity, spelled
 from ..clips import DatasetIndex
 from ..table_dataset import TableDataset, find_tables
+from ..units import CHOICE, COLUMN
 
 FACTS = TableDataset(
     name="folder",
@@ -39,7 +41,9 @@ class Folder:
     title: str = FACTS.title
 
     def read(self, root: Path, classes: str | None = None) -> DatasetIndex:
-        """The clips; the classes are the emotions that the table names, or with ``3`` the field's three."""
+        """The clips; classes are the emotions that the table names, with ``3`` the field's three, or action units."""
+        if classes == CHOICE:
+            return replace(FACTS, required=("subject", "clip", COLUMN)).read(root, classes)
         tables, _ = find_tables(FACTS, root)
         written: dict[str, str] = {}
         for path in tables:

@@ -17,6 +17,7 @@ from ..annotation import Row, read_grids, read_table
 from ..classes import Classes
 from ..clips import DatasetIndex, Fault
 from ..table_dataset import Assembly, Edition, TableDataset, differences, find_tables, table_files
+from ..units import CHOICE
 from .casme2 import CASME2
 from .samm import SAMM
 from .smic import SMIC
@@ -37,6 +38,10 @@ class Megc2019:
 
     def read(self, root: Path, classes: str | None = None) -> DatasetIndex:
         """The clips of all three sets. Raises `UserError`, naming the file or folder."""
+        if classes == CHOICE:
+            raise UserError(
+                f"{self.name} has no action units, as SMIC has none: give CASME II and SAMM as data sets of their own"
+            )
         if classes not in (None, "3"):
             raise UserError(f"{self.name} has no classes {classes!r}; known: 3")
         path, rows = _labels(root)
