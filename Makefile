@@ -18,7 +18,7 @@ $(VENV)/installed: $(SOURCES)
 
 install: $(VENV)/installed  ## virtual environment, dependencies, build
 
-demo: install  ## generate data, train, evaluate, predict, compare speed; pictures in demo/
+demo: install  ## generate data, train, predict, evaluate, compare speed; pictures in demo/
 	$(QUIETLY) $(BIN)/hsta demo --output demo
 
 test: install  ## the whole test suite (what needs a GPU is skipped without one)

@@ -100,6 +100,18 @@ def test_as_a_program():
     assert child.stderr.startswith("hsta: Unrecognized options: trane")
 
 
+@pytest.mark.parametrize("mine", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_waiting_threads_spin_briefly_unless_the_user_says_how(mine, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever main() sets
+        monkeypatch.delenv(name)
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--help"]) == 0
+    found = {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ}
+    assert found == (mine or {"GOMP_SPINCOUNT": "20000"})
+
+
 SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,

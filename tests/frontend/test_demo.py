@@ -24,8 +24,9 @@ def test_the_demo_says_what_it_did_and_where_the_pictures_are(tmp_path, monkeypa
     for start in ("inference", "learned", "shuffled labels", "chance"):
         assert any(line.startswith(start) for line in lines), start
     assert "All figures are from generated data: they are no evidence about real faces." in lines
-    pictures = [line.split("  ")[1] for line in lines[-3:]]
+    pictures = [line.split("  ")[1] for line in lines[-4:]]
     assert pictures == [
+        str(tmp_path / "faces.png"),
         str(tmp_path / "predictions" / "somebody.png"),
         str(tmp_path / "evaluation" / "confusion_matrix.png"),
         str(tmp_path / "control" / "confusion_matrix.png"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 where `check` or `prepare` lose clips, 2 for what the user can put
     right, 130 when interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _spin_briefly()
     # A terminal that lacks a letter, of a path or of tyro's help, shows a question mark in its place.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -54,6 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nhsta: stopped{f': {hint}' if hint else ''}", file=sys.stderr)
         return 130
     return 2
+
+
+def _spin_briefly() -> None:
+    """PyTorch's threads spin for milliseconds while they wait for each other: beside other programs they wait for one
+    that has no core, and a step takes several times as long. OpenMP reads this when PyTorch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _run(arguments: list[str]) -> int:

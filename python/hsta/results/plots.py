@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.clips import classes_of
+from ..data.transforms import flow_image
 from ..files import replacing
 from ..generated.mark import NO_EVIDENCE
 from .answer import answer
@@ -59,6 +60,26 @@ def plot_unit_f1(path: Path, scores: UnitScores, title: str) -> None:
     axes.set_ylabel("action unit (clips)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize="small")
+    _save(figure, path)
+
+
+def plot_movements(path: Path, movements: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The apex frame of each clip, with its movement since the onset as arrows: pixels are too few to be seen.
+
+    ``movements`` has, by title, onset and apex frame: uint8 (H, W, 3), square.
+    """
+    figure = Figure(figsize=(2.9 * len(movements), 3.3), layout="constrained")
+    for axes, (title, (onset, apex)) in zip(
+        np.ravel(figure.subplots(1, len(movements))), movements.items(), strict=True
+    ):
+        flow = flow_image(onset / np.float32(255), apex / np.float32(255))
+        step = len(apex) // 16
+        y, x = np.mgrid[step // 2 : len(apex) : step, step // 2 : len(apex) : step]
+        axes.imshow(apex)
+        axes.quiver(x, y, flow[y, x, 0], flow[y, x, 1], color=ORANGE, angles="xy", scale=16, width=0.007)
+        axes.set_title(title)
+        axes.axis("off")
+    figure.suptitle(f"Movement from onset to apex, arrows fourteen times as long\n({NO_EVIDENCE})", fontsize="small")
     _save(figure, path)
 
 
