@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 QUIETLY := OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help install demo test sanitize lint format docs bench gpu-check clean
+.PHONY: help install demo test sanitize test-arm lint format docs bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,9 +26,16 @@ test: install  ## the whole test suite (what needs a GPU is skipped without one)
 	$(QUIETLY) $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 sanitize: install  ## the C++ kernels against naive loops, under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DHSTA_SANITIZE=address,undefined -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DHSTA_TESTS=ON -DHSTA_SANITIZE=address,undefined -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build build/sanitize
 	$(QUIETLY) build/sanitize/cpu_tests
+
+test-arm: install  ## the same tests for 64-bit Arm, on an emulated processor (g++-aarch64-linux-gnu, qemu-user)
+	$(BIN)/cmake -G Ninja -S . -B build/arm -DHSTA_TESTS=ON -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/arm
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/arm/cpu_tests
 
 lint: install  ## formatting, linting, types
 	$(BIN)/ruff check
