@@ -46,8 +46,7 @@ inline __attribute__((always_inline)) void prefetch_next(const Group<T>& group, 
   if (group.index + 1 == plan.groups) return;
   int64_t r = first < plan.prefix ? plan.prefix : first;  // the prefix is the same in all groups
   const T* row = from.row(plan.token(group.index + 1, r));
-  const int64_t dim = plan.dim, step = plan.patch_step * from.stride_token;
-  for (; r < first + count; ++r, row += step) prefetch(row, dim);
+  for (; r < first + count; ++r, row += plan.patch_step * from.stride_token) prefetch(row, plan.dim);
 }
 
 template <typename T>
