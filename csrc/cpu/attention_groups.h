@@ -127,8 +127,10 @@ void write_scaled(const Plan& plan, const float* values, float factor, T* to) {
       return;
     }
 #endif
-  for_vectors(plan.dim,
-              [&](int64_t d, auto count) { plan.writer.store(load(values + d) * broadcast(factor), to + d, count); });
+  // Copies, which no store can change: what the plan has would be read again after each.
+  const Writer writer = plan.writer;
+  for_vectors(int64_t(plan.dim),
+              [=](int64_t d, auto count) { writer.store(load(values + d) * broadcast(factor), to + d, count); });
 }
 
 // `values` is the sum weighted by 2^(score - max2), `sum` the weights' sum.

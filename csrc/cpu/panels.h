@@ -45,7 +45,10 @@ constexpr int64_t depth_words(int64_t rows) {
 // One row of words, filled up with zeros.
 template <typename T>
 void pack_row(const T* from, int64_t dim, float* to) {
-  load_row(from, dim, to);
+  if constexpr (std::is_same_v<T, float>)
+    std::memcpy(to, from, size_t(dim) * sizeof(float));
+  else
+    load_row(from, dim, to);
   for (int64_t d = dim; d < row_words<float>(dim); ++d) to[d] = 0;
 }
 

@@ -3,12 +3,14 @@
 // Scores are a matrix of tiles (small_tiles.h). The prefix tokens are rows of it like others (prefix_in_tiles.h), or a
 // border around the matrix of the patches (prefix_border.h): where patches alone fill whole tiles, prefix tokens would
 // begin a row and a column of nearly empty ones. Those files have the steps that differ, this one has the algorithm.
-// Rows are read where they lie when their memory layout is that of the words.
+// Rows are read where they lie when their memory layout is that of the words. Vectors of eight lanes are too short for
+// tiles to pay where patches fill them: query_lanes.h has these groups.
 #pragma once
 
 #include "attention_groups.h"
 #include "prefix_border.h"
 #include "prefix_in_tiles.h"
+#include "query_lanes.h"
 #include "small_tiles.h"
 
 namespace hsta {
@@ -79,7 +81,13 @@ struct SmallGroups {
     }
   };
 
-  int64_t scratch_floats(bool backward) const { return floats_of<Buffers>(*this, backward); }
+  int64_t scratch_floats(bool backward) const {
+    if constexpr (kLanes == 8)
+      if (fills_lanes()) return QueryLanes<T>(plan, scale).scratch_floats(backward);
+    return floats_of<Buffers>(*this, backward);
+  }
+
+  bool fills_lanes() const { return plan.rows - plan.prefix >= kLanes; }
 
   // Group 0 has all rows in its tiles: there prefix tokens look at each other.
   bool has_border(const Group<T>& group) const {
@@ -90,12 +98,16 @@ struct SmallGroups {
   // merge(prefix row, max2, sum, values) takes in what a group gives to a prefix query.
   template <typename Merge>
   void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
+    if constexpr (kLanes == 8)
+      if (fills_lanes()) return QueryLanes<T>(plan, scale).forward(group, buffer, merge);
     has_border(group) ? forward_with<PrefixBorderForward<T>>(group, buffer, merge)
                       : forward_with<PrefixInTilesForward<T>>(group, buffer, merge);
   }
 
   // delta of a prefix query, in the order of the products of its whole row.
   float prefix_delta(const Group<T>& group, int64_t query, float* buffer) const {
+    if constexpr (kLanes == 8)
+      if (fills_lanes()) return QueryLanes<T>(plan, scale).prefix_delta(group, query, buffer);
     const auto b = pieces_in<Buffers>(buffer, *this, true);
     pack_row(group.grad_out().row(query), plan.dim, b.grad_out);
     pack_row(group.out(query), plan.dim, b.q);
@@ -107,6 +119,8 @@ struct SmallGroups {
   // token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* buffer, const Add& add) const {
+    if constexpr (kLanes == 8)
+      if (fills_lanes()) return QueryLanes<T>(plan, scale).backward(group, buffer, add);
     has_border(group) ? backward_with<PrefixBorderBackward<T>>(group, buffer, add)
                       : backward_with<PrefixInTilesBackward<T>>(group, buffer, add);
   }
