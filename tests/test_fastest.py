@@ -70,12 +70,20 @@ def test_the_fastest_is_taken(bench, seconds, choice):
     assert choose() == choice
 
 
-def test_a_measurement_takes_a_bounded_time(bench):
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [
+        ([1.0], fastest.FEWEST_ROUNDS),
+        ([1e-6], fastest.FEWEST_ROUNDS),
+        ([9e-6, 5e-6, 4e-6, 3e-6, 2e-6, 1e-6, 9e-6, 1.01e-6], 7),  # until the shortest time came twice
+        ([1e-3 * 2.0**-call for call in range(30)], fastest.MOST_ROUNDS),
+        ([1e3 * 2.0**-call for call in range(30)], fastest.FEWEST_ROUNDS),  # too slow to wait for that
+    ],
+)
+def test_a_measurement_ends(bench, seconds, rounds):
+    bench.seconds = {"first": [1e-9], "second": seconds, "third": []}
     choose()
-    assert bench.calls == 3 * (1 + fastest.FEWEST_ROUNDS)
-    bench.calls, bench.seconds = 0, {name: [1e-6] for name in bench.seconds}
-    choose(rows=3)
-    assert bench.calls == 3 * (1 + fastest.MOST_ROUNDS)
+    assert bench.calls == 2 * (1 + rounds)
 
 
 def test_what_was_measured_is_not_measured_again(bench, tmp_path):
