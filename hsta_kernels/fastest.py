@@ -17,11 +17,8 @@ from hsta_kernels.products import PRODUCTS
 from hsta_kernels.replacing import replacing
 
 CLEARLY = 0.97  # of another time: less of a gain may be noise
-FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = (
-    4,
-    20,
-    0.5,
-)  # for a shape; the seconds end a measurement that other programs disturb
+FEWEST_ROUNDS = 4  # for a shape
+MOST_ROUNDS, SECONDS = 20, 0.5  # where other programs disturb
 
 
 class Fastest:
