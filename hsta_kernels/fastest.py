@@ -17,6 +17,7 @@ from hsta_kernels.products import PRODUCTS
 from hsta_kernels.replacing import replacing
 
 CLEARLY = 0.97  # of another time: less of a gain may be noise
+MOST_ROWS = 1024  # more take as much longer, each product alike
 FEWEST_ROUNDS = 4  # for a shape
 MOST_ROUNDS, SECONDS = 20, 0.5  # where other programs disturb
 
@@ -33,6 +34,7 @@ class Fastest:
         names = [name for name, product in PRODUCTS.items() if product.runs(weight, activation)]
         if len(names) == 1:
             return names[0]
+        rows = min(rows, MOST_ROWS)
         shape = f"{rows} x {weight.shape[1]} x {weight.shape[0]}"
         layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation}"
         if self.choices.get(layer) not in names:

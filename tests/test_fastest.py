@@ -98,6 +98,14 @@ def test_what_was_measured_is_not_measured_again(bench, tmp_path):
     assert len(os.listdir(tmp_path / "cache")) == 1  # nothing temporary stays
 
 
+def test_many_rows_are_measured_by_fewer(bench):
+    bench.seconds["second"] = [0.5]
+    assert choose(rows=2 * fastest.MOST_ROWS) == "second"
+    bench.seconds["third"] = [0.1]
+    assert choose(rows=fastest.MOST_ROWS) == choose(rows=3 * fastest.MOST_ROWS) == "second"
+    assert choose(rows=fastest.MOST_ROWS - 1) == "third"
+
+
 @pytest.mark.parametrize("what", ("processor", "threads", "torch", "instructions", "variable"))
 def test_elsewhere_it_is_measured_anew(what, bench, monkeypatch):
     choose()
