@@ -152,7 +152,7 @@ def inference(size: dict, attention: str, batch: int, frozen: bool, dtype: torch
         others |= exported(reference, inputs, dtype)
     limit = "its GEMMs alone"
     others[limit] = gemms_alone(partial(run, fused.eval()))
-    ours = hsta_kernels.inference.freeze(fused, dtype) if frozen else fused
+    ours = hsta_kernels.inference.freeze(fused, dtype, batch_size=batch) if frozen else fused
     work = f"{title(size)} {attention} inference{', frozen' if frozen else ''} B={batch}"
     return Case(
         "HSTA", work, dtype, device, partial(run, ours), others, limit=limit, check=partial(agrees, dtype=dtype)

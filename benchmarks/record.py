@@ -16,6 +16,7 @@ import torch
 import hsta_kernels
 from benchmarks import ceilings
 from benchmarks.measuring import Timing
+from hsta_kernels.processor import processor_name
 
 FOLDER = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "flash-attn", "xformers")
@@ -81,20 +82,10 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path} is no file of benchmarks.run: {type(error).__name__}: {error}") from None
 
 
-def processor() -> str:
-    """Its name, as the system has it."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def identity(device: torch.device) -> dict[str, Any]:
     """What has to be the same for figures to go into one file: processor or GPU, instruction set, threads, versions."""
     facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "instruction_set": hsta_kernels.backends.cpu.cpu_isa() if hsta_kernels.backends.cpu is not None else "none",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -1,19 +1,21 @@
-"""Freezing a model for inference: weights laid out once as the processor's matrix library wants them."""
+"""Freezing a model for inference: weights laid out once as the fastest matrix library of this machine wants them."""
 
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsta_kernels import ops
+from hsta_kernels.fastest import Fastest
 from hsta_kernels.models import hsta, reference
 from hsta_kernels.models.hsta import HSTA, tubelets
 from hsta_kernels.models.plain import drop_rate, is_plain, is_plain_linear
+from hsta_kernels.products import PRODUCTS, Linear
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -24,12 +26,21 @@ _CONTAINERS = (
 )  # fmt: skip
 
 
-def freeze(model: HSTA, dtype: torch.dtype = torch.float32) -> FrozenHSTA:
+def freeze(model: HSTA, dtype: torch.dtype = torch.float32, *, batch_size: int = 1, measure: bool = True) -> FrozenHSTA:
     """A copy of the model for inference only, faster, with the same call.
 
-    Linear layers hold their weights packed for oneDNN, with bias and GELU in the product's epilogue, where PyTorch has
-    it (processors); elsewhere they hold them in `dtype`. What is not an ordinary layer of the model (an adapter, a
-    quantized or pruned layer, a module with hooks, another head) is copied as it is and called.
+    On a processor every linear layer takes the product that is fastest there: ``F.linear``, oneDNN's of a packed
+    weight, with GELU in its epilogue or after it, or MKL's of a packed weight, which keeps the plain weight too.
+    Elsewhere layers hold their weights in `dtype` and call ``F.linear``. What is not an ordinary layer of the model (an
+    adapter, a quantized or pruned layer, a module with hooks, another head) is copied as it is and called.
+
+    The products are measured here, for each shape of the model and in the process's number of threads: a second or two
+    for the base model. What was found is kept in the user's cache folder (``HSTA_CACHE_DIR``) for the same processor,
+    version of PyTorch and number of threads; a cache that cannot be read or written is passed by.
+
+    Products differ in rounding. The logits of a frozen model, of its copies and of its pickles have the same bits from
+    run to run; freezing again on another machine, or on this one without its cache, may choose other products and give
+    other last bits, unless `measure` is False.
 
     The copy is a snapshot: later changes of the model's weights do not show in it. It drops nothing and stays in
     evaluation mode, also as a part of a module that is trained. It can be copied, pickled, moved, and its state dict
@@ -39,6 +50,8 @@ def freeze(model: HSTA, dtype: torch.dtype = torch.float32) -> FrozenHSTA:
         model: a fused HSTA of any floating dtype, on the device it is to run on.
         dtype: float32, or bfloat16 for products as autocast makes them: matrix products and attention in bfloat16, the
             residual stream and layer norms in float32.
+        batch_size: clips a call for which the products are chosen. Any other number is right too, and may be slower.
+        measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it.
 
     Returns:
         A module in eval mode, called as ``frozen(video, special)``. Its logits are those of `model.eval()` in float32,
@@ -46,12 +59,15 @@ def freeze(model: HSTA, dtype: torch.dtype = torch.float32) -> FrozenHSTA:
 
     Raises:
         TypeError: `model` is not an ``hsta_kernels.HSTA``.
-        ValueError: another dtype; a module of the model cannot be copied, and the message names it.
+        ValueError: another dtype; a `batch_size` that is no positive integer; a module of the model cannot be copied,
+            and the message names it.
     """
     if not isinstance(model, HSTA):
         raise TypeError(f"model must be an hsta_kernels.HSTA, got {type(model).__name__}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if isinstance(value, Tensor) and not value.is_leaf:  # an older pruned or normed layer that has run
@@ -66,7 +82,13 @@ def freeze(model: HSTA, dtype: torch.dtype = torch.float32) -> FrozenHSTA:
             module.p = 0.0
         elif isinstance(module, reference.DropPath):
             module.rate = 0.0
-    return FrozenHSTA(_frozen(frozen, dtype), dtype)  # type: ignore[arg-type]
+    frozen = _frozen(frozen, dtype, batch_size)  # type: ignore[assignment]
+    if measure:
+        fastest = Fastest()
+        for module in frozen.modules():
+            if isinstance(module, FrozenLinear):
+                module.take(fastest)
+    return FrozenHSTA(frozen, dtype)
 
 
 class FrozenHSTA(nn.Module):
@@ -84,47 +106,53 @@ class FrozenHSTA(nn.Module):
     @torch.no_grad()
     def forward(self, video: Tensor, special: Tensor) -> Tensor:
         """Logits (B, num_classes), float32; arguments and errors as those of `HSTA.forward`."""
-        mixed = self.dtype == torch.bfloat16
-        with torch.autocast(video.device.type, dtype=torch.bfloat16) if mixed else nullcontext():
+        kind, mixed = video.device.type, self.dtype == torch.bfloat16
+        known = torch.amp.is_autocast_available(kind)
+        # Also where there is nothing to cast: an autocast around the call would reach some products and not others.
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed) if known else nullcontext():
             return self.model(video, special).float()
 
 
-class PackedLinear(nn.Module):
-    """``activation(x @ weight.T + bias)`` with the weight packed for oneDNN. Takes any dtype, returns the weight's."""
+class FrozenLinear(nn.Module):
+    """``activation(x @ weight.T + bias)`` by one of `PRODUCTS`. Takes any dtype, returns the weight's.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str = "none"):
+    `rows` is how many it is to be fast for.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int, activation: str = "none"):
         super().__init__()
-        self.activation = activation
+        self.activation, self.rows, self.choice = activation, rows, next(iter(PRODUCTS))
         self._pack(weight.detach().to(dtype, copy=True), None if bias is None else bias.detach().to(dtype, copy=True))
+
+    def take(self, fastest: Fastest) -> None:
+        weight = self._unpacked()
+        if weight.device.type == "cpu":
+            self.choice = fastest(weight, self.bias, self.activation, self.rows)
+            self._pack(weight, self.bias)
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         # Plain attributes: an opaque tensor as a parameter could neither be saved nor moved.
         self.dtype, self.bias = weight.dtype, bias
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.dtype in _DTYPES
-        if self.packed and weight.dtype == torch.bfloat16:
-            self.packed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        chosen = PRODUCTS[self.choice]  # it need not run where the layer is moved or unpickled
+        product = chosen if chosen.runs(weight, self.activation) else Linear
+        self.product = product(weight, bias, self.activation, self.rows)
 
     def _unpacked(self) -> Tensor:
-        return self.weight.to_dense() if self.packed else self.weight
+        return self.product.unpacked()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "none")
-        y = F.linear(x, self.weight, self.bias)
-        return F.gelu(y) if self.activation == "gelu" else y
+        return self.product(x.to(self.dtype))
 
     # What copies, pickles, moves, saves or loads a module sees the weight unpacked.
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"weight": self._unpacked()}
+        return self.__dict__ | {"product": self._unpacked()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pack(self.weight, self.bias)
+        self._pack(state["product"], self.bias)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenLinear:
         self._pack(fn(self._unpacked()), None if self.bias is None else fn(self.bias))
         return self
 
@@ -155,44 +183,52 @@ def _to_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if ordinary else tensor
 
 
-def _frozen(module: Any, dtype: torch.dtype) -> nn.Module:
-    """What takes the place of `module`: itself, changed in place, where it has no faster form."""
+def _frozen(module: Any, dtype: torch.dtype, rows: int) -> nn.Module:
+    """What takes the place of `module`: itself, changed in place, where it has no faster form.
+
+    `rows` is how many a linear layer there multiplies in a call: clips, and in a layer of a branch their tokens.
+    """
     if is_plain(module, nn.Linear):
-        return _packed(module, dtype)
+        return _linear(module, dtype, rows)
     if (
         is_plain(module, hsta.Attention)
         and is_plain_linear(module.qkv, bias=False)
         and drop_rate(module.attn_drop) == 0
     ):
-        return _Attention(module, dtype)
+        return _Attention(module, dtype, rows)
     if is_plain(module, hsta.MLP) and drop_rate(module.drop) == 0 and is_plain(module.fc1, nn.Linear):
-        return nn.Sequential(_packed(module.fc1, dtype, "gelu"), _frozen(module.fc2, dtype))
+        return nn.Sequential(_linear(module.fc1, dtype, rows, "gelu"), _frozen(module.fc2, dtype, rows))
     if is_plain(module, hsta.PatchEmbed) and module.is_matrix_product():
-        return _PatchEmbed(module.proj, dtype)
+        return _PatchEmbed(module.proj, dtype, rows)
     if is_plain(module, reference.CrossAttention):
         for linear in (module.wq, module.wk, module.wv):  # their weights are the operator's arguments
             if is_plain(linear, nn.Linear):
                 linear.to(dtype)
-        module.proj = _frozen(module.proj, dtype)
+        module.proj = _frozen(module.proj, dtype, rows)
     elif type(module) in _CONTAINERS:
+        if type(module) is hsta.Layer:
+            rows *= reference.NUM_PREFIX_TOKENS + math.prod(module.grid)
+        elif type(module) is HSTA and type(module.patch_embed) is nn.ModuleList:
+            for branch, grid in enumerate(module.config.grids):
+                module.patch_embed[branch] = _frozen(module.patch_embed[branch], dtype, rows * math.prod(grid))
         for name, child in module.named_children():
-            module._modules[name] = _frozen(child, dtype)
+            module._modules[name] = _frozen(child, dtype, rows)
     return module
 
 
-def _packed(linear: Any, dtype: torch.dtype, activation: str = "none") -> PackedLinear:
-    return PackedLinear(linear.weight, linear.bias, dtype, activation)
+def _linear(linear: Any, dtype: torch.dtype, rows: int, activation: str = "none") -> FrozenLinear:
+    return FrozenLinear(linear.weight, linear.bias, dtype, rows, activation)
 
 
 class _Attention(nn.Module):
-    """Attention on packed projections."""
+    """Attention on frozen projections."""
 
-    def __init__(self, attn: Any, dtype: torch.dtype):
+    def __init__(self, attn: Any, dtype: torch.dtype, rows: int):
         super().__init__()
         self.num_heads = attn.num_heads
-        self.qkv = PackedLinear(attn.qkv.weight, attn.qkv_bias(), dtype)
-        self.proj = _frozen(attn.proj, dtype)
-        self.proj_drop = _frozen(attn.proj_drop, dtype)
+        self.qkv = FrozenLinear(attn.qkv.weight, attn.qkv_bias(), dtype, rows)
+        self.proj = _frozen(attn.proj, dtype, rows)
+        self.proj_drop = _frozen(attn.proj_drop, dtype, rows)
 
     def forward(self, x: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
@@ -201,10 +237,10 @@ class _Attention(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    def __init__(self, proj: nn.Conv3d, dtype: torch.dtype):
+    def __init__(self, proj: nn.Conv3d, dtype: torch.dtype, rows: int):
         super().__init__()
         self.size = proj.kernel_size
-        self.proj = PackedLinear(proj.weight.flatten(1), proj.bias, dtype)
+        self.proj = FrozenLinear(proj.weight.flatten(1), proj.bias, dtype, rows)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.proj(tubelets(frames, self.size))

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 
 import torch
 
 import hsta_kernels
 from hsta_kernels import backends
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+from hsta_kernels.processor import processor_name
 
 
 def _gpus() -> list[str]:
@@ -57,7 +48,7 @@ def report() -> str:
     """The whole report as text."""
     lines = [
         f"hsta_kernels {hsta_kernels.__version__}, PyTorch {torch.__version__}, Python {sys.version.split()[0]}",
-        f"processor: {_processor()}, {torch.get_num_threads()} threads",
+        f"processor: {processor_name()}, {torch.get_num_threads()} threads",
         *(f"GPU: {line}" for line in _gpus()),
         "",
         "backends",

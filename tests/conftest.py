@@ -11,6 +11,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the whole run: models of one shape that a test freezes have the same products, so the same bits."""
+    monkeypatch.setenv("HSTA_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "hsta_cache"))
+
+
 @pytest.fixture
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills what the operators allocate with NaN, so that an element that nobody wrote shows."""

@@ -297,9 +297,8 @@ struct QueryLanes {
   // Pointers to a group's rows as floats: the tensor's own memory where that will do, else copies.
   void take_rows(const Group<T>& group, const Rows<T>& from, float* copies, const float** to) const {
     const bool in_place = std::is_same_v<T, float> && patches <= kWays && dim == words;
-    const T* row = from.row(0);
-    for (int64_t r = 0; r<rows; ++r, row += r> prefix ? plan.patch_step * from.stride_token : from.stride_token) {
-      if (r == prefix) row = from.row(plan.token(group.index, prefix));
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = from.row(plan.token(group.index, r));
       if constexpr (std::is_same_v<T, float>)
         if (in_place) {
           to[r] = row;

@@ -6,8 +6,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hsta_kernels import tensor_files
+from hsta_kernels.replacing import replacing
 
 from .config import HSTAConfig
 from .official import config_of, listing, read_state_dict
@@ -51,7 +51,7 @@ class Checkpoints(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # The weights are renamed first: they know their configuration, so loading tells if the other is still the old.
-        with _replacing(directory / CONFIG_FILE) as described, _replacing(directory / WEIGHTS_FILE) as weights:
+        with replacing(directory / CONFIG_FILE) as described, replacing(directory / WEIGHTS_FILE) as weights:
             described.write_text(json.dumps(fields, indent=2) + "\n")
             tensor_files.save(weights, state_dict, {_CONFIG: json.dumps(fields)})
 
@@ -192,17 +192,6 @@ def _flaw(value: Any, shape: tuple[int, ...]) -> str:
     if tuple(value.shape) != shape:
         return f"has shape {tuple(value.shape)}, expected {shape}"
     return ""
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which in the end replaces ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _download(name: str) -> Path:

@@ -8,7 +8,9 @@ import torch
 from torch.nn.utils import prune
 
 import hsta_kernels
-from hsta_kernels.inference import freeze
+from hsta_kernels import inference
+from hsta_kernels.inference import FrozenLinear, freeze
+from hsta_kernels.products import PRODUCTS, Linear, OneDNN
 from tests.tolerances import assert_close_to_reference
 
 SMALL = {"image_size": 48, "num_frames": 4, "embed_dim": (24, 32), "num_heads": (3, 2), "depth": ((1, 2), (1, 1))}
@@ -76,6 +78,9 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.bfloat16"):
         freeze(model(), torch.float16)
     video, special = inputs()
+    for batch_size in (0, -1, 1.0, True, None):
+        with pytest.raises(ValueError, match=rf"batch_size must be a positive integer, got {batch_size}"):
+            freeze(model(), batch_size=batch_size)
     with pytest.raises(ValueError, match="special must have shape"):
         freeze(model())(video, special[:, :, :1])
 
@@ -184,3 +189,87 @@ def test_what_cannot_be_copied_is_named():
     with torch.no_grad():
         made(video, special)
     torch.testing.assert_close(freeze(made)(video, special), oracle(made)(video, special), rtol=1e-4, atol=1e-4)
+
+
+def linears(frozen: inference.FrozenHSTA) -> list[FrozenLinear]:
+    return [module for module in frozen.modules() if isinstance(module, FrozenLinear)]
+
+
+@pytest.fixture
+def chosen(request, monkeypatch):
+    """Every layer takes this product where it can."""
+
+    def take(weight, bias, activation, rows):
+        return request.param if PRODUCTS[request.param].runs(weight, activation) else "linear"
+
+    monkeypatch.setattr(inference, "Fastest", lambda: take)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("chosen", PRODUCTS, indirect=True)
+def test_copies_keep_the_products(chosen, dtype):
+    made, (video, special) = model(), inputs()
+    frozen = freeze(made, dtype, batch_size=2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        reference = oracle(made)(video, special).float()
+    expected = frozen(video, special)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(expected, reference, rtol=0, atol=tolerance * reference.abs().max().item())
+    moved = copy.deepcopy(frozen).to("meta")
+    assert {type(layer.product) for layer in linears(moved)} == {Linear}
+    back = moved.to_empty(device="cpu")
+    back.load_state_dict(frozen.state_dict())
+    with torch.no_grad():  # what is in no state dict
+        for buffer, value in zip(back.buffers(), frozen.buffers(), strict=True):
+            buffer.copy_(value)
+    for other in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu"), back):
+        assert [type(layer.product) for layer in linears(other)] == [type(layer.product) for layer in linears(frozen)]
+        assert torch.equal(other(video, special), expected)
+    fewer = freeze(made, dtype)  # for one clip
+    torch.testing.assert_close(fewer(video, special), reference, rtol=0, atol=tolerance * reference.abs().max().item())
+
+
+@pytest.mark.parametrize("chosen", ("onednn", "mkl"), indirect=True)
+def test_a_pickle_is_read_where_its_products_do_not_run(chosen, monkeypatch):
+    made, (video, special) = model(), inputs()
+    pickled = pickle.dumps(freeze(made, batch_size=2))
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    other = pickle.loads(pickled)
+    assert {type(layer.product) for layer in linears(other)} == {Linear}
+    with torch.no_grad():
+        torch.testing.assert_close(other(video, special), oracle(made)(video, special), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ("divided", "joint"))
+def test_products_are_chosen_for_the_rows_of_a_call(attention, monkeypatch):
+    asked, called = [], []
+
+    def take(weight, bias, activation, rows):
+        asked.append((rows, *weight.shape, activation))
+        return "linear"
+
+    monkeypatch.setattr(inference, "Fastest", lambda: take)
+    frozen = freeze(model(attention=attention), batch_size=3)
+    for layer in linears(frozen):
+        layer.register_forward_pre_hook(
+            lambda layer, x: called.append((x[0].shape[:-1].numel(), *layer.product.unpacked().shape, layer.activation))
+        )
+    frozen(*inputs(3))
+    assert sorted(called) == sorted(asked)
+    assert {type(layer.product) for layer in linears(frozen)} == {Linear}
+
+
+def test_without_a_measurement_products_are_onednns(monkeypatch):
+    monkeypatch.setattr(inference, "Fastest", lambda: pytest.fail("measured"))
+    packed = OneDNN if torch.backends.mkldnn.is_available() else Linear
+    assert {type(layer.product) for layer in linears(freeze(model(), measure=False))} == {packed}
+
+
+@pytest.mark.parametrize("chosen", ("linear", "onednn"), indirect=True)
+def test_an_autocast_around_the_call_does_not_reach_it(chosen):
+    frozen, (video, special) = freeze(model()), inputs()
+    expected = frozen(video, special)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frozen(video, special), expected)
