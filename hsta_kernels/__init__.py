@@ -5,7 +5,7 @@ import torch
 if torch.__version__ < "2.6":  # a TorchVersion, which compares as versions do
     raise ImportError(f"hsta_kernels needs PyTorch 2.6 or later; this is {torch.__version__}")
 
-from hsta_kernels import inference, ops, tensor_files
+from hsta_kernels import export, inference, ops, tensor_files
 from hsta_kernels.backends import BackendError, available_backends, backend, set_backend
 from hsta_kernels.models import HSTA, HSTAConfig, cls_attention, create_model, list_models, reference
 
@@ -19,6 +19,7 @@ __all__ = [
     "backend",
     "cls_attention",
     "create_model",
+    "export",
     "inference",
     "list_models",
     "ops",

@@ -10,6 +10,14 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as _torch
 
+# Dictionaries that PyTorch changes in place; its own `_has_any_global_hook` asks them too, but is not in PyTorch 2.6.
+_GLOBAL_HOOKS = (
+    _torch._global_backward_pre_hooks,
+    _torch._global_backward_hooks,
+    _torch._global_forward_pre_hooks,
+    _torch._global_forward_hooks,
+)
+
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does what the class `kind` defines, on ordinary parameters, and nothing else.
@@ -25,7 +33,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and all(type(parameter) in (nn.Parameter, type(None)) for parameter in module._parameters.values())
         and module._compiled_call_impl is None  # by `module.compile()`
         and "forward" not in module.__dict__
-        and not _torch._has_any_global_hook()
+        and not any(_GLOBAL_HOOKS)
     )
 
 

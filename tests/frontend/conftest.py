@@ -3,6 +3,11 @@
 import pytest
 from hsta.cli import main
 from hsta.generated.writer import generate_dataset
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ import pytest
 from hsta.cli import main
 from hsta.data.registry import read_dataset
 
+COMMANDS = ("check", "generate", "prepare", "train", "evaluate", "predict", "export", "demo")
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
 
 WRONG = {
-    "": "Expected one of {check, generate, prepare, train, evaluate, predict, demo}",
+    "": f"Expected one of {{{', '.join(COMMANDS)}}}",
     "learn": "Unrecognized options: learn",
     "train": "Missing from hsta train: --output PATH --data PATH",
     "demo --output": "Missing value for argument",
@@ -115,7 +116,10 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_how(mine, monkeypatch
 SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
-    **{f"{command} --help": 0 for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "demo")},
+    **{
+        f"{command} --help": 0
+        for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "export", "demo")
+    },
     "train": 2,
     "train --data nowhere --output run --seed -1": 2,
     "train --data nowhere --output run --workers -1": 2,
@@ -134,6 +138,8 @@ AT_ONCE = {
     "predict . --checkpoint . --spot --fps -1": 2,
     "predict . . --checkpoint .": 2,  # no checkpoint there
     "predict webcam --checkpoint . --onset 3": 2,
+    "export . --output m.pt": 2,
+    "export . --output m.onnx": 2,
 }
 
 
@@ -166,6 +172,7 @@ assert not loaded, loaded
         ),
         ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
+        ("export", "--output --overwrite"),
         ("demo", "--output --seed"),
     ],
 )
@@ -195,7 +202,7 @@ def test_an_error_in_a_loading_process_is_one_line(people, tmp_path, capsys):
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "demo"):
+    for command in COMMANDS:
         assert command in said
 
 

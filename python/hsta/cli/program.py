@@ -10,7 +10,7 @@ import sys
 
 from ..errors import UserError
 
-# What the extra installs, as it is imported.
+# What the extras install, as it is imported.
 FRONTEND = {
     "av",
     "cv2",
@@ -24,6 +24,7 @@ FRONTEND = {
     "tqdm",
     "tyro",
 }
+EXPORT = {"onnx", "onnxruntime", "onnxscript", "openvino"}
 GOES_ON = {  # how a command that was stopped goes on
     "train": "the same command with --resume goes on from here",
     "evaluate": "the same command with --resume goes on from here",
@@ -48,9 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         _complain(f"{error.strerror or error}{where}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in FRONTEND:
+        package = (error.name or "").split(".")[0]
+        if package not in FRONTEND | EXPORT:
             raise
-        _complain(f"{error.name} is not installed: pip install hsta-kernels[frontend]")
+        extra = "frontend" if package in FRONTEND else "export"
+        _complain(f"{error.name} is not installed: pip install hsta-kernels[{extra}]")
     except KeyboardInterrupt:
         hint = GOES_ON.get(arguments[0] if arguments else "")
         print(f"\nhsta: stopped{f': {hint}' if hint else ''}", file=sys.stderr)
@@ -71,6 +74,7 @@ def _run(arguments: list[str]) -> int:
     from .check import Check
     from .demo import Demo
     from .evaluate import Evaluate
+    from .export import Export
     from .generate import Generate
     from .predict import Predict
     from .prepare import Prepare
@@ -88,6 +92,7 @@ def _run(arguments: list[str]) -> int:
                     "train": Train,
                     "evaluate": Evaluate,
                     "predict": Predict,
+                    "export": Export,
                     "demo": Demo,
                 },
                 prog="hsta",
