@@ -34,7 +34,7 @@ RECIPE = Recipe(
 class Demo:
     """Generate faces, train, predict on a video, evaluate beside a control, and measure speed.
 
-    Takes some two and a half minutes on two cores. The data are generated: no figure says anything about real faces.
+    Takes some two minutes on two cores. The data are generated: no figure says anything about real faces.
     """
 
     output: Path
@@ -148,7 +148,7 @@ def _speed() -> str:
     from ..results.speed import compare, table
 
     config = hsta_kernels.create_model("hsta_tiny_224").config
-    return f"hsta_tiny_224, 4 clips of 6 frames\n{table(compare(config, batch_size=4, rounds=5))}"
+    return f"hsta_tiny_224, 4 clips of 6 frames\n{table(compare(config, batch_size=4, rounds=3))}"
 
 
 def _step(number: int, what: str) -> None:
