@@ -5,6 +5,7 @@ Each of them takes any number of rows. Which is the fastest depends on the proce
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -97,6 +98,74 @@ class MKL(Linear):
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
+class Int8:
+    """oneDNN's of integers of 8 bits: weights with a scale for each output, and each row of x with its own as it comes,
+    so that a row's result depends on no other. Sums are exact in 32 bits; GELU is a pass of its own.
+
+    Scales have 16 bits. A weight is then exactly its integer times its scale, and packing it once more gives the same.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        self.scale = _of_16_bits(weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127)
+        self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(self.integers, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.activation = activation
+        self.most = 127 if _sums_are_exact() else 63
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / self.most
+        # Around a zero point in the middle, as oneDNN has it.
+        integers = (rows / scale).round().add_(self.most + 1).to(torch.uint8)
+        y = torch.ops.onednn.qlinear_pointwise(
+            integers,
+            1.0,
+            self.most + 1,
+            self.packed,
+            self.scale,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        y = torch.addcmul(self.bias, y, scale).view(*x.shape[:-1], -1)
+        return F.gelu(y) if self.activation == "gelu" else y
+
+    def unpacked(self) -> Tensor:
+        return self.integers * self.scale[:, None]
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+@cache
+def _sums_are_exact() -> bool:
+    """Whether this processor's instructions, as far as oneDNN may use them, add products of 8 bits in 32 bits. Without
+    VNNI pairs are added in 16 first, which products of 7 and 8 bits do not overflow."""
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8), None)
+    scale, zeros, rows = (
+        torch.ones(16),
+        torch.zeros(16, dtype=torch.int32),
+        torch.full((16, 64), 255, dtype=torch.uint8),
+    )
+    sums = torch.ops.onednn.qlinear_pointwise(
+        rows, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return bool((sums == 64 * 255 * 127).all())
+
+
+def _of_16_bits(positive: Tensor) -> Tensor:
+    """The next float32 that is no smaller and whose last eight bits are zeros."""
+    return ((positive.view(torch.int32) + 0xFF) & ~0xFF).view(torch.float32)
+
+
 # In the order in which they are taken where none is clearly faster: MKL's needs more memory. The first one that runs
 # is what `freeze` takes without a measurement.
 PRODUCTS: dict[str, type[Product]] = {
@@ -105,3 +174,5 @@ PRODUCTS: dict[str, type[Product]] = {
     "onednn then gelu": OneDNNThenGelu,
     "mkl": MKL,
 }
+# What rounds weights and rows, and is taken only where it is asked for.
+QUANTIZED: dict[str, type[Product]] = {"int8": Int8}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsta_kernels.products import PRODUCTS
+from hsta_kernels.products import PRODUCTS, Int8
 from tests.tolerances import assert_close_to_reference, nearby
 
 ROWS = 24  # that they are made for
@@ -57,3 +57,43 @@ def test_threads_may_change(name):
         torch.testing.assert_close(product(x), F.gelu(F.linear(x, weight)), rtol=1e-4, atol=1e-4)
     finally:
         torch.set_num_threads(threads)
+
+
+needs_onednn = pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("extreme", (True, False))
+@pytest.mark.parametrize("rows", (1, 5, 300))
+def test_integers_are_multiplied_exactly(rows, extreme):
+    """Rows at the extremes too, where processors without VNNI would overflow."""
+    weight, x, bias = torch.randn(40, 256), torch.randn(rows, 256), torch.randn(40)
+    if extreme:
+        weight, x = weight.sign(), x.sign()
+        weight[0], x[0] = 1, 1
+    product = Int8(weight, bias, "none", rows)
+    scale = x.abs().amax(1, keepdim=True) / product.most
+    expected = ((x / scale).round().double() * scale) @ product.unpacked().double().T + bias
+    torch.testing.assert_close(product(x), expected.float(), rtol=1e-5, atol=1e-4)
+    assert (product.unpacked() - weight).abs().max() <= weight.abs().max() / 254 * 1.001
+
+
+@needs_onednn
+def test_packing_integers_once_more_changes_nothing():
+    first = Int8(torch.randn(40, 56) * torch.logspace(-30, 30, 40)[:, None], None, "none", ROWS)
+    second = Int8(first.unpacked(), None, "none", ROWS)
+    assert torch.equal(second.integers, first.integers)
+    assert torch.equal(second.scale, first.scale)
+
+
+@needs_onednn
+def test_a_row_of_integers_depends_on_no_other():
+    product, x = Int8(torch.randn(40, 56), torch.randn(40), "gelu", ROWS), torch.randn(4, 56)
+    x[1] *= 1e6
+    x[2] = 0
+    x[3, 5] = torch.nan
+    for row, result in zip(x, product(x), strict=True):
+        torch.testing.assert_close(product(row), result, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(product(x)[2], F.gelu(product.bias))
+    assert product(x)[3].isnan().all()
+    assert not product(x)[:3].isnan().any()

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 import hsta_kernels
 from hsta_kernels import inference
 from hsta_kernels.inference import FrozenLinear, freeze
-from hsta_kernels.products import PRODUCTS, Linear, OneDNN
+from hsta_kernels.products import PRODUCTS, Int8, Linear, OneDNN
 from tests.tolerances import assert_close_to_reference
 
 SMALL = {"image_size": 48, "num_frames": 4, "embed_dim": (24, 32), "num_heads": (3, 2), "depth": ((1, 2), (1, 1))}
@@ -228,6 +228,27 @@ def test_copies_keep_the_products(chosen, dtype):
         assert torch.equal(other(video, special), expected)
     fewer = freeze(made, dtype)  # for one clip
     torch.testing.assert_close(fewer(video, special), reference, rtol=0, atol=tolerance * reference.abs().max().item())
+
+
+@pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
+def test_int8(monkeypatch):
+    made, (video, special) = model(), inputs(8)
+    frozen = freeze(made, int8=True)
+    assert {type(layer.product) for layer in linears(frozen)} == {Int8}
+    expected = frozen(video, special)
+    with torch.no_grad():
+        reference = oracle(made)(video, special)
+    error = (expected - reference).square().mean() / reference.square().mean()
+    assert 0 < error < 0.05**2  # of each of seven layers in a row, 1 or 2 %
+    assert torch.equal(frozen(video[3:4], special[3:4]), expected[3:4])
+    other = freeze(model(), int8=True)
+    other.load_state_dict(frozen.state_dict())
+    for same in (other, copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu")):
+        assert torch.equal(same(video, special), expected)
+    with pytest.raises(ValueError, match=r"int8 goes with dtype torch\.float32, got torch\.bfloat16"):
+        freeze(made, torch.bfloat16, int8=True)
+    with pytest.raises(ValueError, match=r"int8 needs a model on a processor.*; the model is on meta"):
+        freeze(made.to("meta"), int8=True)
 
 
 @pytest.mark.parametrize("chosen", ("onednn", "mkl"), indirect=True)
