@@ -55,10 +55,10 @@ def freeze(
         batch_size: clips a call for which the products are chosen. Any other number is right too, and may be slower.
         measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it.
         int8: weights of the linear layers and the rows that they multiply are rounded to integers of 8 bits, each
-            output's weights and each row with a scale of its own: a quarter of the memory, several times as fast where
-            the processor has VNNI or AMX, no faster elsewhere, and inexact by about 1 % of a layer's output (without
-            VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has the rounded weights in
-            float32; a copy that is moved off the processor multiplies those.
+            output's weights and each row with a scale of its own: a quarter of the memory, products of large models
+            several times as fast where the processor has VNNI or AMX, no faster elsewhere, and inexact by about 1 % of
+            a layer's output (without VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has
+            the rounded weights in float32; a copy that is moved off the processor multiplies those.
 
     Returns:
         A module in eval mode, called as ``frozen(video, special)``. Its logits are those of `model.eval()` in float32,
