@@ -20,9 +20,11 @@ import hsta_kernels
 from benchmarks import memory
 from benchmarks.case import Case, Work, dtypes
 from benchmarks.operators.space_time_attention import grouped
-from hsta_kernels.models.config import VIDEO
+from hsta_kernels.models.config import IN_CHANNELS, VIDEO, HSTAConfig
 
 Inputs = tuple[torch.Tensor, torch.Tensor]
+
+LONG = (("num_frames", 16), ("num_frames", 32), ("num_frames", 64), ("image_size", 448))
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
@@ -39,7 +41,8 @@ def with_sdpa(model: nn.Module) -> nn.Module:
 
 
 def title(size: dict) -> str:
-    return size["name"] + (f", depth {size['depth']}" if "depth" in size else "")
+    """Of a size that may override fields: a longer clip, a larger frame, fewer blocks."""
+    return ", ".join([size["name"], *(f"{field} {value}" for field, value in size.items() if field != "name")])
 
 
 def build(size: dict, attention: str, batch: int, device: torch.device) -> tuple[nn.Module, nn.Module, Inputs]:
@@ -138,6 +141,22 @@ def gemms_alone(run: Callable[[], object]) -> Callable[[], None]:
     return replay
 
 
+def forward_flops(config: HSTAConfig, batch: int) -> float:
+    """What the layers of both branches have to multiply and add, each counted as one: their products grow with the
+    number of tokens, attention with its square, or in divided attention with frames times tokens and patches times
+    tokens. A prefix query counts as any other; crossmodal attention and the classifier are below a hundredth."""
+    total = 0.0
+    for branch, (frames, height, width) in enumerate(config.grids):
+        dim, patches = config.embed_dim[branch], height * width
+        tokens = 1 + frames * patches
+        lengths = [tokens] if config.attention == "joint" else [1 + patches] + [1 + frames] * (frames > 1)
+        attention = sum(8 * tokens * dim**2 + 4 * tokens * length * dim for length in lengths)
+        mlp = 4 * tokens * int(dim * config.mlp_ratio[branch]) * dim
+        pixels = IN_CHANNELS * config.tubelet_size * config.patch_size[branch] ** 2
+        total += sum(layers[branch] for layers in config.depth) * (attention + mlp) + 2 * tokens * pixels * dim
+    return batch * total
+
+
 def inference(size: dict, attention: str, batch: int, frozen: bool, dtype: torch.dtype, device: torch.device) -> Case:
     """One forward pass, in float32 or under bfloat16 autocast; ours as it is, or frozen."""
     fused, reference, inputs = build(size, attention, batch, device)
@@ -155,8 +174,9 @@ def inference(size: dict, attention: str, batch: int, frozen: bool, dtype: torch
     ours = hsta_kernels.inference.freeze(fused, dtype, batch_size=batch) if frozen else fused
     work = f"{title(size)} {attention} inference{', frozen' if frozen else ''} B={batch}"
     return Case(
-        "HSTA", work, dtype, device, partial(run, ours), others, limit=limit, check=partial(agrees, dtype=dtype)
-    )
+        "HSTA", work, dtype, device, partial(run, ours), others,
+        flops=forward_flops(fused.config, batch), limit=limit, check=partial(agrees, dtype=dtype),
+    )  # fmt: skip
 
 
 def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device: torch.device) -> Case:
@@ -170,8 +190,10 @@ def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device:
 
     notes = {"peak memory at B=8 over SDPA's": peaks} if memory.measurable(device) else {}
     work = f"{title(size)} {attention} training step B={batch}"
-    ours = partial(training_step, fused, inputs, dtype)
-    return Case("HSTA", work, dtype, device, ours, others, check=partial(agrees, dtype=dtype), notes=notes)
+    return Case(
+        "HSTA", work, dtype, device, partial(training_step, fused, inputs, dtype), others,
+        flops=3 * forward_flops(fused.config, batch), check=partial(agrees, dtype=dtype), notes=notes,
+    )  # fmt: skip
 
 
 def agrees(name: str, theirs: torch.Tensor, ours: torch.Tensor, dtype: torch.dtype) -> None:
@@ -193,3 +215,12 @@ def works(device: torch.device, quick: bool) -> Iterator[Work]:
                 name = f"model-inference-{attention}{'-frozen' if frozen else ''}-{short}"
                 yield Work(name, partial(inference, size, attention, 1, frozen, dtype, device), weight)
         yield Work(f"model-training-{short}", partial(training, size, "divided", batch, dtype, device), weight)
+    if quick:
+        return
+    # Where attention decides: narrow tokens, long clips, large frames.
+    for short, dtype in dtypes(quick).items():
+        for field, value in LONG:
+            for attention in ("divided", "joint"):
+                long = {"name": "hsta_tiny_224", field: value}
+                name = f"model-inference-{attention}-{field}-{value}-{short}"
+                yield Work(name, partial(inference, long, attention, 1, True, dtype, device), 1.5)

@@ -2,7 +2,6 @@
 #include "memory.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <new>
@@ -48,19 +47,22 @@ void expect_writes(void* data, int64_t bytes) {
 
 float* scratch(Scratch slot, int64_t floats) {
   // Kept between calls: a fresh block of this size would be mapped, faulted in page by page and unmapped every time.
+  constexpr auto kCacheLine = std::align_val_t(64);
   struct Buffer {
     float* data = nullptr;
     int64_t size = 0;
-    ~Buffer() { std::free(data); }
+    void release() {
+      if (data) ::operator delete(data, kCacheLine);
+      data = nullptr;
+      size = 0;
+    }
+    ~Buffer() { release(); }
   };
   static thread_local Buffer buffers[2];
   Buffer& buffer = buffers[int(slot)];
   if (buffer.size < floats) {
-    std::free(buffer.data);
-    buffer.size = 0;
-    const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
-    buffer.data = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (!buffer.data) throw std::bad_alloc();
+    buffer.release();
+    buffer.data = static_cast<float*>(::operator new(size_t(floats) * sizeof(float), kCacheLine));
     buffer.size = floats;
   }
   return buffer.data;

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from types import MethodType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import model
 
@@ -22,6 +25,20 @@ def without_scale(reference: torch.nn.Module) -> torch.nn.Module:
         if hasattr(module, "attend") and hasattr(module, "q_bias"):
             module.attend = MethodType(lambda _, qkv, grid, axis: model.grouped(attend, qkv, grid, axis, 1), module)
     return wrong
+
+
+@pytest.mark.parametrize("attention", ("divided", "joint"))
+def test_a_forward_pass_has_the_flops_that_its_ceiling_is_of(attention):
+    _, reference, inputs = model.build({**SIZE, "num_frames": 16}, attention, 2, CPU)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it does not count the CPU's flash
+        model.with_sdpa(reference)(*inputs)
+    # The reference projects every token to keys and values for crossmodal attention, which need not be.
+    crossmodal = sum(
+        4 * inputs[0].shape[0] * math.prod(grid) * dim**2
+        for grid, dim in zip(reference.config.grids, reference.config.embed_dim, strict=True)
+    )
+    counted = counter.get_total_flops() - crossmodal
+    assert model.forward_flops(reference.config, 2) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
