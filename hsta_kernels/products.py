@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsta_kernels.ops.quantized_rows import SMALLEST, quantize_rows, scale_rows
+
 
 class Product(Protocol):
     """A weight (out, in) laid out for one library, ready to be called with x (..., in)."""
@@ -100,13 +102,13 @@ class MKL(Linear):
 
 class Int8:
     """oneDNN's of integers of 8 bits: weights with a scale for each output, and each row of x with its own as it comes,
-    so that a row's result depends on no other. Sums are exact in 32 bits; GELU is a pass of its own.
+    so that a row's result depends on no other. Sums are exact in 32 bits; scales of rows, bias and GELU are one pass.
 
     Scales have 16 bits. A weight is then exactly its integer times its scale, and packing it once more gives the same.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
-        self.scale = _of_16_bits(weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127)
+        self.scale = _of_16_bits(weight.abs().amax(1).clamp_min(SMALLEST) / 127)
         self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(self.integers, None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
@@ -115,10 +117,8 @@ class Int8:
         self.most = 127 if _sums_are_exact() else 63
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / self.most
         # Around a zero point in the middle, as oneDNN has it.
-        integers = (rows / scale).round().add_(self.most + 1).to(torch.uint8)
+        integers, scale = quantize_rows(x.reshape(-1, x.shape[-1]), self.most)
         y = torch.ops.onednn.qlinear_pointwise(
             integers,
             1.0,
@@ -134,8 +134,7 @@ class Int8:
             [],
             "",
         )
-        y = torch.addcmul(self.bias, y, scale).view(*x.shape[:-1], -1)
-        return F.gelu(y) if self.activation == "gelu" else y
+        return scale_rows(y, scale, self.bias, self.activation == "gelu").view(*x.shape[:-1], -1)
 
     def unpacked(self) -> Tensor:
         return self.integers * self.scale[:, None]
