@@ -53,12 +53,13 @@ def freeze(
         dtype: float32, or bfloat16 for products as autocast makes them: matrix products and attention in bfloat16, the
             residual stream and layer norms in float32.
         batch_size: clips a call for which the products are chosen. Any other number is right too, and may be slower.
-        measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it.
+        measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it; with
+            `int8` that of integers in every layer.
         int8: weights of the linear layers and the rows that they multiply are rounded to integers of 8 bits, each
-            output's weights and each row with a scale of its own: a quarter of the memory, products of large models
-            several times as fast where the processor has VNNI or AMX, no faster elsewhere, and inexact by about 1 % of
-            a layer's output (without VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has
-            the rounded weights in float32; a copy that is moved off the processor multiplies those.
+            output's weights and each row with a scale of its own, in every layer where no other product is faster:
+            with VNNI or AMX nearly all, several times as fast, elsewhere perhaps none. Such a layer takes a quarter of
+            the memory and is inexact by about 1 % of its output (without VNNI 2 %). Try it on your own clips. The state
+            dict has the rounded weights in float32; a copy that is moved off the processor multiplies those.
 
     Returns:
         A module in eval mode, called as ``frozen(video, special)``. Its logits are those of `model.eval()` in float32,
@@ -97,13 +98,13 @@ def freeze(
             module.rate = 0.0
     frozen = _frozen(frozen, dtype, batch_size)  # type: ignore[assignment]
     linears = [module for module in frozen.modules() if isinstance(module, FrozenLinear)]
-    if int8:
-        for linear in linears:
-            linear.take("int8")
-    elif measure:
-        fastest = Fastest()
+    if measure:
+        fastest = Fastest(QUANTIZED | PRODUCTS if int8 else PRODUCTS)
         for linear in linears:
             linear.take_fastest(fastest)
+    elif int8:
+        for linear in linears:
+            linear.take("int8")
     return FrozenHSTA(frozen, dtype)
 
 

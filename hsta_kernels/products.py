@@ -173,5 +173,5 @@ PRODUCTS: dict[str, type[Product]] = {
     "onednn then gelu": OneDNNThenGelu,
     "mkl": MKL,
 }
-# What rounds weights and rows, and is taken only where it is asked for.
+# What rounds weights and rows, and is taken only where it is asked for; there before the others, for its memory.
 QUANTIZED: dict[str, type[Product]] = {"int8": Int8}

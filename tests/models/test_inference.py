@@ -202,7 +202,7 @@ def chosen(request, monkeypatch):
     def take(weight, bias, activation, rows):
         return request.param if PRODUCTS[request.param].runs(weight, activation) else "linear"
 
-    monkeypatch.setattr(inference, "Fastest", lambda: take)
+    monkeypatch.setattr(inference, "Fastest", lambda products: take)
     return request.param
 
 
@@ -231,9 +231,9 @@ def test_copies_keep_the_products(chosen, dtype):
 
 
 @pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
-def test_int8(monkeypatch):
+def test_int8():
     made, (video, special) = model(), inputs(8)
-    frozen = freeze(made, int8=True)
+    frozen = freeze(made, int8=True, measure=False)
     assert {type(layer.product) for layer in linears(frozen)} == {Int8}
     expected = frozen(video, special)
     with torch.no_grad():
@@ -241,7 +241,7 @@ def test_int8(monkeypatch):
     error = (expected - reference).square().mean() / reference.square().mean()
     assert 0 < error < 0.05**2  # of each of seven layers in a row, 1 or 2 %
     assert torch.equal(frozen(video[3:4], special[3:4]), expected[3:4])
-    other = freeze(model(), int8=True)
+    other = freeze(model(), int8=True, measure=False)
     other.load_state_dict(frozen.state_dict())
     for same in (other, copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu")):
         assert torch.equal(same(video, special), expected)
@@ -249,6 +249,27 @@ def test_int8(monkeypatch):
         freeze(made, torch.bfloat16, int8=True)
     with pytest.raises(ValueError, match=r"int8 needs a model on a processor.*; the model is on meta"):
         freeze(made.to("meta"), int8=True)
+
+
+@pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
+def test_int8_where_it_is_faster(monkeypatch):
+    """The clock says so: here made up, and without a cache."""
+    names = []
+
+    def choose(products):
+        names.extend(products)
+        return lambda weight, bias, activation, rows: "int8" if activation == "gelu" else "linear"
+
+    monkeypatch.setattr(inference, "Fastest", choose)
+    made, (video, special) = model(), inputs()
+    frozen = freeze(made, int8=True)
+    assert names == ["int8", *PRODUCTS]
+    kinds = {(layer.activation, type(layer.product)) for layer in linears(frozen)}
+    assert kinds == {("gelu", Int8), ("none", Linear)}
+    expected = frozen(video, special)
+    for same in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        assert [type(layer.product) for layer in linears(same)] == [type(layer.product) for layer in linears(frozen)]
+        assert torch.equal(same(video, special), expected)
 
 
 @pytest.mark.parametrize("chosen", ("onednn", "mkl"), indirect=True)
@@ -271,7 +292,7 @@ def test_products_are_chosen_for_the_rows_of_a_call(attention, monkeypatch):
         asked.append((rows, *weight.shape, activation))
         return "linear"
 
-    monkeypatch.setattr(inference, "Fastest", lambda: take)
+    monkeypatch.setattr(inference, "Fastest", lambda products: take)
     frozen = freeze(model(attention=attention), batch_size=3)
     for layer in linears(frozen):
         layer.register_forward_pre_hook(
@@ -283,7 +304,7 @@ def test_products_are_chosen_for_the_rows_of_a_call(attention, monkeypatch):
 
 
 def test_without_a_measurement_products_are_onednns(monkeypatch):
-    monkeypatch.setattr(inference, "Fastest", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(inference, "Fastest", lambda products: pytest.fail("measured"))
     packed = OneDNN if torch.backends.mkldnn.is_available() else Linear
     assert {type(layer.product) for layer in linears(freeze(model(), measure=False))} == {packed}
 
