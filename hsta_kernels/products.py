@@ -37,7 +37,7 @@ class Linear:
         self.weight, self.bias, self.activation = weight, bias, activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
+        y = F.linear(x, self.unpacked(), self.bias)
         return F.gelu(y) if self.activation == "gelu" else y
 
     def unpacked(self) -> Tensor:
@@ -100,16 +100,42 @@ class MKL(Linear):
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
+class BFloat16Weights(Linear):
+    """PyTorch's own of a weight that is kept in bfloat16 and widened at each call: for its memory, not for speed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        super().__init__(weight.to(torch.bfloat16), bias, activation, rows)
+
+    def unpacked(self) -> Tensor:
+        return self.weight.float()
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.dtype == torch.float32
+
+
+class Int8Weights(Linear):
+    """The same of a weight kept in integers of 8 bits, with a scale for each output."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        integers, self.scale = _integers(weight)
+        super().__init__(integers, bias, activation, rows)
+
+    def unpacked(self) -> Tensor:
+        return self.weight * self.scale[:, None]
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.dtype == torch.float32
+
+
 class Int8:
     """oneDNN's of integers of 8 bits: weights with a scale for each output, and each row of x with its own as it comes,
     so that a row's result depends on no other. Sums are exact in 32 bits; scales of rows, bias and GELU are one pass.
-
-    Scales have 16 bits. A weight is then exactly its integer times its scale, and packing it once more gives the same.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
-        self.scale = _of_16_bits(weight.abs().amax(1).clamp_min(SMALLEST) / 127)
-        self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.integers, self.scale = _integers(weight)
         self.packed = torch.ops.onednn.qlinear_prepack(self.integers, None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -160,6 +186,13 @@ def _sums_are_exact() -> bool:
     return bool((sums == 64 * 255 * 127).all())
 
 
+def _integers(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of 8 bits and a scale for each output. Scales have 16 bits: a weight is then exactly its integer times
+    its scale, and made integers once more it gives the same."""
+    scale = _of_16_bits(weight.abs().amax(1).clamp_min(SMALLEST) / 127)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 def _of_16_bits(positive: Tensor) -> Tensor:
     """The next float32 that is no smaller and whose last eight bits are zeros."""
     return ((positive.view(torch.int32) + 0xFF) & ~0xFF).view(torch.float32)
@@ -175,3 +208,5 @@ PRODUCTS: dict[str, type[Product]] = {
 }
 # What rounds weights and rows, and is taken only where it is asked for; there before the others, for its memory.
 QUANTIZED: dict[str, type[Product]] = {"int8": Int8}
+# What keeps rounded weights for their memory, by the dtype that they are kept in.
+KEPT: dict[str, type[Product]] = {"torch.bfloat16": BFloat16Weights, "torch.int8": Int8Weights}
