@@ -135,8 +135,8 @@ class Int8:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
-        self.integers, self.scale = _integers(weight)
-        self.packed = torch.ops.onednn.qlinear_prepack(self.integers, None)
+        integers, self.scale = _integers(weight)
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
         self.activation = activation
@@ -163,7 +163,7 @@ class Int8:
         return scale_rows(y, scale, self.bias, self.activation == "gelu").view(*x.shape[:-1], -1)
 
     def unpacked(self) -> Tensor:
-        return self.integers * self.scale[:, None]
+        return self.packed.to_dense().T.contiguous() * self.scale[:, None]
 
     @staticmethod
     def runs(weight: Tensor, activation: str) -> bool:
