@@ -63,9 +63,10 @@ def freeze(
             `int8` that of integers in every layer.
         int8: weights of the linear layers and the rows that they multiply are rounded to integers of 8 bits, each
             output's weights and each row with a scale of its own, in every layer where no other product is faster:
-            with VNNI or AMX nearly all, several times as fast, elsewhere perhaps none. Such a layer takes a quarter of
-            the memory and is inexact by about 1 % of its output (without VNNI 2 %). Try it on your own clips. The state
-            dict has the rounded weights in float32; a copy that is moved off the processor multiplies those.
+            large products are several times as fast with VNNI or AMX, and gain less elsewhere. Such a layer takes a
+            quarter of the memory and is inexact by about 1 % of its output (without VNNI 2 %). Try it on your own
+            clips. The state dict has the rounded weights in float32; a copy that is moved off the processor multiplies
+            those.
         weights: ``torch.bfloat16`` or ``torch.int8`` for less memory, on any device: the linear layers keep their
             weights so, int8 with a scale for each output, and widen them to float32 at each call, one layer at a time.
             A half or a quarter of the memory, inexact by about 0.2 or 0.6 % of a layer's output, and slower. Nothing is
