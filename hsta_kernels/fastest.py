@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hsta_kernels.processor import processor_name
-from hsta_kernels.products import Product
+from hsta_kernels.products import PRODUCTS
 from hsta_kernels.replacing import replacing
 
 CLEARLY = 0.97  # of another time: less of a gain may be noise
@@ -23,24 +23,22 @@ MOST_ROUNDS, SECONDS = 20, 0.5  # where other programs disturb
 
 
 class Fastest:
-    """Called with a layer's weight, bias, activation and rows, the name of the fastest of `products` for it."""
+    """Called with a layer's weight, bias, activation and rows, the name of its fastest product."""
 
-    def __init__(self, products: dict[str, type[Product]]) -> None:
-        self.products = products
+    def __init__(self) -> None:
         self.machine = _machine()
         self.file = _file(self.machine)
         self.choices = _read(self.file)
 
     def __call__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int) -> str:
-        names = [name for name, product in self.products.items() if product.runs(weight, activation)]
+        names = [name for name, product in PRODUCTS.items() if product.runs(weight, activation)]
         if len(names) == 1:
             return names[0]
         rows = min(rows, MOST_ROWS)
         shape = f"{rows} x {weight.shape[1]} x {weight.shape[0]}"
         layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation} by {', '.join(names)}"
         if self.choices.get(layer) not in names:
-            products = {name: self.products[name](weight, bias, activation, rows) for name in names}
-            self.choices[layer] = _measured(products, weight.new_ones(rows, weight.shape[1]))
+            self.choices[layer] = _measured(names, weight, bias, activation, rows)
             self._write()
         return self.choices[layer]
 
@@ -58,12 +56,14 @@ class Fastest:
 
 
 @torch.no_grad()
-def _measured(products: dict[str, Product], x: Tensor) -> str:
+def _measured(names: list[str], weight: Tensor, bias: Tensor | None, activation: str, rows: int) -> str:
     """The first in order of the products that no other is clearly faster than; in turns, fastest rounds compared."""
+    x = weight.new_ones(rows, weight.shape[1])
+    products = {name: PRODUCTS[name](weight, bias, activation, rows) for name in names}
     with torch.autocast("cpu", enabled=False):
         for product in products.values():  # what is allocated or compiled at the first call
             product(x)
-        seconds: dict[str, list[float]] = {name: [] for name in products}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         start = perf_counter()
         for done in range(MOST_ROUNDS):
             late = perf_counter() - start > SECONDS
@@ -72,7 +72,7 @@ def _measured(products: dict[str, Product], x: Tensor) -> str:
             for name, product in products.items():
                 seconds[name].append(_seconds(product, x))
     fastest = {name: min(times) for name, times in seconds.items()}
-    return next(name for name in products if CLEARLY * fastest[name] <= min(fastest.values()))
+    return next(name for name in names if CLEARLY * fastest[name] <= min(fastest.values()))
 
 
 def _seconds(product: Callable[[Tensor], Tensor], x: Tensor) -> float:

@@ -59,14 +59,12 @@ def freeze(
         dtype: float32, or bfloat16 for products as autocast makes them: matrix products and attention in bfloat16, the
             residual stream and layer norms in float32.
         batch_size: clips a call for which the products are chosen. Any other number is right too, and may be slower.
-        measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it; with
-            `int8` that of integers in every layer.
+        measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it.
         int8: weights of the linear layers and the rows that they multiply are rounded to integers of 8 bits, each
-            output's weights and each row with a scale of its own, in every layer where no other product is faster:
-            large products are several times as fast with VNNI or AMX, and gain less elsewhere. Such a layer takes a
-            quarter of the memory and is inexact by about 1 % of its output (without VNNI 2 %). Try it on your own
-            clips. The state dict has the rounded weights in float32; a copy that is moved off the processor multiplies
-            those.
+            output's weights and each row with a scale of its own: a quarter of the memory, large products several
+            times as fast with VNNI or AMX and less elsewhere, and inexact by about 1 % of a layer's output (without
+            VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has the rounded weights in
+            float32; a copy that is moved off the processor multiplies those.
         weights: ``torch.bfloat16`` or ``torch.int8`` for less memory, on any device: the linear layers keep their
             weights so, int8 with a scale for each output, and widen them to float32 at each call, one layer at a time.
             A half or a quarter of the memory, inexact by about 0.2 or 0.6 % of a layer's output, and slower. Nothing is
@@ -80,8 +78,7 @@ def freeze(
         TypeError: `model` is not an ``hsta_kernels.HSTA``.
         ValueError: another dtype; a `batch_size` that is no positive integer; `int8` with a dtype other than float32 or
             for a model that is not on a processor with oneDNN; other `weights`, or with `int8` or a dtype other than
-            float32; a module of the model cannot be copied, and the message
-            names it.
+            float32; a module of the model cannot be copied, and the message names it.
     """
     if not isinstance(model, HSTA):
         raise TypeError(f"model must be an hsta_kernels.HSTA, got {type(model).__name__}")
@@ -115,16 +112,13 @@ def freeze(
             module.rate = 0.0
     frozen = _frozen(frozen, dtype, batch_size)  # type: ignore[assignment]
     linears = [module for module in frozen.modules() if isinstance(module, FrozenLinear)]
-    if weights is not None:
+    if int8 or weights is not None:
         for linear in linears:
-            linear.take(str(weights))
+            linear.take("int8" if int8 else str(weights))
     elif measure:
-        fastest = Fastest(QUANTIZED | PRODUCTS if int8 else PRODUCTS)
+        fastest = Fastest()
         for linear in linears:
             linear.take_fastest(fastest)
-    elif int8:
-        for linear in linears:
-            linear.take("int8")
     return FrozenHSTA(frozen, dtype)
 
 

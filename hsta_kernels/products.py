@@ -206,7 +206,7 @@ PRODUCTS: dict[str, type[Product]] = {
     "onednn then gelu": OneDNNThenGelu,
     "mkl": MKL,
 }
-# What rounds weights and rows, and is taken only where it is asked for; there before the others, for its memory.
+# What rounds weights and rows, and is taken only where it is asked for.
 QUANTIZED: dict[str, type[Product]] = {"int8": Int8}
 # What keeps rounded weights for their memory, by the dtype that they are kept in.
 KEPT: dict[str, type[Product]] = {"torch.bfloat16": BFloat16Weights, "torch.int8": Int8Weights}

@@ -206,7 +206,7 @@ def chosen(request, monkeypatch):
     def take(weight, bias, activation, rows):
         return request.param if PRODUCTS[request.param].runs(weight, activation) else "linear"
 
-    monkeypatch.setattr(inference, "Fastest", lambda products: take)
+    monkeypatch.setattr(inference, "Fastest", lambda: take)
     return request.param
 
 
@@ -235,9 +235,9 @@ def test_copies_keep_the_products(chosen, dtype):
 
 
 @pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
-def test_int8():
+def test_int8(monkeypatch):
     made, (video, special) = model(), inputs(8)
-    frozen = freeze(made, int8=True, measure=False)
+    frozen = freeze(made, int8=True)
     assert {type(layer.product) for layer in linears(frozen)} == {Int8}
     expected = frozen(video, special)
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_int8():
     error = (expected - reference).square().mean() / reference.square().mean()
     assert 0 < error < 0.05**2  # of each of seven layers in a row, 1 or 2 %
     assert torch.equal(frozen(video[3:4], special[3:4]), expected[3:4])
-    other = freeze(model(), int8=True, measure=False)
+    other = freeze(model(), int8=True)
     other.load_state_dict(frozen.state_dict())
     for same in (other, copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu")):
         assert torch.equal(same(video, special), expected)
@@ -255,30 +255,9 @@ def test_int8():
         freeze(made.to("meta"), int8=True)
 
 
-@pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")
-def test_int8_where_it_is_faster(monkeypatch):
-    """The clock says so: here made up, and without a cache."""
-    names = []
-
-    def choose(products):
-        names.extend(products)
-        return lambda weight, bias, activation, rows: "int8" if activation == "gelu" else "linear"
-
-    monkeypatch.setattr(inference, "Fastest", choose)
-    made, (video, special) = model(), inputs()
-    frozen = freeze(made, int8=True)
-    assert names == ["int8", *PRODUCTS]
-    kinds = {(layer.activation, type(layer.product)) for layer in linears(frozen)}
-    assert kinds == {("gelu", Int8), ("none", Linear)}
-    expected = frozen(video, special)
-    for same in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
-        assert [type(layer.product) for layer in linears(same)] == [type(layer.product) for layer in linears(frozen)]
-        assert torch.equal(same(video, special), expected)
-
-
 @pytest.mark.parametrize(("weights", "bound"), ((torch.bfloat16, 0.005), (torch.int8, 0.02)), ids=str)
 def test_weights_kept_for_their_memory(weights, bound, monkeypatch):
-    monkeypatch.setattr(inference, "Fastest", lambda products: pytest.fail("measured"))
+    monkeypatch.setattr(inference, "Fastest", lambda: pytest.fail("measured"))
     made, (video, special) = model(), inputs(8)
     frozen = freeze(made, weights=weights)
     assert {layer.product.weight.dtype for layer in linears(frozen)} == {weights}
@@ -322,7 +301,7 @@ def test_products_are_chosen_for_the_rows_of_a_call(attention, monkeypatch):
         asked.append((rows, *weight.shape, activation))
         return "linear"
 
-    monkeypatch.setattr(inference, "Fastest", lambda products: take)
+    monkeypatch.setattr(inference, "Fastest", lambda: take)
     frozen = freeze(model(attention=attention), batch_size=3)
     for layer in linears(frozen):
         layer.register_forward_pre_hook(
@@ -334,7 +313,7 @@ def test_products_are_chosen_for_the_rows_of_a_call(attention, monkeypatch):
 
 
 def test_without_a_measurement_products_are_onednns(monkeypatch):
-    monkeypatch.setattr(inference, "Fastest", lambda products: pytest.fail("measured"))
+    monkeypatch.setattr(inference, "Fastest", lambda: pytest.fail("measured"))
     packed = OneDNN if torch.backends.mkldnn.is_available() else Linear
     assert {type(layer.product) for layer in linears(freeze(model(), measure=False))} == {packed}
 
