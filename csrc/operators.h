@@ -153,6 +153,34 @@ void read_cross_modal_project_values(Arguments& in, CrossModalProjections& op) {
   in.tensor("out", op.out, op.dtype, {op.batch, op.width});
 }
 
+// What a product of 8-bit integers has before and after it. quantize_rows makes integers round(x / scale) + most + 1 of
+// each row of x, ties to even, with scale = max(max|x|, the smallest normal float) / most. scale_rows makes y * scale +
+// bias of the product y, in its place, and GELU of that where asked.
+struct QuantizedRows {
+  int64_t rows, width;
+  int64_t most;  // at most 127
+  TensorView x, integers;
+  TensorView scale;  // written by quantize_rows, read by scale_rows; NaN or infinite where x has such
+  TensorView y, bias;
+  bool gelu;
+};
+
+template <typename Arguments>
+void read_quantize_rows(Arguments& in, QuantizedRows& op) {
+  in.tensor("x", op.x, DType::kFloat32, {&op.rows, &op.width}, Layout::kRows);
+  in.size("most", op.most);
+  in.tensor("integers", op.integers, DType::kUInt8, {op.rows, op.width});
+  in.tensor("scale", op.scale, DType::kFloat32, {op.rows});
+}
+
+template <typename Arguments>
+void read_scale_rows(Arguments& in, QuantizedRows& op) {
+  in.tensor("y", op.y, DType::kFloat32, {&op.rows, &op.width});
+  in.tensor("scale", op.scale, DType::kFloat32, {op.rows});
+  in.tensor("bias", op.bias, DType::kFloat32, {op.width});
+  in.number("gelu", op.gelu);
+}
+
 // space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Stats belong to queries whose keys are
 // in several groups: the prefix, except with joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j =
 // scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of several
@@ -202,6 +230,8 @@ void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
   KERNEL(bias_gelu_backward, BiasGelu)                      \
   KERNEL(cross_modal_absorb_query, CrossModalProjections)   \
   KERNEL(cross_modal_project_values, CrossModalProjections) \
+  KERNEL(quantize_rows, QuantizedRows)                      \
+  KERNEL(scale_rows, QuantizedRows)                         \
   KERNEL(space_time_attention_forward, SpaceTimeAttention)  \
   KERNEL(space_time_attention_backward, SpaceTimeAttention)
 

@@ -36,7 +36,7 @@ class Fastest:
             return names[0]
         rows = min(rows, MOST_ROWS)
         shape = f"{rows} x {weight.shape[1]} x {weight.shape[0]}"
-        layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation}"
+        layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation} by {', '.join(names)}"
         if self.choices.get(layer) not in names:
             self.choices[layer] = _measured(names, weight, bias, activation, rows)
             self._write()

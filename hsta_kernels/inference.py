@@ -15,7 +15,7 @@ from hsta_kernels.fastest import Fastest
 from hsta_kernels.models import hsta, reference
 from hsta_kernels.models.hsta import HSTA, tubelets
 from hsta_kernels.models.plain import drop_rate, is_plain, is_plain_linear
-from hsta_kernels.products import PRODUCTS, QUANTIZED, Linear
+from hsta_kernels.products import KEPT, PRODUCTS, QUANTIZED, Linear
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -27,7 +27,13 @@ _CONTAINERS = (
 
 
 def freeze(
-    model: HSTA, dtype: torch.dtype = torch.float32, *, batch_size: int = 1, measure: bool = True, int8: bool = False
+    model: HSTA,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch_size: int = 1,
+    measure: bool = True,
+    int8: bool = False,
+    weights: torch.dtype | None = None,
 ) -> FrozenHSTA:
     """A copy of the model for inference only, faster, with the same call.
 
@@ -42,7 +48,7 @@ def freeze(
 
     Products differ in rounding. The logits of a frozen model, of its copies and of its pickles have the same bits from
     run to run; freezing again on another machine, or on this one without its cache, may choose other products and give
-    other last bits, unless `measure` is False.
+    other last bits, with `int8` more than these, unless `measure` is False.
 
     The copy is a snapshot: later changes of the model's weights do not show in it. It drops nothing and stays in
     evaluation mode, also as a part of a module that is trained. It can be copied, pickled, moved, and its state dict
@@ -55,10 +61,14 @@ def freeze(
         batch_size: clips a call for which the products are chosen. Any other number is right too, and may be slower.
         measure: False measures nothing and takes oneDNN's packed product, with the epilogue, where PyTorch has it.
         int8: weights of the linear layers and the rows that they multiply are rounded to integers of 8 bits, each
-            output's weights and each row with a scale of its own: a quarter of the memory, products of large models
-            several times as fast where the processor has VNNI or AMX, no faster elsewhere, and inexact by about 1 % of
-            a layer's output (without VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has
-            the rounded weights in float32; a copy that is moved off the processor multiplies those.
+            output's weights and each row with a scale of its own: a quarter of the memory, large products several
+            times as fast with VNNI or AMX and less elsewhere, and inexact by about 1 % of a layer's output (without
+            VNNI 2 %). Try it on your own clips. Nothing is measured then. The state dict has the rounded weights in
+            float32; a copy that is moved off the processor multiplies those.
+        weights: ``torch.bfloat16`` or ``torch.int8`` for less memory, on any device: the linear layers keep their
+            weights so, int8 with a scale for each output, and widen them to float32 at each call, one layer at a time.
+            A half or a quarter of the memory, inexact by about 0.2 or 0.6 % of a layer's output, and slower. Nothing is
+            measured then. The state dict has the rounded weights in float32.
 
     Returns:
         A module in eval mode, called as ``frozen(video, special)``. Its logits are those of `model.eval()` in float32,
@@ -67,8 +77,8 @@ def freeze(
     Raises:
         TypeError: `model` is not an ``hsta_kernels.HSTA``.
         ValueError: another dtype; a `batch_size` that is no positive integer; `int8` with a dtype other than float32 or
-            for a model that is not on a processor with oneDNN; a module of the model cannot be copied, and the message
-            names it.
+            for a model that is not on a processor with oneDNN; other `weights`, or with `int8` or a dtype other than
+            float32; a module of the model cannot be copied, and the message names it.
     """
     if not isinstance(model, HSTA):
         raise TypeError(f"model must be an hsta_kernels.HSTA, got {type(model).__name__}")
@@ -78,6 +88,11 @@ def freeze(
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     if int8 and dtype != torch.float32:
         raise ValueError(f"int8 goes with dtype torch.float32, got {dtype}")
+    if weights is not None and str(weights) not in KEPT:
+        raise ValueError(f"weights must be torch.bfloat16 or torch.int8, got {weights}")
+    if weights is not None and (int8 or dtype != torch.float32):
+        with_what = "int8=True, which has integers of its own" if int8 else f"dtype {dtype}"
+        raise ValueError(f"weights={weights} goes with products in float32, not with {with_what}")
     where = next(model.parameters()).device
     if int8 and not QUANTIZED["int8"].runs(torch.empty(1, device=where), "none"):
         raise ValueError(f"int8 needs a model on a processor, and PyTorch with oneDNN there; the model is on {where}")
@@ -97,9 +112,9 @@ def freeze(
             module.rate = 0.0
     frozen = _frozen(frozen, dtype, batch_size)  # type: ignore[assignment]
     linears = [module for module in frozen.modules() if isinstance(module, FrozenLinear)]
-    if int8:
+    if int8 or weights is not None:
         for linear in linears:
-            linear.take("int8")
+            linear.take("int8" if int8 else str(weights))
     elif measure:
         fastest = Fastest()
         for linear in linears:
@@ -130,9 +145,9 @@ class FrozenHSTA(nn.Module):
 
 
 class FrozenLinear(nn.Module):
-    """``activation(x @ weight.T + bias)`` by one of `PRODUCTS` or `QUANTIZED`. Takes any dtype, returns the weight's.
+    """``activation(x @ weight.T + bias)`` by one of `PRODUCTS`, `QUANTIZED` or `KEPT`.
 
-    `rows` is how many it is to be fast for.
+    Takes any dtype, returns the weight's. `rows` is how many it is to be fast for.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int, activation: str = "none"):
@@ -152,7 +167,7 @@ class FrozenLinear(nn.Module):
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         # Plain attributes: an opaque tensor as a parameter could neither be saved nor moved.
         self.dtype, self.bias = weight.dtype, bias
-        chosen = (PRODUCTS | QUANTIZED)[self.choice]  # it need not run where the layer is moved or unpickled
+        chosen = (PRODUCTS | QUANTIZED | KEPT)[self.choice]  # it need not run where the layer is moved or unpickled
         product = chosen if chosen.runs(weight, self.activation) else Linear
         self.product = product(weight, bias, self.activation, self.rows)
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsta_kernels.ops.quantized_rows import SMALLEST, quantize_rows, scale_rows
+
 
 class Product(Protocol):
     """A weight (out, in) laid out for one library, ready to be called with x (..., in)."""
@@ -35,7 +37,7 @@ class Linear:
         self.weight, self.bias, self.activation = weight, bias, activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
+        y = F.linear(x, self.unpacked(), self.bias)
         return F.gelu(y) if self.activation == "gelu" else y
 
     def unpacked(self) -> Tensor:
@@ -98,27 +100,51 @@ class MKL(Linear):
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
+class BFloat16Weights(Linear):
+    """PyTorch's own of a weight that is kept in bfloat16 and widened at each call: for its memory, not for speed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        super().__init__(weight.to(torch.bfloat16), bias, activation, rows)
+
+    def unpacked(self) -> Tensor:
+        return self.weight.float()
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.dtype == torch.float32
+
+
+class Int8Weights(Linear):
+    """The same of a weight kept in integers of 8 bits, with a scale for each output."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        integers, self.scale = _integers(weight)
+        super().__init__(integers, bias, activation, rows)
+
+    def unpacked(self) -> Tensor:
+        return self.weight * self.scale[:, None]
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.dtype == torch.float32
+
+
 class Int8:
     """oneDNN's of integers of 8 bits: weights with a scale for each output, and each row of x with its own as it comes,
-    so that a row's result depends on no other. Sums are exact in 32 bits; GELU is a pass of its own.
-
-    Scales have 16 bits. A weight is then exactly its integer times its scale, and packing it once more gives the same.
+    so that a row's result depends on no other. Sums are exact in 32 bits; scales of rows, bias and GELU are one pass.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
-        self.scale = _of_16_bits(weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127)
-        self.integers = (weight / self.scale[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(self.integers, None)
+        integers, self.scale = _integers(weight)
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = weight.new_zeros(len(weight)) if bias is None else bias
         self.activation = activation
         self.most = 127 if _sums_are_exact() else 63
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / self.most
         # Around a zero point in the middle, as oneDNN has it.
-        integers = (rows / scale).round().add_(self.most + 1).to(torch.uint8)
+        integers, scale = quantize_rows(x.reshape(-1, x.shape[-1]), self.most)
         y = torch.ops.onednn.qlinear_pointwise(
             integers,
             1.0,
@@ -134,11 +160,10 @@ class Int8:
             [],
             "",
         )
-        y = torch.addcmul(self.bias, y, scale).view(*x.shape[:-1], -1)
-        return F.gelu(y) if self.activation == "gelu" else y
+        return scale_rows(y, scale, self.bias, self.activation == "gelu").view(*x.shape[:-1], -1)
 
     def unpacked(self) -> Tensor:
-        return self.integers * self.scale[:, None]
+        return self.packed.to_dense().T.contiguous() * self.scale[:, None]
 
     @staticmethod
     def runs(weight: Tensor, activation: str) -> bool:
@@ -161,6 +186,13 @@ def _sums_are_exact() -> bool:
     return bool((sums == 64 * 255 * 127).all())
 
 
+def _integers(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of 8 bits and a scale for each output. Scales have 16 bits: a weight is then exactly its integer times
+    its scale, and made integers once more it gives the same."""
+    scale = _of_16_bits(weight.abs().amax(1).clamp_min(SMALLEST) / 127)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 def _of_16_bits(positive: Tensor) -> Tensor:
     """The next float32 that is no smaller and whose last eight bits are zeros."""
     return ((positive.view(torch.int32) + 0xFF) & ~0xFF).view(torch.float32)
@@ -176,3 +208,5 @@ PRODUCTS: dict[str, type[Product]] = {
 }
 # What rounds weights and rows, and is taken only where it is asked for.
 QUANTIZED: dict[str, type[Product]] = {"int8": Int8}
+# What keeps rounded weights for their memory, by the dtype that they are kept in.
+KEPT: dict[str, type[Product]] = {"torch.bfloat16": BFloat16Weights, "torch.int8": Int8Weights}

@@ -98,6 +98,15 @@ def test_what_was_measured_is_not_measured_again(bench, tmp_path):
     assert len(os.listdir(tmp_path / "cache")) == 1  # nothing temporary stays
 
 
+def test_a_new_product_is_measured(bench, monkeypatch):
+    bench.seconds["third"] = [0.1]
+    products = dict(fastest.PRODUCTS)
+    monkeypatch.setattr(fastest, "PRODUCTS", {name: products[name] for name in ("first", "second")})
+    assert choose() == "first"
+    monkeypatch.setattr(fastest, "PRODUCTS", products)
+    assert choose() == "third"
+
+
 def test_many_rows_are_measured_by_fewer(bench):
     bench.seconds["second"] = [0.5]
     assert choose(rows=2 * fastest.MOST_ROWS) == "second"

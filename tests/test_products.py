@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsta_kernels.products import PRODUCTS, Int8
+from hsta_kernels import backends
+from hsta_kernels.products import KEPT, PRODUCTS, Int8
 from tests.tolerances import assert_close_to_reference, nearby
 
 ROWS = 24  # that they are made for
@@ -79,10 +80,20 @@ def test_integers_are_multiplied_exactly(rows, extreme):
 
 
 @needs_onednn
+@pytest.mark.parametrize("activation", ("none", "gelu"))
+def test_integers_without_the_kernels(activation, monkeypatch):
+    product, x = Int8(torch.randn(40, 56), torch.randn(40), activation, ROWS), torch.randn(2, ROWS, 112)[..., ::2]
+    with torch.no_grad():
+        ours = product(x)
+        monkeypatch.setattr(backends, "cpu", None)
+        torch.testing.assert_close(product(x), ours, rtol=1e-6, atol=1e-5)
+
+
+@needs_onednn
 def test_packing_integers_once_more_changes_nothing():
     first = Int8(torch.randn(40, 56) * torch.logspace(-30, 30, 40)[:, None], None, "none", ROWS)
     second = Int8(first.unpacked(), None, "none", ROWS)
-    assert torch.equal(second.integers, first.integers)
+    assert torch.equal(second.unpacked(), first.unpacked())
     assert torch.equal(second.scale, first.scale)
 
 
@@ -94,6 +105,24 @@ def test_a_row_of_integers_depends_on_no_other():
     x[3, 5] = torch.nan
     for row, result in zip(x, product(x), strict=True):
         torch.testing.assert_close(product(row), result, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(product(x)[2], F.gelu(product.bias))
+    torch.testing.assert_close(product(x)[2], F.gelu(product.bias), rtol=0, atol=2**-22)  # another GELU, in one pass
     assert product(x)[3].isnan().all()
     assert not product(x)[:3].isnan().any()
+
+
+@pytest.mark.parametrize("activation", ("none", "gelu"))
+@pytest.mark.parametrize(("name", "item", "unit"), (("torch.bfloat16", 2, 2.0**-7), ("torch.int8", 1, 1 / 127)))
+def test_kept_weights(name, item, unit, activation):
+    """Of the weight nothing else is kept; what it has lost is at most half a unit, and products are float32's."""
+    weight = torch.randn(40, 56) * torch.logspace(-3, 3, 40)[:, None]
+    weight[7] = 0
+    bias, x = torch.randn(40), torch.randn(3, 5, 56)
+    product = KEPT[name](weight, bias, activation, ROWS)
+    rounded = product.unpacked()
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, weight)
+    assert ((rounded - weight).abs() <= weight.abs().amax(1, keepdim=True) * unit / 2 * 1.001).all()
+    y = F.linear(x, rounded, bias)
+    assert torch.equal(product(x), F.gelu(y) if activation == "gelu" else y)
+    kept = [tensor for tensor in vars(product).values() if isinstance(tensor, torch.Tensor) and tensor is not bias]
+    assert sum(tensor.nbytes for tensor in kept) == item * weight.numel() + (4 * 40 if item == 1 else 0)
+    assert torch.equal(KEPT[name](rounded, bias, activation, ROWS).unpacked(), rounded)

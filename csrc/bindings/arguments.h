@@ -8,6 +8,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "../operators.h"
 
@@ -15,7 +16,8 @@ namespace hsta {
 
 namespace py = pybind11;
 
-// A dtype or a size: one that a tensor must have, or, given by address, one to be taken from it.
+// A dtype or a size: one that a tensor must have, or, given by address, one to be taken from it: any size, a floating
+// dtype.
 template <typename T>
 struct Wanted {
   T* taken = nullptr;
@@ -23,8 +25,10 @@ struct Wanted {
   Wanted(T* taken) : taken(taken) {}
   Wanted(T value) : value(value) {}
   bool accepts(T found) const {
-    if (taken) *taken = found;
-    return taken || value == found;
+    if (!taken) return value == found;
+    *taken = found;
+    if constexpr (std::is_same_v<T, DType>) return int(found) < kFloatingDTypes;
+    return true;
   }
 };
 
@@ -101,9 +105,9 @@ class Arguments {
   struct Names {
     PyObject *data_ptr = PyUnicode_InternFromString("data_ptr"), *dtype = PyUnicode_InternFromString("dtype");
     PyObject *shape = PyUnicode_InternFromString("shape"), *stride = PyUnicode_InternFromString("stride");
-    PyObject* dtypes[3];  // by number; there is one object of each
+    PyObject* dtypes[4];  // by number; there is one object of each
     Names() {
-      for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16})
+      for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kUInt8})
         dtypes[int(dtype)] = py::object(py::module_::import("torch").attr(dtype_name(dtype))).release().ptr();
     }
   };
@@ -114,7 +118,8 @@ class Arguments {
   }
 
   static const char* dtype_name(DType dtype) {
-    return dtype == DType::kFloat32 ? "float32" : dtype == DType::kBFloat16 ? "bfloat16" : "float16";
+    const char* names[] = {"float32", "bfloat16", "float16", "uint8"};
+    return names[int(dtype)];
   }
 
   static std::string described(const TensorView& tensor, bool with_strides = true) {
@@ -131,7 +136,7 @@ class Arguments {
     // Where there is nothing to read, PyTorch calls any strides contiguous.
     for (int i = 0; i < tensor.dims; ++i)
       if (tensor.shape[i] == 0) return true;
-    const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : tensor.dtype == DType::kUInt8 ? 1 : 2;
     int64_t expected = 1;
     for (int i = tensor.dims - 1; i >= 0; --i) {
       if (tensor.shape[i] == 1) continue;
@@ -152,8 +157,8 @@ class Arguments {
     to.data = reinterpret_cast<void*>(PyLong_AsUnsignedLongLong(address.ptr()));
     const auto dtype = found(PyObject_GetAttr(from, names().dtype));
     int number = 0;
-    while (number < 3 && dtype.ptr() != names().dtypes[number]) ++number;
-    if (number == 3) fail(name, "is " + py::str(dtype).cast<std::string>() + "; expected float32, bfloat16 or float16");
+    while (number < 4 && dtype.ptr() != names().dtypes[number]) ++number;
+    if (number == 4) fail(name, "is " + py::str(dtype).cast<std::string>() + "; expected float32, bfloat16 or float16");
     to.dtype = DType(number);
     const auto numbers = [&](const py::object& tuple, int64_t* to) {
       const int count = int(PyTuple_GET_SIZE(tuple.ptr()));

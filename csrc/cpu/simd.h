@@ -141,6 +141,7 @@ struct InFours {
 
 // A NaN in `a` stays a NaN.
 static inline Vec max(Vec a, Vec b) { return b > a ? b : a; }
+static inline IntVec max(IntVec a, IntVec b) { return b > a ? b : a; }
 
 static inline Vec magnitude(Vec x) {
   IntVec bits;
@@ -213,8 +214,8 @@ static inline Vec sums_of_lanes(Vec* rows) {
   return rows[0];
 }
 
-template <int kBlock = kLanes / 2>
-static inline float reduce_max(Vec v) {
+template <int kBlock = kLanes / 2, typename V>
+static inline auto reduce_max(V v) {
   v = max(v, shuffle<Neighbour<kBlock>>(v, v));
   if constexpr (kBlock > 1) return reduce_max<kBlock / 2>(v);
   return v[0];

@@ -15,8 +15,8 @@ _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _SCALARS = (float, int, bool, str, type(None))
 
 
-def custom_op(name: str) -> Callable[[Callable], Any]:
-    """Registers a function that runs a kernel as the PyTorch op ``hsta_kernels::name``.
+def custom_op(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Any]:
+    """Registers a function that runs a kernel as the PyTorch op ``hsta_kernels::name``; `mutates` it writes over.
 
     An op is called directly by what a compiler made of an operator, which may meet a tangent that was not there when it
     was made. PyTorch would drop the tangent without a word: the op refuses it.
@@ -32,7 +32,7 @@ def custom_op(name: str) -> Callable[[Callable], Any]:
                 )
             return function(*arguments)
 
-        return torch.library.custom_op(f"hsta_kernels::{name}", mutates_args=())(op)
+        return torch.library.custom_op(f"hsta_kernels::{name}", mutates_args=mutates)(op)
 
     return register
 

@@ -100,16 +100,20 @@ def test_a_parent_does_not_wake_it():
     assert torch.equal(parent.frozen(video, special), parent.frozen(video, special))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_copied_pickled_moved_saved(dtype):
+@pytest.mark.parametrize(
+    "options",
+    ({}, {"dtype": torch.bfloat16}, {"weights": torch.bfloat16}, {"weights": torch.int8}),
+    ids=str,
+)
+def test_copied_pickled_moved_saved(options):
     made, (video, special) = model(), inputs()
-    frozen = freeze(made, dtype)
+    frozen = freeze(made, **options)
     expected = frozen(video, special)
     moved = copy.deepcopy(frozen).to("meta")
     assert all(t.is_meta for t in (*moved.buffers(), *moved.parameters(), *moved.state_dict().values()))
     for other in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen).to("cpu")):
         assert torch.equal(other(video, special), expected)
-    other = freeze(model(), dtype)
+    other = freeze(model(), **options)
     assert not torch.equal(other(video, special), expected)
     other.load_state_dict(frozen.state_dict())
     assert torch.equal(other(video, special), expected)
@@ -249,6 +253,32 @@ def test_int8(monkeypatch):
         freeze(made, torch.bfloat16, int8=True)
     with pytest.raises(ValueError, match=r"int8 needs a model on a processor.*; the model is on meta"):
         freeze(made.to("meta"), int8=True)
+
+
+@pytest.mark.parametrize(("weights", "bound"), ((torch.bfloat16, 0.005), (torch.int8, 0.02)), ids=str)
+def test_weights_kept_for_their_memory(weights, bound, monkeypatch):
+    monkeypatch.setattr(inference, "Fastest", lambda: pytest.fail("measured"))
+    made, (video, special) = model(), inputs(8)
+    frozen = freeze(made, weights=weights)
+    assert {layer.product.weight.dtype for layer in linears(frozen)} == {weights}
+    with torch.no_grad():
+        reference = oracle(made)(video, special)
+    error = (frozen(video, special) - reference).square().mean() / reference.square().mean()
+    assert 0 < error < bound**2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        ({"weights": torch.float16}, r"weights must be torch\.bfloat16 or torch\.int8, got torch\.float16"),
+        ({"weights": torch.int8, "int8": True}, r"weights=torch\.int8 goes with products in float32, not with int8"),
+        ({"weights": torch.int8, "dtype": torch.bfloat16}, r"in float32, not with dtype torch\.bfloat16"),
+    ),
+    ids=str,
+)
+def test_weights_that_do_not_go(options, message):
+    with pytest.raises(ValueError, match=message):
+        freeze(model(), **options)
 
 
 @pytest.mark.parametrize("chosen", ("onednn", "mkl"), indirect=True)

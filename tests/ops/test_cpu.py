@@ -42,7 +42,7 @@ def test_parity_suite_on_every_instruction_set(isa):
     that runs ours are asked for, since PyTorch believes what it is told.
     """
     here = os.path.dirname(__file__)
-    files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "cpu")]
+    files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "quantized_rows", "cpu")]
     select = "(test_parity or test_inference or exponential) and not every_instruction_set"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}
