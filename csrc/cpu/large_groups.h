@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;  // queries whose scores are held at a time
 
+constexpr int64_t kMostAhead = 96 << 10;  // bytes of each part of the next head that are asked for
+
 // `s`, the scores from key j on, with `hidden` where the key is before `first` or not before `count`.
 inline Vec where_visible(Vec s, int64_t j, int64_t first, int64_t count, float hidden) {
   const IntVec key = lane_numbers() + broadcast(int32_t(j));
@@ -77,13 +79,15 @@ struct LargeGroups {
   const ScoreScale scale;
   const int64_t words, padded_words;  // of a row of the tensors, of a row of weights
   const int64_t depth;                // of products that sum over the group's rows
+  const bool ask_ahead;
 
   LargeGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan),
         scale(op.scale),
         words(row_words<Word>(plan.dim)),
         padded_words(plan.rows_padded / kPerWord<Word>),
-        depth(depth_words<Word>(plan.rows)) {}
+        depth(depth_words<Word>(plan.rows)),
+        ask_ahead(plan.rows * plan.dim * int64_t(sizeof(T)) <= kMostAhead) {}
 
   // Operands of a group and of a block of its queries, and room for what is computed from them.
   struct Buffers {
@@ -123,6 +127,15 @@ struct LargeGroups {
   void pack(const Group<T>& group, const Rows<T>& from, int64_t first, int64_t count, Word* to) const {
     for (int64_t r = 0; r < count; ++r)
       pack_row(from.row(plan.token(group.index, first + r)), plan.dim, to + r * words);
+  }
+
+  // Asks for a token's rows of the next head, which lie behind those of this one: in the midst of computing, when
+  // nothing else waits for memory. Not where they would not stay in the second cache.
+  inline __attribute__((always_inline)) void ask_for_next(const Group<T>& group, int64_t row, bool backward) const {
+    if (!ask_ahead) return;
+    const int64_t token = plan.token(group.index, row);
+    for (const Part part : {kQuery, kKey, kValue}) prefetch(group.part(part).row(token) + plan.dim, plan.dim);
+    if (backward) prefetch(group.grad_out().row(token) + plan.dim, plan.dim);
   }
 
   // All rows, some at a time, so that they are still in the first cache when use(first, count, rows) reads them.
@@ -165,6 +178,7 @@ struct LargeGroups {
       gemm<Word>(count, plan.rows_padded, words, {b.rows, words, 1}, panels_of(b.kt, words), b.scores, plan.rows_padded,
                  false);
       for (int64_t i = 0; i < count; ++i) {
+        ask_for_next(group, first + i, false);
         float* row = b.scores + i * plan.rows_padded;
         const int64_t visible = plan.first_visible(group.index, first + i);
         const float lowest = first + i < plan.prefix ? kLowest : -INFINITY;
@@ -213,7 +227,10 @@ struct LargeGroups {
                  false);
       gemm<Word>(count, plan.rows_padded, words, {b.grad_out, words, 1}, panels_of(b.vt, words), b.grad_scores,
                  plan.rows_padded, false);
-      for (int64_t i = 0; i < count; ++i) score_gradients(group, first + i, b, i);
+      for (int64_t i = 0; i < count; ++i) {
+        ask_for_next(group, first + i, true);
+        score_gradients(group, first + i, b, i);
+      }
       if constexpr (kPairs) pair_up_rows(count, b);
 
       gemm<Word>(count, plan.dim_padded, depth, {b.grad_weights, padded_words, 1}, panels_of(b.k_deep, depth), b.values,
