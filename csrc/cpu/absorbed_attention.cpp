@@ -23,7 +23,6 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int64_t kBlockRows = 32;
-constexpr int64_t kSlice = kTileVecs * kLanes;
 
 template <typename Word>
 struct Plan {
@@ -85,8 +84,8 @@ static inline void words_down(int64_t rows, int64_t columns, const float* from, 
 template <typename Word>
 void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
                     int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  for (int64_t n = 0; n < n_count; n += kSlice)
-    gemm(m_count, min(kSlice, n_count - n), k_count, a, b + n, ldb, c + n, ldc, accumulate);
+  for (int64_t n = 0; n < n_count; n += kPanel)
+    gemm(m_count, min(kPanel, n_count - n), k_count, a, rows_of(b + n, ldb), c + n, ldc, accumulate);
 }
 
 // Softmax state of one run of rows, for all heads: maximum (base 2), sum, and weighted sum of y, which is

@@ -10,6 +10,9 @@
 
 #include <cfloat>
 #include <cmath>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "../common/score_scale.h"
 #include "kernels.h"
@@ -22,10 +25,32 @@ namespace HSTA_ISA {
 namespace {
 
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
-constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries are dealt out to several items
+constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dealt out to several items
+constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
 
 // Which of a token's three vectors, in qkv and in its gradient.
 enum Part : int { kQuery, kKey, kValue };
+
+inline int64_t thread_count() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+// In how many runs to deal out a group's `rows` queries, with `items` to do in each: every run packs the group's keys
+// and values for itself, so as few as leave at most a tenth of the threads' time idle.
+inline int64_t query_runs_of(int64_t rows, int64_t items) {
+  const int64_t threads = thread_count();
+  const auto idle = [&](int64_t runs) {
+    const int64_t places = round_up(items * runs, threads);
+    return 10 * (places - items * runs) > places;
+  };
+  int64_t runs = 1;
+  while (runs < divide_up(rows, kQueriesPerItem) && idle(runs)) ++runs;
+  return runs;
+}
 
 // Which tokens form a group, and how groups, heads and queries are dealt out to work items.
 struct Plan {
@@ -51,9 +76,10 @@ struct Plan {
     // Groups over time are neighbours in memory: take all heads of a few small ones at a time, in the order they lie.
     groups_per_item = small ? 8 : 1;
     heads_per_item = small ? op.heads : 1;
-    queries_per_item = split_queries && !small ? kQueriesPerItem : rows;
     splits = divide_up(groups, groups_per_item);
     head_runs = op.heads / heads_per_item;
+    const int64_t runs = split_queries && !small ? query_runs_of(rows, op.batch * splits * head_runs) : 1;
+    queries_per_item = runs > 1 ? round_up(divide_up(rows, runs), kQueryStep) : rows;
     query_runs = divide_up(rows, queries_per_item);
     items = op.batch * splits * head_runs * query_runs;
   }

@@ -103,8 +103,8 @@ void absorb_query(const CrossModalProjections& op) {
       const bool in_place = std::is_same_v<T, float> && columns % kLanes == 0;
       for (int64_t d = 0; !in_place && d < head_dim; ++d) pack_row(from + d * op.width, columns, copies + d * kColumns);
       gemm<float>(op.batch, round_up(columns, kLanes), head_dim, {q + head * head_dim, op.width, 1},
-                  in_place ? reinterpret_cast<const float*>(from) : copies, in_place ? op.width : kColumns, products,
-                  kColumns, false);
+                  in_place ? rows_of(reinterpret_cast<const float*>(from), op.width) : rows_of<float>(copies, kColumns),
+                  products, kColumns, false);
       for (int64_t b = 0; b < op.batch; ++b) {
         float* u = op.u.at<float>(b, head) + first;
         for (int64_t c = 0; c < columns; ++c) u[c] = products[b * kColumns + c] * scale * norm_weight[first + c];

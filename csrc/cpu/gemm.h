@@ -1,6 +1,6 @@
 // C = A B (or C += A B) for the small matrices of one attention group, A and B of words (simd.h), C of floats. B and C
 // have rows of whole vectors; A is read one broadcast word at a time, through any two strides, so that a transposed A
-// needs no copy.
+// needs no copy. B is best in panels, as wide as a tile: a tile then reads it from one end to the other.
 #pragma once
 
 #include "simd.h"
@@ -11,7 +11,7 @@ namespace HSTA_ISA {
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileVecs = 4;  // 24 accumulators of 32 registers
 #elif defined(__AVX__)
-constexpr int kTileRows = 4, kTileVecs = 2;  // 8 of 16
+constexpr int kTileRows = 6, kTileVecs = 2;  // 12 of 16
 #else
 constexpr int kTileRows = 4, kTileVecs = 2;
 #endif
@@ -21,6 +21,36 @@ struct StridedMatrix {
   const Word* data;
   int64_t row, col;
 };
+
+// Columns of B that a row of tiles passes over at a time.
+constexpr int kPanel = kTileVecs * kLanes;
+
+// Where element (row, column) is in panels of `rows` rows that lie one after the other.
+static inline int64_t in_panels(int64_t row, int64_t column, int64_t rows) {
+  return column / kPanel * rows * kPanel + row * kPanel + column % kPanel;
+}
+
+// What panels need of memory.
+static inline int64_t panel_words(int64_t rows, int64_t columns) { return rows * round_up(columns, kPanel); }
+
+// Row k of panel n is at n * panel + k * row.
+template <typename Word>
+struct PanelMatrix {
+  const Word* data;
+  int64_t row, panel;
+};
+
+// B with its rows one after the other.
+template <typename Word>
+static inline PanelMatrix<Word> rows_of(const Word* b, int64_t ldb) {
+  return {b, ldb, kPanel};
+}
+
+// B in panels of `rows` rows.
+template <typename Word>
+static inline PanelMatrix<Word> panels_of(const Word* b, int64_t rows) {
+  return {b, kPanel, rows * kPanel};
+}
 
 template <int kRows, int kVecs, typename Word>
 static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, const Word* a, int64_t a_row,
@@ -49,39 +79,42 @@ static inline __attribute__((always_inline)) void gemm_tile(int64_t k_count, con
       store(c + m * ldc + n * kLanes, accumulate ? load(c + m * ldc + n * kLanes) + sum[m][n] : sum[m][n]);
 }
 
+// Not inlined: among what surrounds it, the compiler would lose the registers that the addresses of a tile's rows are
+// in.
 template <int kRows, typename Word>
-static inline void gemm_rows(int64_t n_count, int64_t k_count, const Word* a, int64_t a_row, int64_t a_col,
-                             const Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  int64_t n = 0;
-  for (; n + kTileVecs * kLanes <= n_count; n += kTileVecs * kLanes)
-    gemm_tile<kRows, kTileVecs>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+static __attribute__((noinline)) void gemm_rows(int64_t n_count, int64_t k_count, const Word* a, int64_t a_row,
+                                                int64_t a_col, PanelMatrix<Word> b, float* c, int64_t ldc,
+                                                bool accumulate) {
+  const Word* panel = b.data;
+  for (; n_count >= kPanel; n_count -= kPanel, panel += b.panel, c += kPanel)
+    gemm_tile<kRows, kTileVecs>(k_count, a, a_row, a_col, panel, b.row, c, ldc, accumulate);
   if constexpr (kTileVecs == 4)
-    if (n + 2 * kLanes <= n_count) {
-      gemm_tile<kRows, 2>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
-      n += 2 * kLanes;
+    if (n_count >= 2 * kLanes) {
+      gemm_tile<kRows, 2>(k_count, a, a_row, a_col, panel, b.row, c, ldc, accumulate);
+      n_count -= 2 * kLanes, panel += 2 * kLanes, c += 2 * kLanes;
     }
-  if (n < n_count) gemm_tile<kRows, 1>(k_count, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+  if (n_count > 0) gemm_tile<kRows, 1>(k_count, a, a_row, a_col, panel, b.row, c, ldc, accumulate);
 }
 
 template <typename Word>
-static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
-                              int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a,
+                              PanelMatrix<Word> b, float* c, int64_t ldc, bool accumulate) {
   int64_t m = 0;
   for (; m + kTileRows <= m_count; m += kTileRows)
-    gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, ldb, c + m * ldc, ldc, accumulate);
+    gemm_rows<kTileRows>(n_count, k_count, a.data + m * a.row, a.row, a.col, b, c + m * ldc, ldc, accumulate);
   const Word* rest = a.data + m * a.row;
   float* c_rest = c + m * ldc;
   switch (m_count - m) {
     case 5:
-      return gemm_rows<5>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+      return gemm_rows<5>(n_count, k_count, rest, a.row, a.col, b, c_rest, ldc, accumulate);
     case 4:
-      return gemm_rows<4>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+      return gemm_rows<4>(n_count, k_count, rest, a.row, a.col, b, c_rest, ldc, accumulate);
     case 3:
-      return gemm_rows<3>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+      return gemm_rows<3>(n_count, k_count, rest, a.row, a.col, b, c_rest, ldc, accumulate);
     case 2:
-      return gemm_rows<2>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+      return gemm_rows<2>(n_count, k_count, rest, a.row, a.col, b, c_rest, ldc, accumulate);
     case 1:
-      return gemm_rows<1>(n_count, k_count, rest, a.row, a.col, b, ldb, c_rest, ldc, accumulate);
+      return gemm_rows<1>(n_count, k_count, rest, a.row, a.col, b, c_rest, ldc, accumulate);
     default:
       return;
   }
@@ -92,13 +125,11 @@ static inline void gemm_block(int64_t m_count, int64_t n_count, int64_t k_count,
 constexpr int64_t kDepth = 128;
 
 template <typename Word>
-static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
-                        int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  for (int64_t k = 0; k == 0 || k < k_count; k += kDepth) {
-    const int64_t depth = min(kDepth, k_count - k);
-    gemm_block<Word>(m_count, n_count, depth, {a.data + k * a.col, a.row, a.col}, b + k * ldb, ldb, c, ldc,
-                     accumulate || k > 0);
-  }
+static inline void gemm(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, PanelMatrix<Word> b,
+                        float* c, int64_t ldc, bool accumulate) {
+  for (int64_t k = 0; k == 0 || k < k_count; k += kDepth)
+    gemm_block<Word>(m_count, n_count, min(kDepth, k_count - k), {a.data + k * a.col, a.row, a.col},
+                     {b.data + k * b.row, b.row, b.panel}, c, ldc, accumulate || k > 0);
 }
 
 // a · b in the order and with the instructions of gemm, hence to the same bits: what must cancel against an element of

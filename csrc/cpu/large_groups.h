@@ -13,19 +13,36 @@ namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;  // queries whose scores are held at a time
 
+constexpr int64_t kMostAhead = 96 << 10;  // bytes of each part of the next head that are asked for
+
+// `s`, the scores from key j on, with `hidden` where the key is before `first` or not before `count`.
+inline Vec where_visible(Vec s, int64_t j, int64_t first, int64_t count, float hidden) {
+  const IntVec key = lane_numbers() + broadcast(int32_t(j));
+  return is_below(key, first) | ~is_below(key, count) ? broadcast(hidden) : s;
+}
+
 // Scales scores to base 2, masks the keys that the query does not see (before `first`, from `count` on); returns the
 // largest score, or `lowest`.
 inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale,
                             float lowest = -INFINITY) {
-  Vec row_max = broadcast(lowest);
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    Vec s = scaled(load(scores + j), scale);
-    if (j < first || j + kLanes > count)
-      for (int lane = 0; lane < kLanes; ++lane) s[lane] = j + lane < first || j + lane >= count ? -INFINITY : s[lane];
-    store(scores + j, s);
-    row_max = max(row_max, s);
+  const ScoreScale factors = scale;  // a copy, which no store can change
+  Vec tops[2] = {broadcast(lowest), broadcast(lowest)};
+  int64_t j = 0;
+  const auto take = [&](Vec s, int64_t at, Vec& top) {
+    store(scores + at, s);
+    top = max(top, s);
+  };
+  const auto take_some = [&](int64_t end) {
+    for (; j < end; j += kLanes)
+      take(where_visible(scaled(load(scores + j), factors), j, first, count, -INFINITY), j, tops[0]);
+  };
+  take_some(first);
+  for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
+    take(scaled(load(scores + j), factors), j, tops[0]);
+    take(scaled(load(scores + j + kLanes), factors), j + kLanes, tops[1]);
   }
-  return reduce_max(row_max);
+  take_some(padded);
+  return reduce_max(max(tops[0], tops[1]));
 }
 
 // Weights of a row, as the products read them, in place of scores or beside them.
@@ -37,31 +54,42 @@ inline void store_weights(Pair* to, Vec p) { store_pairs(to, p); }
 // Writes 2^(score - max2); returns the sum.
 template <typename Word>
 float exponentiate(const float* scores, int64_t padded, float max2, Word* weights) {
-  Vec sum[2] = {};
-  for (int64_t j = 0; j < padded; j += kLanes) {
+  const auto weigh = [=](int64_t j) {
     const Vec p = exp2(load(scores + j) - broadcast(max2));
     store_weights(weights + j / kPerWord<Word>, p);
-    sum[j / kLanes % 2] += p;
+    return p;
+  };
+  Vec even{}, odd{};
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= padded; j += 2 * kLanes) {
+    even += weigh(j);
+    odd += weigh(j + kLanes);
   }
-  return reduce_add(sum[0] + sum[1]);
+  if (j < padded) even += weigh(j);
+  return reduce_add(even + odd);
 }
 
 template <typename T>
 struct LargeGroups {
   using Word = typename WordOf<T>::type;
   static constexpr bool kPairs = kPerWord<Word> == 2;
+  static constexpr int64_t kBlockDepth = depth_words<Word>(kBlockRows);
 
   const Plan& plan;
   const ScoreScale scale;
   const int64_t words, padded_words;  // of a row of the tensors, of a row of weights
+  const int64_t depth;                // of products that sum over the group's rows
+  const bool ask_ahead;
 
   LargeGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan),
         scale(op.scale),
         words(row_words<Word>(plan.dim)),
-        padded_words(plan.rows_padded / kPerWord<Word>) {}
+        padded_words(plan.rows_padded / kPerWord<Word>),
+        depth(depth_words<Word>(plan.rows)),
+        ask_ahead(plan.rows * plan.dim * int64_t(sizeof(T)) <= kMostAhead) {}
 
-  // Operands of a group, and room for what is computed from them.
+  // Operands of a group and of a block of its queries, and room for what is computed from them.
   struct Buffers {
     Word *rows, *kt, *v_deep;
     float *scores, *values;
@@ -72,20 +100,19 @@ struct LargeGroups {
 
     Buffers(Arena& arena, const LargeGroups& groups, bool backward) {
       const Plan& plan = groups.plan;
-      const int64_t panel = plan.rows * groups.words, deep = depth_words<Word>(plan.rows) * plan.dim_padded;
-      const int64_t block = kBlockRows * plan.rows_padded;
-      rows = arena.take<Word>(panel);
-      kt = arena.take<Word>(groups.words * plan.rows_padded);
-      v_deep = arena.take<Word>(deep);
+      const int64_t block = kBlockRows * plan.rows_padded, block_deep = panel_words(kBlockDepth, plan.dim_padded);
+      rows = arena.take<Word>(kBlockRows * groups.words);
+      kt = arena.take<Word>(panel_words(groups.words, plan.rows_padded));
+      v_deep = arena.take<Word>(panel_words(groups.depth, plan.dim_padded));
       scores = arena.take<float>(block);
       values = arena.take<float>(kBlockRows * plan.dim_padded);
       weights = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
       if (!backward) return;
-      grad_out = arena.take<Word>(panel);
-      vt = arena.take<Word>(groups.words * plan.rows_padded);
-      q_deep = kPairs ? arena.take<Word>(deep) : rows;
+      grad_out = arena.take<Word>(kBlockRows * groups.words);
+      vt = arena.take<Word>(panel_words(groups.words, plan.rows_padded));
+      q_deep = arena.take<Word>(block_deep);
       k_deep = v_deep;
-      grad_out_deep = kPairs ? arena.take<Word>(deep) : grad_out;
+      grad_out_deep = arena.take<Word>(block_deep);
       grad_scores = arena.take<float>(block);
       grad_weights = kPairs ? weights : reinterpret_cast<Word*>(grad_scores);
       probs_by_key = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
@@ -97,44 +124,69 @@ struct LargeGroups {
 
   int64_t scratch_floats(bool backward) const { return floats_of<Buffers>(*this, backward); }
 
-  void pack(const Group<T>& group, const Rows<T>& from, Word* to) const {
-    for (int64_t r = 0; r < plan.rows; ++r) pack_row(from.row(plan.token(group.index, r)), plan.dim, to + r * words);
+  void pack(const Group<T>& group, const Rows<T>& from, int64_t first, int64_t count, Word* to) const {
+    for (int64_t r = 0; r < count; ++r)
+      pack_row(from.row(plan.token(group.index, first + r)), plan.dim, to + r * words);
   }
 
-  // Rows as a product reads them that sums over rows: two interleaved where words are pairs.
-  void pack_deep(const Word* rows, Word* to) const {
-    if constexpr (kPairs) {
-      for (int64_t r = 0; r < plan.rows; r += 2, to += plan.dim_padded)
-        interleave_rows(rows + r * words, r + 1 < plan.rows ? rows + (r + 1) * words : nullptr, plan.dim_padded, to);
-    } else if (to != rows) {
-      std::memcpy(to, rows, plan.rows * words * sizeof(Word));
+  // Asks for a token's rows of the next head, which lie behind those of this one: in the midst of computing, when
+  // nothing else waits for memory. Not where they would not stay in the second cache.
+  inline __attribute__((always_inline)) void ask_for_next(const Group<T>& group, int64_t row, bool backward) const {
+    if (!ask_ahead) return;
+    const int64_t token = plan.token(group.index, row);
+    for (const Part part : {kQuery, kKey, kValue}) prefetch(group.part(part).row(token) + plan.dim, plan.dim);
+    if (backward) prefetch(group.grad_out().row(token) + plan.dim, plan.dim);
+  }
+
+  // All rows, some at a time, so that they are still in the first cache when use(first, count, rows) reads them.
+  template <typename Use>
+  void pack_all(const Group<T>& group, Part part, Word* rows, const Use& use) const {
+    for (int64_t first = 0; first < plan.rows; first += kLanes) {
+      const int64_t count = min(kLanes, plan.rows - first);
+      pack(group, group.part(part), first, count, rows);
+      use(first, count, rows);
     }
+  }
+
+  // Rows as a product reads them that sums over rows: as rows from `first` on of panels of `depth` rows, two of them
+  // interleaved where words are pairs.
+  void pack_deep(const Word* rows, int64_t count, Word* panels, int64_t first, int64_t depth) const {
+    for (int64_t r = 0; r < count; r += kPerWord<Word>, rows += kPerWord<Word> * words)
+      for (int64_t d = 0; d < plan.dim_padded; d += kPanel) {
+        Word* to = panels + in_panels((first + r) / kPerWord<Word>, d, depth);
+        const int64_t columns = min(kPanel, plan.dim_padded - d);
+        if constexpr (kPairs)
+          interleave_rows(rows + d / 2, r + 1 < count ? rows + words + d / 2 : nullptr, columns, to);
+        else
+          for (int64_t c = 0; c < columns; c += kLanes) store(to + c, load(rows + d + c));
+      }
   }
 
   // Queries first to last of the group. merge(prefix row, max2, sum, values) takes in what it gives to a prefix query.
   template <typename Merge>
   void forward(const Group<T>& group, int64_t first_query, int64_t last_query, float* base, const Merge& merge) const {
     const auto b = pieces_in<Buffers>(base, *this, false);
-    pack(group, group.part(kKey), b.rows);
-    transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
-    pack(group, group.part(kValue), b.rows);
-    pack_deep(b.rows, b.v_deep);
-    pack(group, group.part(kQuery), b.rows);
+    pack_all(group, kKey, b.rows,
+             [&](int64_t first, int64_t count, const Word* rows) { transpose_into(b.kt, first, count, rows, words); });
+    pack_all(group, kValue, b.rows,
+             [&](int64_t first, int64_t count, const Word* rows) { pack_deep(rows, count, b.v_deep, first, depth); });
 
     for (int64_t first = first_query; first < last_query; first += kBlockRows) {
       const int64_t count = min(kBlockRows, last_query - first);
       float row_max2[kBlockRows], row_sum[kBlockRows];
-      gemm<Word>(count, plan.rows_padded, words, {b.rows + first * words, words, 1}, b.kt, plan.rows_padded, b.scores,
-                 plan.rows_padded, false);
+      pack(group, group.part(kQuery), first, count, b.rows);
+      gemm<Word>(count, plan.rows_padded, words, {b.rows, words, 1}, panels_of(b.kt, words), b.scores, plan.rows_padded,
+                 false);
       for (int64_t i = 0; i < count; ++i) {
+        ask_for_next(group, first + i, false);
         float* row = b.scores + i * plan.rows_padded;
         const int64_t visible = plan.first_visible(group.index, first + i);
         const float lowest = first + i < plan.prefix ? kLowest : -INFINITY;
         row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, lowest);
         row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
       }
-      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.weights, padded_words, 1}, b.v_deep,
-                 plan.dim_padded, b.values, plan.dim_padded, false);
+      gemm<Word>(count, plan.dim_padded, depth, {b.weights, padded_words, 1}, panels_of(b.v_deep, depth), b.values,
+                 plan.dim_padded, false);
       for (int64_t i = 0; i < count; ++i) {
         float* row = b.values + i * plan.dim_padded;
         if (first + i < plan.prefix)
@@ -158,32 +210,35 @@ struct LargeGroups {
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
     const auto b = pieces_in<Buffers>(base, *this, true);
-    pack(group, group.part(kValue), b.rows);
-    transpose(b.rows, plan.rows, words, b.vt, plan.rows_padded);
-    pack(group, group.part(kKey), b.rows);
-    transpose(b.rows, plan.rows, words, b.kt, plan.rows_padded);
-    pack_deep(b.rows, b.k_deep);
-    pack(group, group.part(kQuery), b.rows);
-    pack_deep(b.rows, b.q_deep);
-    pack(group, group.grad_out(), b.grad_out);
-    pack_deep(b.grad_out, b.grad_out_deep);
+    pack_all(group, kValue, b.rows,
+             [&](int64_t first, int64_t count, const Word* rows) { transpose_into(b.vt, first, count, rows, words); });
+    pack_all(group, kKey, b.rows, [&](int64_t first, int64_t count, const Word* rows) {
+      transpose_into(b.kt, first, count, rows, words);
+      pack_deep(rows, count, b.k_deep, first, depth);
+    });
 
     for (int64_t first = 0; first < plan.rows; first += kBlockRows) {
-      const int64_t count = min(kBlockRows, plan.rows - first), depth = depth_words<Word>(count);
-      gemm<Word>(count, plan.rows_padded, words, {b.rows + first * words, words, 1}, b.kt, plan.rows_padded, b.scores,
+      const int64_t count = min(kBlockRows, plan.rows - first), count_depth = depth_words<Word>(count);
+      pack(group, group.part(kQuery), first, count, b.rows);
+      pack_deep(b.rows, count, b.q_deep, 0, kBlockDepth);
+      pack(group, group.grad_out(), first, count, b.grad_out);
+      pack_deep(b.grad_out, count, b.grad_out_deep, 0, kBlockDepth);
+      gemm<Word>(count, plan.rows_padded, words, {b.rows, words, 1}, panels_of(b.kt, words), b.scores, plan.rows_padded,
+                 false);
+      gemm<Word>(count, plan.rows_padded, words, {b.grad_out, words, 1}, panels_of(b.vt, words), b.grad_scores,
                  plan.rows_padded, false);
-      gemm<Word>(count, plan.rows_padded, words, {b.grad_out + first * words, words, 1}, b.vt, plan.rows_padded,
-                 b.grad_scores, plan.rows_padded, false);
-      for (int64_t i = 0; i < count; ++i) score_gradients(group, first + i, b, i);
+      for (int64_t i = 0; i < count; ++i) {
+        ask_for_next(group, first + i, true);
+        score_gradients(group, first + i, b, i);
+      }
       if constexpr (kPairs) pair_up_rows(count, b);
 
-      const int64_t deep_at = first / kPerWord<Word> * plan.dim_padded;
-      gemm<Word>(count, plan.dim_padded, depth_words<Word>(plan.rows), {b.grad_weights, padded_words, 1}, b.k_deep,
-                 plan.dim_padded, b.values, plan.dim_padded, false);
-      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.grad_by_key, 1, plan.rows_padded}, b.q_deep + deep_at,
-                 plan.dim_padded, b.grad_k, plan.dim_padded, first > 0);
-      gemm<Word>(plan.rows, plan.dim_padded, depth, {b.probs_by_key, 1, plan.rows_padded}, b.grad_out_deep + deep_at,
-                 plan.dim_padded, b.grad_v, plan.dim_padded, first > 0);
+      gemm<Word>(count, plan.dim_padded, depth, {b.grad_weights, padded_words, 1}, panels_of(b.k_deep, depth), b.values,
+                 plan.dim_padded, false);
+      gemm<Word>(plan.rows, plan.dim_padded, count_depth, {b.grad_by_key, 1, plan.rows_padded},
+                 panels_of(b.q_deep, kBlockDepth), b.grad_k, plan.dim_padded, first > 0);
+      gemm<Word>(plan.rows, plan.dim_padded, count_depth, {b.probs_by_key, 1, plan.rows_padded},
+                 panels_of(b.grad_out_deep, kBlockDepth), b.grad_v, plan.dim_padded, first > 0);
       write(group, first, count, kQuery, b.values, add);
     }
     write(group, 0, plan.rows, kKey, b.grad_k, add);
@@ -210,7 +265,7 @@ struct LargeGroups {
       const Vec prob = load(p + j) * broadcast(inverse);
       Vec ds = prob * (load(dp + j) - broadcast(delta));
       if (j < visible)  // delta may be infinite, and zero times infinity is NaN
-        for (int lane = 0; lane < kLanes; ++lane) ds[lane] = j + lane < visible ? 0 : ds[lane];
+        ds = where_visible(ds, j, visible, plan.rows, 0);
       store(p + j, prob);
       store(dp + j, ds);
       if constexpr (kPairs) store_pairs(b.grad_weights + i * padded_words + j / 2, ds);

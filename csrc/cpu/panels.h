@@ -2,7 +2,7 @@
 // have them, the same transposed, and rows of words along the summed-over index.
 #pragma once
 
-#include "simd.h"
+#include "gemm.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -57,20 +57,20 @@ static inline void pack_row(const BFloat16* from, int64_t dim, Pair* to) {
   std::memset(reinterpret_cast<BFloat16*>(to) + dim, 0, (2 * row_words<Pair>(dim) - dim) * sizeof(BFloat16));
 }
 
-// to[w][r] = from[r][w], whole vectors of words; rows past `rows` become zeros. A word is moved as a float.
+// Rows first, first + 1, ... as columns of panels of `words` rows: kLanes of them, those past `count` zeros. A word is
+// moved as a float.
 template <typename Word>
-void transpose(const Word* from, int64_t rows, int64_t words, Word* to, int64_t rows_padded) {
-  for (int64_t first = 0; first < rows_padded; first += kLanes)
-    for (int64_t w = 0; w < words; w += kLanes) {
-      Vec block[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        block[i] = Vec{};
-        if (first + i < rows) std::memcpy(&block[i], from + (first + i) * words + w, sizeof(Vec));
-      }
-      transpose_block(block);
-      for (int i = 0; i < kLanes; ++i)
-        std::memcpy(static_cast<void*>(to + (w + i) * rows_padded + first), &block[i], sizeof(Vec));
+void transpose_into(Word* panels, int64_t first, int64_t count, const Word* rows, int64_t words) {
+  for (int64_t w = 0; w < words; w += kLanes) {
+    Vec block[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      block[i] = Vec{};
+      if (i < count) std::memcpy(&block[i], rows + i * words + w, sizeof(Vec));
     }
+    transpose_block(block);
+    for (int i = 0; i < kLanes; ++i)
+      std::memcpy(static_cast<void*>(panels + in_panels(w + i, first, words)), &block[i], sizeof(Vec));
+  }
 }
 
 #ifdef __AVX512BF16__

@@ -57,6 +57,12 @@ def _weights(width: int, square: int) -> list[torch.Tensor]:
 
 # A call and its arguments for a batch of 3: those that have a batch dimension, then the rest.
 CALLS = {
+    # Which deals out each group's queries in two runs where threads are many.
+    "space_time_attention of large groups": (
+        lambda qkv: ops.space_time_attention(qkv, (2, 400), "space", 2),
+        [torch.randn(3, 802, 3, 1, 16)],
+        [],
+    ),
     "absorbed attention": (
         lambda u, query, tokens, k_bias: AbsorbedAttention.apply(u.float(), query, tokens, k_bias, 1e-6, "cpu"),
         [torch.randn(3, 3, 48), torch.randn(3, 48), torch.randn(3, 197, 48)],
