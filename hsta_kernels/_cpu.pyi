@@ -53,6 +53,7 @@ def cross_modal_absorb_query(
 def cross_modal_project_values(
     z: Tensor, norm_weight: Tensor, norm_bias: Tensor, v_weight: Tensor, v_bias: Tensor, out: Tensor, /
 ) -> None: ...
+def packed_product(columns: int, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, out: Tensor, /) -> None: ...
 def space_time_attention_forward(
     axis: int,
     num_prefix_tokens: int,

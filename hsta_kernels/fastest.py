@@ -89,12 +89,14 @@ def _settled(seconds: list[float]) -> bool:
 
 def _machine() -> dict[str, object]:
     """What has to be the same for a measurement to hold."""
-    libraries = ("MKL_", "ONEDNN_", "DNNL_")  # their variables limit instruction sets and threads
+    # Their variables limit instruction sets and threads.
+    libraries = ("MKL_", "ONEDNN_", "DNNL_", "HSTA_CPU_ISA")
     return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "products": list(PRODUCTS),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(libraries)},
     }
 

@@ -126,5 +126,6 @@ void test_space_time_attention();
 void test_cross_modal_attention();
 void test_add_layer_norm();
 void test_bias_gelu();
+void test_packed_product();
 
 }  // namespace hsta

@@ -22,6 +22,7 @@ int main() {
       hsta::test_cross_modal_attention();
       hsta::test_add_layer_norm();
       hsta::test_bias_gelu();
+      hsta::test_packed_product();
       std::exit(0);
     }
     int status = -1;
