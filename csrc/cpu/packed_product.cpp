@@ -71,7 +71,7 @@ inline void multiply(const Tile& tile) {
       for (int n = 0; n < kTileVecs; ++n) w[n] = load(weight + n * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
-        const Vec factor = rounded(broadcast((m < 4 ? x : fifth)[m % 4 * row]));
+        const Vec factor = rounded(broadcast(m < 4 ? x[m * row] : fifth[(m - 4) * row]));
 #pragma GCC unroll 3
         for (int n = 0; n < kTileVecs; ++n) sum[m][n] = multiply_add(sum[m][n], factor, w[n]);
       }
