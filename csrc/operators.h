@@ -118,6 +118,26 @@ void read_bias_gelu_backward(Arguments& in, BiasGelu& op) {
   in.tensor("grad_bias", op.grad_bias, DType::kFloat32, {op.width});
 }
 
+// out = x · weight^T + bias, and GELU of it if wanted, for inference. The rows of the weight, one for each column of
+// out, are transposed in panels of kPanelColumns; what the last panel has beyond them is zeros.
+constexpr int64_t kPanelColumns = 48;  // whole vectors of any processor
+
+struct PackedProduct {
+  int64_t rows, inner, columns;
+  bool gelu;
+  TensorView x, weight, bias, out;
+};
+
+template <typename Arguments>
+void read_packed_product(Arguments& in, PackedProduct& op) {
+  in.size("columns", op.columns);
+  in.tensor("x", op.x, DType::kFloat32, {&op.rows, &op.inner}, Layout::kRows);
+  in.tensor("weight", op.weight, DType::kFloat32, {divide_up(op.columns, kPanelColumns), op.inner, kPanelColumns});
+  in.tensor("bias", op.bias, DType::kFloat32, {op.columns});
+  in.number("gelu", op.gelu);
+  in.tensor("out", op.out, DType::kFloat32, {op.rows, op.columns});
+}
+
 // The projections of cross_modal_attention, before and after AbsorbedAttention, for inference. Weights are (width,
 // width) as nn.Linear stores them; the key bias changes nothing and is not here.
 struct CrossModalProjections {
@@ -230,6 +250,7 @@ void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
   KERNEL(bias_gelu_backward, BiasGelu)                      \
   KERNEL(cross_modal_absorb_query, CrossModalProjections)   \
   KERNEL(cross_modal_project_values, CrossModalProjections) \
+  KERNEL(packed_product, PackedProduct)                     \
   KERNEL(quantize_rows, QuantizedRows)                      \
   KERNEL(scale_rows, QuantizedRows)                         \
   KERNEL(space_time_attention_forward, SpaceTimeAttention)  \

@@ -36,7 +36,7 @@ class Fastest:
             return names[0]
         rows = min(rows, MOST_ROWS)
         shape = f"{rows} x {weight.shape[1]} x {weight.shape[0]}"
-        layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation} by {', '.join(names)}"
+        layer = f"{shape} {weight.dtype} {'no bias' if bias is None else 'bias'} {activation}"
         if self.choices.get(layer) not in names:
             self.choices[layer] = _measured(names, weight, bias, activation, rows)
             self._write()
@@ -89,12 +89,14 @@ def _settled(seconds: list[float]) -> bool:
 
 def _machine() -> dict[str, object]:
     """What has to be the same for a measurement to hold."""
-    libraries = ("MKL_", "ONEDNN_", "DNNL_")  # their variables limit instruction sets and threads
+    # Their variables limit instruction sets and threads.
+    libraries = ("MKL_", "ONEDNN_", "DNNL_", "HSTA_CPU_ISA")
     return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "products": list(PRODUCTS),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(libraries)},
     }
 

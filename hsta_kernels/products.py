@@ -1,4 +1,5 @@
-"""A frozen linear layer's product, ``activation(x @ weight.T + bias)``, by each of the libraries behind PyTorch.
+"""A frozen linear layer's product, ``activation(x @ weight.T + bias)``, by a kernel of ours and each of the libraries
+behind PyTorch.
 
 Each of them takes any number of rows. Which is the fastest depends on the processor and on the shape: `fastest.py`.
 """
@@ -12,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsta_kernels import backends
+from hsta_kernels.ops.checks import rows_contiguous
+from hsta_kernels.ops.dispatch import call, custom_op
+from hsta_kernels.ops.launch import cpu
 from hsta_kernels.ops.quantized_rows import SMALLEST, quantize_rows, scale_rows
 
 
@@ -81,6 +86,43 @@ class OneDNNThenGelu(OneDNN):
     @staticmethod
     def runs(weight: Tensor, activation: str) -> bool:
         return activation == "gelu" and OneDNN.runs(weight, activation)
+
+
+class Packed:
+    """Ours, of the weight in panels, with bias and GELU in the epilogue. A row's result depends on no other."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str, rows: int):
+        self.out_features, self.activation = len(weight), activation
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias.contiguous()
+        padded = F.pad(weight, (0, 0, 0, -len(weight) % _PANEL_COLUMNS))
+        self.panels = padded.unflatten(0, (-1, _PANEL_COLUMNS)).transpose(1, 2).contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        out = call(_packed_product, rows, self.panels, self.bias, self.activation == "gelu")
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def unpacked(self) -> Tensor:
+        return self.panels.transpose(1, 2).flatten(0, 1)[: self.out_features]
+
+    @staticmethod
+    def runs(weight: Tensor, activation: str) -> bool:
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and backends.unavailable("cpu") is None
+
+
+_PANEL_COLUMNS = 48  # csrc/operators.h
+
+
+@custom_op("packed_product")
+def _packed_product(x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor, gelu: bool) -> torch.Tensor:
+    out = x.new_empty(len(x), len(bias))
+    cpu.run("packed_product", len(bias), rows_contiguous(x), panels, bias, gelu, out)
+    return out
+
+
+@_packed_product.register_fake
+def _(x: Tensor, panels: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    return x.new_empty(len(x), len(bias))
 
 
 class MKL(Linear):
@@ -204,6 +246,7 @@ PRODUCTS: dict[str, type[Product]] = {
     "onednn": OneDNN,
     "linear": Linear,
     "onednn then gelu": OneDNNThenGelu,
+    "packed": Packed,
     "mkl": MKL,
 }
 # What rounds weights and rows, and is taken only where it is asked for.

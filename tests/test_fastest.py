@@ -98,15 +98,6 @@ def test_what_was_measured_is_not_measured_again(bench, tmp_path):
     assert len(os.listdir(tmp_path / "cache")) == 1  # nothing temporary stays
 
 
-def test_a_new_product_is_measured(bench, monkeypatch):
-    bench.seconds["third"] = [0.1]
-    products = dict(fastest.PRODUCTS)
-    monkeypatch.setattr(fastest, "PRODUCTS", {name: products[name] for name in ("first", "second")})
-    assert choose() == "first"
-    monkeypatch.setattr(fastest, "PRODUCTS", products)
-    assert choose() == "third"
-
-
 def test_many_rows_are_measured_by_fewer(bench):
     bench.seconds["second"] = [0.5]
     assert choose(rows=2 * fastest.MOST_ROWS) == "second"
@@ -115,7 +106,7 @@ def test_many_rows_are_measured_by_fewer(bench):
     assert choose(rows=fastest.MOST_ROWS - 1) == "third"
 
 
-@pytest.mark.parametrize("what", ("processor", "threads", "torch", "instructions", "variable"))
+@pytest.mark.parametrize("what", ("processor", "threads", "torch", "instructions", "products", "variable", "kernels"))
 def test_elsewhere_it_is_measured_anew(what, bench, monkeypatch):
     choose()
     if what == "processor":
@@ -126,8 +117,11 @@ def test_elsewhere_it_is_measured_anew(what, bench, monkeypatch):
         monkeypatch.setattr(torch, "__version__", "2.99")
     elif what == "instructions":
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    elif what == "products":
+        monkeypatch.setitem(fastest.PRODUCTS, "new", fastest.PRODUCTS["first"])
+        bench.seconds["new"] = [1.0]
     else:
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA" if what == "variable" else "HSTA_CPU_ISA", "another")
     bench.seconds["third"] = [0.1]
     assert choose() == "third"
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels import backends
-from hsta_kernels.products import KEPT, PRODUCTS, Int8
+from hsta_kernels.products import KEPT, PRODUCTS, Int8, Packed
 from tests.tolerances import assert_close_to_reference, nearby
 
 ROWS = 24  # that they are made for
@@ -58,6 +58,55 @@ def test_threads_may_change(name):
         torch.testing.assert_close(product(x), F.gelu(F.linear(x, weight)), rtol=1e-4, atol=1e-4)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def packed():
+    if not Packed.runs(torch.ones(1), "none"):
+        pytest.skip("the CPU kernels are not built")
+
+
+@pytest.mark.parametrize("activation", ("none", "gelu"))
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns"),
+    ((1, 1, 1), (9, 37, 95), (13, 768, 17), (8, 769, 48), (41, 1541, 49), (300, 500, 10), (3, 0, 5)),
+)
+def test_packed_product(packed, rows, inner, columns, activation):
+    """Edges of tiles, panels, spans and blocks; and a row's bits, whatever the others are."""
+    weight, bias, x = torch.randn(columns, inner), torch.randn(columns), torch.randn(rows, inner)
+    product = Packed(weight, bias, activation, rows)
+
+    def linear(*tensors: torch.Tensor) -> torch.Tensor:
+        y = F.linear(*tensors)
+        return F.gelu(y) if activation == "gelu" else y
+
+    result = product(x)
+    exact, moved = (linear(*map(convert, (x, weight, bias))) for convert in (torch.Tensor.double, nearby))
+    assert_close_to_reference(result, linear(x, weight, bias), exact, nearby64=moved)
+    for first, last in ((0, 1), (rows // 2, rows), (rows - 1, rows)):
+        assert torch.equal(product(x[first:last]), result[first:last])
+    assert torch.equal(product(F.pad(x, (1, 2))[:, 1 : inner + 1]), result)  # rows read in place
+
+
+@pytest.mark.parametrize("special", (torch.nan, torch.inf, -torch.inf))
+def test_what_is_not_finite_stays_in_its_row(packed, special):
+    weight, x = torch.randn(50, 20).abs(), torch.randn(19, 20)
+    product = Packed(weight, None, "none", 19)
+    expected = product(x)
+    x[11, 3] = expected[11] = special
+    torch.testing.assert_close(product(x), expected, rtol=0, atol=0, equal_nan=True)
+    weight[7, 2] = special
+    x[11] = 1
+    result = Packed(weight, None, "none", 19)(x)
+    assert not result[:, 7].isfinite().any()
+    assert result[:, torch.arange(50) != 7].isfinite().all()
+
+
+def test_packed_product_compiles(packed):
+    product, x = Packed(torch.randn(50, 20), torch.randn(50), "gelu", 6), torch.randn(2, 3, 20)
+    with torch.no_grad():
+        compiled = torch.compile(product.__call__, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), product(x))
 
 
 needs_onednn = pytest.mark.skipif(not Int8.runs(torch.ones(1), "none"), reason="this PyTorch has no oneDNN")

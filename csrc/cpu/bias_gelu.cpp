@@ -10,14 +10,6 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-// Phi(x) + x * phi(x).
-inline Vec gelu_derivative(Vec x) {
-  const Vec a = distance(x);
-  const Vec density = broadcast(0.39894228f) * exp2(a * a * broadcast(-0.72134752f));  // 1 / sqrt(2 pi), log2(e) / 2
-  const Vec below = tail(a) - magnitude(x) * density;  // of infinite x, NaN: what x * phi(x) is
-  return x < 0 ? below : broadcast(1.0f) - below;
-}
-
 // The high and low halves of 32-bit products.
 typedef uint64_t WideVec __attribute__((vector_size(8 * kLanes)));
 inline void multiply(BitsVec a, uint32_t b, BitsVec* high, BitsVec* low) {

@@ -1,4 +1,4 @@
-// GELU by the error function, and the tail of the normal distribution that it is made of.
+// GELU by the error function, and its derivative.
 #pragma once
 
 #include "simd.h"
@@ -32,6 +32,14 @@ static inline Vec tail(Vec a) {
 static inline Vec gelu(Vec x) {
   const Vec a = distance(x);
   return (x > 0 ? x : x * 0) - a * tail(a);  // of -inf, NaN: what x * Phi(x) is
+}
+
+// Phi(x) + x * phi(x).
+static inline Vec gelu_derivative(Vec x) {
+  const Vec a = distance(x);
+  const Vec density = broadcast(0.39894228f) * exp2(a * a * broadcast(-0.72134752f));  // 1 / sqrt(2 pi), log2(e) / 2
+  const Vec below = tail(a) - magnitude(x) * density;  // of infinite x, NaN: what x * phi(x) is
+  return x < 0 ? below : broadcast(1.0f) - below;
 }
 
 }  // namespace HSTA_ISA

@@ -127,5 +127,6 @@ void test_cross_modal_attention();
 void test_add_layer_norm();
 void test_bias_gelu();
 void test_quantized_rows();
+void test_packed_product();
 
 }  // namespace hsta

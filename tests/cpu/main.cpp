@@ -23,6 +23,7 @@ int main() {
       hsta::test_add_layer_norm();
       hsta::test_bias_gelu();
       hsta::test_quantized_rows();
+      hsta::test_packed_product();
       std::exit(0);
     }
     int status = -1;

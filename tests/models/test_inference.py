@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 import hsta_kernels
 from hsta_kernels import inference
 from hsta_kernels.inference import FrozenLinear, freeze
-from hsta_kernels.products import PRODUCTS, Int8, Linear, OneDNN
+from hsta_kernels.products import PRODUCTS, Int8, Linear, OneDNN, Packed
 from tests.tolerances import assert_close_to_reference
 
 SMALL = {"image_size": 48, "num_frames": 4, "embed_dim": (24, 32), "num_heads": (3, 2), "depth": ((1, 2), (1, 1))}
@@ -281,12 +281,13 @@ def test_weights_that_do_not_go(options, message):
         freeze(model(), **options)
 
 
-@pytest.mark.parametrize("chosen", ("onednn", "mkl"), indirect=True)
+@pytest.mark.parametrize("chosen", ("onednn", "mkl", "packed"), indirect=True)
 def test_a_pickle_is_read_where_its_products_do_not_run(chosen, monkeypatch):
     made, (video, special) = model(), inputs()
     pickled = pickle.dumps(freeze(made, batch_size=2))
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(Packed, "runs", staticmethod(lambda weight, activation: False))
     other = pickle.loads(pickled)
     assert {type(layer.product) for layer in linears(other)} == {Linear}
     with torch.no_grad():

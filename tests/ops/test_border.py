@@ -12,6 +12,8 @@ import torch
 import hsta_kernels
 from hsta_kernels import backends
 from hsta_kernels.ops.launch import cpu as launch
+from hsta_kernels.ops.quantized_rows import quantize_rows, scale_rows
+from hsta_kernels.products import Packed
 from tests.ops.cases import examples
 
 
@@ -55,6 +57,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
                 sum(tensor.sum() for tensor in (out if isinstance(out, tuple) else (out,))).backward()
                 with torch.no_grad():
                     function(**tensors)
+    Packed(torch.randn(50, 20), torch.randn(50), "gelu", 7)(torch.randn(7, 20))
+    scale_rows(torch.randn(7, 20), quantize_rows(torch.randn(7, 20), 127)[1], torch.randn(20), True)
     monkeypatch.undo()
     return seen
 

@@ -43,7 +43,10 @@ def test_parity_suite_on_every_instruction_set(isa):
     """
     here = os.path.dirname(__file__)
     files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "quantized_rows", "cpu")]
-    select = "(test_parity or test_inference or exponential) and not every_instruction_set"
+    files.append(os.path.join(os.path.dirname(here), "test_products.py"))
+    select = (
+        "(test_parity or test_inference or exponential or packed or stays_in_its_row) and not every_instruction_set"
+    )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}
     environment = os.environ | {"HSTA_CPU_ISA": isa} | of_torch.get(isa, {})  # the baseline meets the processor's own
