@@ -139,7 +139,8 @@ struct InFours {
   }
 };
 
-// b > a ? b : a, so a NaN in `a` stays a NaN. GCC makes one instruction of that in some places and three in others.
+// b > a ? b : a, and b < a ? b : a, so a NaN in `a` stays a NaN. GCC makes one instruction of that in some places and
+// three in others.
 static inline Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_max_ps((__m512)b, (__m512)a);
@@ -149,6 +150,17 @@ static inline Vec max(Vec a, Vec b) {
   return (Vec)_mm_max_ps((__m128)b, (__m128)a);
 #else
   return b > a ? b : a;
+#endif
+}
+static inline Vec at_most(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)b, (__m512)a);
+#elif defined(__AVX__)
+  return (Vec)_mm256_min_ps((__m256)b, (__m256)a);
+#elif defined(__SSE2__)
+  return (Vec)_mm_min_ps((__m128)b, (__m128)a);
+#else
+  return b < a ? b : a;
 #endif
 }
 static inline IntVec max(IntVec a, IntVec b) { return b > a ? b : a; }

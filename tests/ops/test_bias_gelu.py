@@ -82,6 +82,16 @@ def test_error_of_the_tail():
 
 
 @needs_cpu
+def test_error_of_the_slope():
+    """Phi(x) + x phi(x), on both sides of zero."""
+    x = torch.linspace(-14, 14, 200_003, requires_grad=True)
+    with backend("cpu"):
+        (slope,) = torch.autograd.grad(bias_gelu(x[None], torch.zeros_like(x)).sum(), x)
+    exact = torch.special.ndtr(x.double()) + x.double() * torch.exp(-(x.double() ** 2) / 2) / (2 * torch.pi) ** 0.5
+    assert ((slope.double() - exact).abs() <= 2**-23).all()
+
+
+@needs_cpu
 def test_special_values():
     """Where the reference has NaN: at minus infinity, and at both infinities in the gradient."""
     x = torch.tensor([[float("inf"), -float("inf"), float("nan"), 0.0, 1e30, -1e30]])

@@ -45,7 +45,8 @@ def test_parity_suite_on_every_instruction_set(isa):
     files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "quantized_rows", "cpu")]
     files.append(os.path.join(os.path.dirname(here), "test_products.py"))
     select = (
-        "(test_parity or test_inference or exponential or packed or stays_in_its_row) and not every_instruction_set"
+        "(test_parity or test_inference or exponential or test_error or packed or stays_in_its_row)"
+        " and not every_instruction_set"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", select, *files]
     of_torch = {"x86_64_v4": {"ATEN_CPU_CAPABILITY": "avx2"}, "x86_64_v3": {"ATEN_CPU_CAPABILITY": "default"}}
