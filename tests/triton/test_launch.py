@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ if backends.triton_interpreted:
 
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
+from tests.triton.test_gpu import OUR_KERNELS
 from tools import tune
 from tools.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
 
@@ -80,6 +82,13 @@ def test_any_number_of_sequences(axis):
     """Grids have one dimension (`launches` sees to it), which takes 2³¹ - 1 programs."""
     run = attention("time", 4, 200_000, 0, 32, 1) if axis == "time" else attention("space", 200_000, 4, 0, 32, 1)
     assert all(2**16 < launch.programs < 2**31 for launch in launches(lambda: run(torch.bfloat16), 90))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compute_sanitizer_looks_at_every_kernel(name):
+    """tests/triton/test_gpu.py has it look at kernels of these names alone."""
+    for launch in launches(lambda: OPERATORS[name](torch.bfloat16), 90):
+        assert re.search(OUR_KERNELS, launch.name), launch.name
 
 
 def test_nothing_is_added_up_in_the_order_of_arrival():
