@@ -48,6 +48,17 @@ LAUNCHED = (
     "    case(torch.bfloat16, 'cuda')\n"
 )
 
+# Tests without a GPU are skipped: that there is one is a step of its own.
+HERE = (
+    "import pathlib, shutil, subprocess, torch, triton\n"
+    "print('PyTorch', torch.__version__, 'CUDA', torch.version.cuda, 'Triton', triton.__version__, flush=True)\n"
+    "bundled = pathlib.Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'ptxas'\n"
+    "for ptxas in (bundled, shutil.which('ptxas')):\n"
+    "    if ptxas: subprocess.run([ptxas, '--version'])\n"
+    "if not torch.cuda.is_available(): raise SystemExit('PyTorch sees no GPU')\n"
+    "print(torch.cuda.get_device_properties(0))\n"
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -104,6 +115,7 @@ def needed(program: str, path: str | None) -> str:
 def begin(machine: Machine) -> list[Step]:
     """Of every part: each may find a bare machine."""
     return [
+        Step("machine", 30, (machine.python, "-c", HERE)),
         Step(
             "build",
             150,
