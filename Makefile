@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 QUIETLY := OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help install demo test sanitize test-arm lint format docs bench gpu-check clean
+.PHONY: help install demo test sanitize test-arm lint format docs bench gpu-check gpu-check-right gpu-check-tune gpu-check-fast clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -54,8 +54,17 @@ docs: install  ## this documentation as a site, in build/site; a warning is an e
 bench: install  ## operators and model against every contender on this machine, within 20 minutes
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
-gpu-check:  ## on a machine with an NVIDIA GPU and no network: build, GPU tests, benchmarks, with the Python found there
-	bash tools/gpu_check.sh
+gpu-check:  ## the three below, on a machine with an NVIDIA GPU and no network, with the Python found there
+	$(PYTHON) tools/gpu_check.py right tune fast
+
+gpu-check-right:  ## in nine minutes: build, parity, spills, compute-sanitizer
+	$(PYTHON) tools/gpu_check.py right
+
+gpu-check-tune:  ## in nine minutes: a table of configurations for the Triton found there
+	$(PYTHON) tools/gpu_check.py tune
+
+gpu-check-fast:  ## in nine minutes: benchmarks, bfloat16 first, and counters of the GPU
+	$(PYTHON) tools/gpu_check.py fast
 
 clean:  ## remove everything the other targets made
 	rm -rf $(VENV) build demo *.egg-info hsta_kernels/_c*.so

@@ -10,8 +10,10 @@ from functools import partial
 
 import torch
 import torch._functorch.config
+from torch.nn.attention import SDPBackend
 
 import hsta_kernels
+from benchmarks.gpu_timing import Rotated, sets_of_inputs
 from benchmarks.measuring import Call
 
 HEADS, HEAD_DIM, PATCHES = 12, 64, 196  # of the base model
@@ -32,7 +34,7 @@ class Case:
     The first call of a contender compiles it, or finds out that it is not installed: making a case does neither.
     `bytes` and `flops` are the floor of design: what any implementation must move and compute (0: not counted).
     `limit` names a contender that does only part of the work, as a bound; it is timed, but is no contender.
-    `notes` are figures besides time, each measured when called.
+    `notes` are figures besides time, each measured when called; `facts` say what a contender's name does not.
     """
 
     operator: str
@@ -46,6 +48,7 @@ class Case:
     limit: str | None = None
     check: Callable[[str, object, object], None] | None = None
     notes: Mapping[str, Callable[[], float]] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,41 @@ def operator_case(
     inputs: Sequence[torch.Tensor],
     outputs_like: Sequence[torch.Tensor],
     backward: bool,
+    facts: Mapping[str, str] | None = None,
     **floor: float,
 ) -> Case:
-    """Of functions of `inputs` whose outputs have the shapes of `outputs_like`: their forward or backward pass."""
+    """Of functions of `inputs` whose outputs have the shapes of `outputs_like`: their forward or backward pass.
+
+    On a GPU a call takes other inputs than the one before it, of the same numbers, where few would stay in its cache.
+    """
     if os.environ.get("HSTA_BACKEND") == "cuda":  # what the CUDA kernels would have to beat to be chosen
         others = {**others, "our Triton kernels": _in_triton(ours)}
     grads = [torch.randn_like(t) for t in outputs_like]
+    dtype, device = inputs[0].dtype, inputs[0].device
+    size = sum(t.nbytes for t in (*inputs, *grads))
+    sets = [(list(inputs), grads)]
+    for _ in range(1, sets_of_inputs(device, size)):
+        sets.append(([t.clone() for t in inputs], [t.clone() for t in grads]))
 
     def call(function: Callable[..., object]) -> Call:
-        return backward_call(function, inputs, grads) if backward else partial(function, *inputs)
+        calls = [backward_call(function, *of) if backward else partial(function, *of[0]) for of in sets]
+        return Rotated(calls) if device.type == "cuda" else calls[0]
 
     contenders = {name: call(function) for name, function in others.items()}
-    dtype, device = inputs[0].dtype, inputs[0].device
-    return Case(operator, work, dtype, device, call(ours), contenders, check=close_to_ours, **floor)
+    check = close_to_ours
+    return Case(operator, work, dtype, device, call(ours), contenders, check=check, facts=facts or {}, **floor)
+
+
+def sdpa_takes(run: Callable[[Callable[..., torch.Tensor]], object]) -> str:
+    """The implementations that scaled_dot_product_attention chooses in `run`, which is given a stand-in for it."""
+    names: dict[str, None] = {}
+
+    def ask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        names[SDPBackend(torch._fused_sdp_choice(q, k, v)).name] = None
+        return q  # as the result would be
+
+    run(ask)
+    return " and ".join(names)
 
 
 def _in_triton(ours: Callable[..., object]) -> Callable[..., object]:

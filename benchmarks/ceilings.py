@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from benchmarks.gpu_timing import capturable
 from benchmarks.measuring import Call, interleave
 
 
@@ -26,5 +27,6 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _seconds(call: Call, device: torch.device) -> float:
-    call()
-    return interleave({"it": call}, device, 0.5)["it"].p20
+    with capturable(device):
+        call()
+        return interleave({"it": call}, device, 0.5)["it"].p20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks import ceilings
+from benchmarks import ceilings, gpu_timing
 from benchmarks.case import Case
 from benchmarks.measuring import Call, Clock, OutOfTime, Timing, interleave, interrupted_after
 from benchmarks.record import Result
@@ -31,6 +31,11 @@ def contest(
         OutOfTime: there was not even time for ours and one contender.
         AssertionError: a contender computes something else.
     """
+    with gpu_timing.capturable(case.device):
+        return _contest(name, case, seconds_each, until, clock)
+
+
+def _contest(name: str, case: Case, seconds_each: float, until: float, clock: Clock) -> Result:
     rounds = min(seconds_each * (1 + len(case.contenders)), max(0.0, until - clock()) / 3)
     ready_by = until - rounds
     with interrupted_after(ready_by - clock()):
@@ -90,4 +95,5 @@ def judge(
         limit_ratio=ours.p50 / timings[case.limit].p50 if case.limit in timings else None,
         notes=notes,
         left_out=left_out,
+        facts=dict(case.facts),
     )

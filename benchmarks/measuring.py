@@ -6,21 +6,24 @@ Taking turns (ours, A, B, ours, A, B, ...) puts whatever else the machine does o
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from benchmarks import gpu_timing
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-_L2_FLUSH_BYTES = 256 << 20  # more than any L2 so far
+HOST_CLOCK = "host clock"
 
 
 class OutOfTime(BaseException):
@@ -57,34 +60,40 @@ def _in_main_thread() -> bool:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: median, 20th and 80th percentile, number of rounds."""
+    """Seconds a call: median, 20th and 80th percentile, number of rounds.
+
+    On a GPU these are of its kernels; `end_to_end` is what a single call takes an idle GPU, waiting for its launches
+    included, and `launch` what these take the host, both medians. They are None on a CPU, and where no time was left.
+    """
 
     p50: float
     p20: float
     p80: float
     rounds: int
+    how: str = HOST_CLOCK
+    end_to_end: float | None = None
+    launch: float | None = None
 
 
-def summarize(seconds: list[float]) -> Timing:
+def summarize(seconds: list[float], how: str = HOST_CLOCK) -> Timing:
     if len(seconds) == 1:
-        return Timing(seconds[0], seconds[0], seconds[0], 1)
+        return Timing(seconds[0], seconds[0], seconds[0], 1, how)
     fifths = statistics.quantiles(seconds, n=5, method="inclusive")
-    return Timing(statistics.median(seconds), fifths[0], fifths[3], len(seconds))
+    return Timing(statistics.median(seconds), fifths[0], fifths[3], len(seconds), how)
 
 
-def time_once(call: Call, device: torch.device) -> float:
-    """Seconds of one call; on a GPU from CUDA events, with the L2 cache emptied before."""
-    if device.type != "cuda":
+class HostTimer:
+    """Times a call on the CPU; gpu_timing.Timer is its counterpart."""
+
+    how = HOST_CLOCK
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def seconds(self) -> float:
         start = time.perf_counter()
-        call()
+        self._call()
         return time.perf_counter() - start
-    torch.empty(_L2_FLUSH_BYTES, dtype=torch.uint8, device=device).zero_()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1e-3
 
 
 def interleave(
@@ -94,7 +103,7 @@ def interleave(
     until: float = float("inf"),
     clock: Clock = time.monotonic,
 ) -> dict[str, Timing]:
-    """Times all `calls`, each of which has run before, in turns.
+    """Times all `calls`, each of which has run before, in turns; those for a GPU within `gpu_timing.capturable`.
 
     The rounds end when each call has had about `seconds_each`, within MIN_ROUNDS and MAX_ROUNDS, and in any case when
     `clock` says `until`: a round that is then under way does not count.
@@ -103,13 +112,26 @@ def interleave(
         OutOfTime: not one round was complete.
     """
     rounds: list[list[float]] = []
-    enough = clock() + seconds_each * len(calls)
+    timers: dict[str, HostTimer | gpu_timing.Timer] = {}
+    from_the_host: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     try:
         with interrupted_after(until - clock()):
+            for name, call in calls.items():
+                timers[name] = gpu_timing.Timer(call, device) if device.type == "cuda" else HostTimer(call)
+            enough = clock() + seconds_each * len(calls)
             while len(rounds) < MAX_ROUNDS and clock() < (enough if len(rounds) >= MIN_ROUNDS else until):
-                rounds.append([time_once(call, device) for call in calls.values()])
+                rounds.append([timer.seconds() for timer in timers.values()])
+            for _, (name, timer) in itertools.product(range(MIN_ROUNDS), timers.items()):
+                if isinstance(timer, gpu_timing.Timer):
+                    from_the_host[name].append(timer.from_the_host())
     except OutOfTime:
         pass
     if not rounds:
         raise OutOfTime
-    return {name: summarize(list(seconds)) for name, seconds in zip(calls, zip(*rounds, strict=True), strict=True)}
+    timings = {}
+    for (name, timer), seconds in zip(timers.items(), zip(*rounds, strict=True), strict=True):
+        timings[name] = summarize(list(seconds), timer.how)
+        if from_the_host[name]:
+            end_to_end, launch = map(statistics.median, zip(*from_the_host[name], strict=True))
+            timings[name] = replace(timings[name], end_to_end=end_to_end, launch=launch)
+    return timings

@@ -41,6 +41,7 @@ class Result:
     limit_ratio: float | None
     notes: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # contender: why
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.measuring import Timing
 from benchmarks.record import Result, Results, read
 
 if TYPE_CHECKING:
@@ -42,7 +43,27 @@ def table(run: Results) -> str:
         lines.append(
             f"| {r.operator} | {r.work} | {r.dtype} | {ours} | {best} | **{r.ratio:.2f}x** | {', '.join(of)} |"
         )
-    return "\n".join([*lines, *_left_out(run)])
+    return "\n".join([*lines, *_from_the_host(run), *_left_out(run)])
+
+
+def _from_the_host(run: Results) -> list[str]:
+    """What a call takes besides its kernels, and how these were timed, where that was on a GPU."""
+    lines = []
+    for r in run.results:
+        if r.ours.end_to_end is None or r.ours.launch is None:
+            continue
+        facts = [f"{what} {fact}" for what, fact in r.facts.items()]
+        timers = {"ours": r.ours, **r.contenders}
+        hows = [f"{', '.join(n for n in timers if timers[n].how == how)} by {how}" for how in _hows(timers.values())]
+        lines.append(
+            f"- {r.name}: a single call of ours takes {1e3 * r.ours.end_to_end:.3g} ms, "
+            f"its launches {1e3 * r.ours.launch:.3g} ms of the host; {'; '.join([*facts, *hows])}"
+        )
+    return ["", "End to end:", "", *lines] if lines else []
+
+
+def _hows(timings: Iterable[Timing]) -> list[str]:
+    return list(dict.fromkeys(timing.how for timing in timings))
 
 
 def _left_out(run: Results) -> list[str]:

@@ -12,8 +12,9 @@ name, in the table and in the file.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
-import importlib
+import importlib.util
 import os
 import re
 import time
@@ -43,6 +44,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--minutes", type=float, help="for all cases together: 18, or 2.5 for --quick")
     add("--seconds", type=float, default=0.4, help="measuring time for each contender of a case")
     add("--only", default="", help="only cases whose name matches this regular expression")
+    add("--contenders", default="", help="only contenders whose name matches this regular expression")
     add("--json", type=Path, default=record.FOLDER / "latest.json", help="where the results go")
     add("--resume", action="store_true", help="keep the results that the file has, and measure the others")
 
@@ -91,7 +93,8 @@ class Run:
         had = {result.name for result in self.file.results}
         self.works = [work for work in chosen if work.name not in had]
         self._budget = Budget(end, {work.name: work.weight for work in self.works}, clock)
-        if self.works:
+        self._contenders = options.contenders
+        if self.works and re.search(self._contenders, "compiled"):
             _set_up_compiler(self.device, self._budget.left / 4)
         if len(self.works) < len(chosen):
             say(f"{len(chosen) - len(self.works)} of {len(chosen)} cases are in {self.path.name} already")
@@ -120,7 +123,7 @@ class Run:
         try:
             torch._dynamo.reset()  # past eight compilations of one function PyTorch gives up and runs it uncompiled
             with interrupted_after(seconds):
-                case = work.make()
+                case = self._among(work.make())
             outcome = contest(work.name, case, self._seconds, until, self._clock)
         except OutOfTime as error:
             outcome = f"not ready in the {seconds:.0f} s there were for it{f': {error}' if str(error) else ''}"
@@ -131,6 +134,11 @@ class Run:
         if isinstance(outcome, Result):
             afterwards(case)
         return outcome
+
+    def _among(self, case: Case) -> Case:
+        """The case with those of its contenders that take part."""
+        taken = {n: call for n, call in case.contenders.items() if n == case.limit or re.search(self._contenders, n)}
+        return dataclasses.replace(case, contenders=taken)
 
     def _note(self, work: Work, outcome: Result | str) -> None:
         if isinstance(outcome, str):
@@ -146,11 +154,14 @@ class Run:
         self._say(f"[{done}/{len(self.works)}, {minutes}:{seconds:02} left] {work.name}: {line}")
 
     def finish(self) -> str:
-        """The report, also drawn into a picture beside the file."""
+        """The report, also drawn into a picture beside the file, where there is Matplotlib."""
         text = report.table(self.file)
         if self.file.results:
+            text += f"\n\nwritten: {self.path}"
+            if importlib.util.find_spec("matplotlib") is None:
+                return f"{text}; without a picture: Matplotlib is not installed"
             report.picture(self.file, self.path.with_suffix(".png"))
-            text += f"\n\nwritten: {self.path} and {self.path.with_suffix('.png').name}"
+            text += f" and {self.path.with_suffix('.png').name}"
         return text
 
 

@@ -2,6 +2,7 @@
 
     python -m tools.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
     python -m tools.ahead_of_time --changed     # compiles only what has changed since then
+    python -m tools.ahead_of_time --check 90    # writes nothing; fails where a kernel spills, or takes too much memory
 
 `launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
 Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
@@ -251,15 +252,20 @@ def line(arch: int, index: int, known: dict[str, Resources], unchanged: set[str]
     return f"{key} {' | '.join(map(str, astuple(resources)))} |"
 
 
-def documented() -> tuple[str, dict[str, str], dict[str, Resources]]:
-    """Triton's version, the operators' fingerprints and, for each description, the resources it states."""
-    text = DOCUMENT.read_text()
+def rows_of(text: str) -> dict[str, Resources]:
+    """For each description in the document's lines, the resources it states."""
     rows = {}
     for row in re.findall(r"^\| .* \| sm_\d+ \| .*$", text, re.MULTILINE):
         *key, registers, shared_memory, spills, matrix, wide_loads = row.strip("| ").split(" | ")
         resources = Resources(int(registers), int(shared_memory), int(spills), matrix, wide_loads)
         rows[f"| {' | '.join(key)} |"] = resources
-    return re.findall(r"Triton (\S+),", text)[0], dict(re.findall(r"`(\w+)` ([0-9a-f]{12})", text)), rows
+    return rows
+
+
+def documented() -> tuple[str, dict[str, str], dict[str, Resources]]:
+    """Triton's version, the operators' fingerprints and, for each description, the resources it states."""
+    text = DOCUMENT.read_text()
+    return re.findall(r"Triton (\S+),", text)[0], dict(re.findall(r"`(\w+)` ([0-9a-f]{12})", text)), rows_of(text)
 
 
 _HEADER = f"""# What the Triton kernels take of a GPU
@@ -273,24 +279,63 @@ products allowed, where that makes a difference. The kernels' code, without comm
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=1, help="how many kernels to compile at a time")
-    parser.add_argument("--changed", action="store_true", help="compile only what the document does not have")
-    arguments = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--jobs", type=int, default=1, help="how many kernels to compile at a time")
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--changed", action="store_true", help="compile only what the document does not have")
+    what.add_argument(
+        "--check",
+        nargs="?",
+        const="here",
+        choices=["here", *map(str, ARCHITECTURES)],
+        help="compile for one architecture, this machine's GPU's if none is given, and look for spills",
+    )
+    return made
+
+
+def compiled(places: list[tuple[int, int]], known: dict[str, Resources], unchanged: set[str], jobs: int) -> list[str]:
+    """The lines of these (architecture, index in `everything`), each also printed when it is there."""
+    lines = []
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        repeated = itertools.repeat(known), itertools.repeat(unchanged)
+        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
+            print(f"{done}/{len(places)} {text}", flush=True)
+            lines.append(text)
+    return lines
+
+
+def too_much(lines: list[str]) -> list[str]:
+    """Those of the document's lines whose kernel spills, or takes more shared memory than its architecture has."""
+    found = []
+    for text in lines:
+        (resources,) = rows_of(text).values()
+        arch = int(re.findall(r"\| sm_(\d+) \|", text)[0])
+        if resources.spills or resources.shared_memory > SHARED_MEMORY[arch]:
+            found.append(text)
+    return found
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    if arguments.check:
+        here = arguments.check == "here"
+        arch = launching.architecture(torch.device("cuda")) if here else int(arguments.check)
+        places = [(arch, index) for index in range(len(everything(arch)))]
+        found = too_much(compiled(places, {}, set(), arguments.jobs))
+        print(f"Triton {triton.__version__}, sm_{arch}: {len(found)} of {len(places)} kernels spill or do not fit")
+        print("\n".join(found))
+        return 1 if found else 0
     _, fingerprints, known = documented()
     unchanged = {name for name in OPERATORS if arguments.changed and fingerprints.get(name) == fingerprint(name)}
     columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
     lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        repeated = itertools.repeat(known), itertools.repeat(unchanged)
-        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
-            print(f"{done}/{len(places)} {text}", flush=True)
-            lines.append(text)
+    lines += compiled(places, known, unchanged, arguments.jobs)
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text("\n".join(lines) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

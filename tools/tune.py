@@ -4,18 +4,24 @@
     python -m tools.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
 
 A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
-never measured. What changed against the table as it was is printed at the end.
+never measured. Half types come first, and the table is written after each row: what --minutes do not reach stays as it
+was, and is named. What changed against the table as it was is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +46,7 @@ ANY = 1 << 30  # longer than any sequence
 FILE = Path(launching.__file__).with_name("triton_table.py")
 Key = tuple[int, int, int, int]
 Options = dict[str, int]
+Table = dict[str, dict[Key, Options]]
 
 
 def options(names: str, *values: tuple[int, ...]) -> list[Options]:
@@ -168,40 +175,86 @@ def milliseconds(kernel: str, key: Key, config: Options, case: Callable) -> floa
     return triton.testing.do_bench(lambda: call(*launch.arguments, **launch.options), return_mode="median")
 
 
-def choose(
-    kernel: str,
-    arch: int,
-    size: int,
-    width: int,
-    longest: int,
-    candidates: list[Options],
-    case: Callable,
-    measure: bool,
-) -> tuple[Key, Options] | None:
-    """The fastest configuration among those that spill least; without measuring, the first; None when none fits.
+@dataclass(frozen=True)
+class Row:
+    """A row of the table to be decided, as its place in `problems`, which a process of its own can be told."""
+
+    problem: int
+    arch: int
+    size: int
+
+    @property
+    def kernel(self) -> str:
+        return _problems()[self.problem][0]
+
+    @property
+    def case(self) -> Callable:
+        return _problems()[self.problem][4]
+
+    @property
+    def candidates(self) -> list[tuple[Key, Options]]:
+        _, width, longest, candidates, _ = _problems()[self.problem]
+        return [(key_of(self.arch, self.size, width, longest, config), config) for config in candidates[self.size]]
+
+    def __str__(self) -> str:
+        _, width, longest, *_ = _problems()[self.problem]
+        return f"{self.kernel} sm_{self.arch} {self.size} bytes, width {width}, length {longest}"
+
+
+@functools.cache
+def _problems() -> list[tuple[str, int, int, dict[int, list[Options]], Callable]]:
+    return list(problems())
+
+
+def rows(architectures: Sequence[int], only: str) -> list[Row]:
+    """Those of kernels whose name contains `only`, half types first."""
+    found = []
+    for size, arch, (index, (kernel, _, _, candidates, _)) in itertools.product(
+        (2, 4), architectures, enumerate(_problems())
+    ):
+        if only in kernel and size in candidates:
+            found.append(Row(index, arch, size))
+    return found
+
+
+def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
+    """The candidates that spill least, or the `first` of them that spills nothing; none where none fits.
 
     A tile over time that spills is none either: flash attention takes such sequences. Nor is a block of whole rows for
     crossmodal attention: wider rows are taken in chunks of columns.
     """
     spilling: list[tuple[float, Key, Options]] = []
-    for config in candidates:
-        key = key_of(arch, size, width, longest, config)
-        spilling.append((spills(kernel, key, config, case), key, config))
-        if not measure and spilling[-1][0] == 0:
+    for key, config in row.candidates:
+        spilling.append((spills(row.kernel, key, config, row.case), key, config))
+        if first and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if kernel in ("time_forward", "time_backward", "absorbed_forward", "absorbed_backward") and least > 0:
-        return None
-    good = [entry[1:] for entry in spilling if entry[0] == least < math.inf]
-    if not measure or not good:
-        return good[0] if good else None
-    timed = [(milliseconds(kernel, key, config, case), key, config) for key, config in good]
-    for time, _, config in timed:
-        print(f"    {time:8.4f} ms  {config}")
+    if row.kernel in ("time_forward", "time_backward", "absorbed_forward", "absorbed_backward") and least > 0:
+        return []
+    return [entry[1:] for entry in spilling if entry[0] == least < math.inf]
+
+
+def fastest(row: Row, good: list[tuple[Key, Options]]) -> tuple[Key, Options]:
+    """Of the candidates that fit.
+
+    Raises:
+        RuntimeError: none of them runs.
+    """
+    timed: list[tuple[float, Key, Options]] = []
+    for key, config in good:
+        try:
+            time_taken = milliseconds(row.kernel, key, config, row.case)
+        except Exception as error:
+            print(f"    does not run: {type(error).__name__}: {error}  {config}", flush=True)
+            continue
+        print(f"    {time_taken:8.4f} ms  {config}", flush=True)
+        timed.append((time_taken, key, config))
+    if not timed:
+        raise RuntimeError("no candidate runs")
     return min(timed, key=lambda entry: entry[0])[1:]
 
 
-def write(table: dict[str, dict[Key, Options]]) -> None:
+def write(table: Table, path: Path) -> None:
     lines = [
         '"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""',
         "",
@@ -209,41 +262,88 @@ def write(table: dict[str, dict[Key, Options]]) -> None:
         "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",
     ]
     for kernel in sorted(table):
-        rows = [f"        {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
-        lines += [f'    "{kernel}": {{', *rows, "    },"]
-    FILE.write_text("\n".join([*lines, "}", ""]))
+        entries = [f"        {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
+        lines += [f'    "{kernel}": {{', *entries, "    },"]
+    path.write_text("\n".join([*lines, "}", ""]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compile-only", action="store_true", help="choose without a GPU, by what compiles well")
-    parser.add_argument("--only", default="", help="only kernels whose name contains this")
-    arguments = parser.parse_args()
+def merged(before: Table, all_rows: list[Row], decided: dict[Row, tuple[Key, Options] | None]) -> Table:
+    """The table with what was decided, and as it was `before` where nothing was."""
+    table: Table = {kernel: {} for kernel in before}
+    asked = {(row.kernel, row.arch) for row in all_rows}
+    waiting = {(row.kernel, key) for row in all_rows if row not in decided for key, _ in row.candidates}
+    for kernel, entries in before.items():
+        for key, config in entries.items():
+            if (kernel, key[0]) not in asked or (kernel, key) in waiting:
+                table[kernel][key] = config
+    for row, found in decided.items():
+        if found:
+            table.setdefault(row.kernel, {})[found[0]] = found[1]
+    # Crossmodal attention takes whole rows where its backward pass can.
+    backward = {key[:3] for key in table["absorbed_backward"]}
+    whole = {key: config for key, config in table["absorbed_forward"].items() if key[:3] in backward}
+    return table | {"absorbed_forward": whole}
+
+
+def compiled(all_rows: list[Row], first: bool, jobs: int, seconds: float | None) -> Iterator[list[tuple[Key, Options]]]:
+    """What `fitting` says of the rows, in their order; ends early when the seconds are over."""
+    if jobs == 1:
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        for row in all_rows:
+            if time.monotonic() >= end:
+                return
+            yield fitting(row, first)
+        return
+    with futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(fitting, all_rows, itertools.repeat(first), timeout=seconds)
+        except futures.TimeoutError:
+            return
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--compile-only", action="store_true", help="choose without a GPU, by what compiles well")
+    made.add_argument("--only", default="", help="only kernels whose name contains this")
+    made.add_argument("--jobs", type=int, default=1, help="in how many processes to compile")
+    made.add_argument("--minutes", type=float, help="what is not reached by then stays as it was; without, all is")
+    made.add_argument("--folder", type=Path, help="write here, named after Triton's version, and leave the library's")
+    return made
+
+
+def main() -> int:
+    arguments = parser().parse_args()
     measure = not arguments.compile_only
     architectures = (launching.architecture(torch.device("cuda")),) if measure else ARCHITECTURES
-    before = copy.deepcopy(TABLE)
-    after = copy.deepcopy(TABLE)
-    for kernel in after:
-        if arguments.only in kernel:
-            after[kernel] = {key: config for key, config in after[kernel].items() if key[0] not in architectures}
-    for (kernel, width, longest, candidates, case), arch, size in itertools.product(problems(), architectures, (2, 4)):
-        if arguments.only in kernel and size in candidates:
-            found = choose(kernel, arch, size, width, longest, candidates[size], case, measure)
-            print(f"{kernel} sm_{arch} {size} bytes, width {width}, length {longest}: {found and found[1]}", flush=True)
-            if found:
-                after.setdefault(kernel, {})[found[0]] = found[1]
-    # Crossmodal attention takes whole rows where its backward pass can.
-    backward = {key[:3] for key in after["absorbed_backward"]}
-    after["absorbed_forward"] = {
-        key: config for key, config in after["absorbed_forward"].items() if key[:3] in backward
-    }
-    write(after)
+    path = arguments.folder / f"triton_table-{triton.__version__}.py" if arguments.folder else FILE
+    seconds = None if arguments.minutes is None else 60 * arguments.minutes
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    all_rows = rows(architectures, arguments.only)
+    before, decided = copy.deepcopy(TABLE), {}
+    after = before
+    for row, good in zip(all_rows, compiled(all_rows, not measure, arguments.jobs, seconds), strict=False):
+        if time.monotonic() >= end:
+            break
+        try:
+            decided[row] = fastest(row, good) if measure and good else (good[0] if good else None)
+        except RuntimeError as error:
+            print(f"{row}: {error}", flush=True)
+            continue
+        print(f"{row}: {decided[row] and decided[row][1]}", flush=True)
+        after = merged(before, all_rows, decided)
+        write(after, path)
     for kernel in sorted(after):
         for key in sorted({*before.get(kernel, {}), *after[kernel]}):
             old, new = before.get(kernel, {}).get(key), after[kernel].get(key)
             if old != new:
                 print(f"changed: {kernel} {key}: {old} -> {new}")
+    undecided = [row for row in all_rows if row not in decided]
+    for row in undecided:
+        print(f"as it was: {row}")
+    return 1 if undecided else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

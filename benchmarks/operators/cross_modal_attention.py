@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import hsta_kernels
-from benchmarks.case import HEADS, WIDTH, Case, Work, dtypes, operator_case
+from benchmarks.case import HEADS, WIDTH, Case, Work, dtypes, operator_case, sdpa_takes
 from hsta_kernels.ops.cross_modal_attention import reference
 
 EPS = 1e-6
@@ -20,14 +20,14 @@ def direct(*tensors: torch.Tensor) -> torch.Tensor:
     return reference.cross_modal_attention(*tensors, HEADS, EPS)
 
 
-def direct_sdpa(query, tokens, norm_w, norm_b, q_w, q_b, k_w, k_b, v_w, v_b):
+def direct_sdpa(query, tokens, norm_w, norm_b, q_w, q_b, k_w, k_b, v_w, v_b, attend=F.scaled_dot_product_attention):
     sequence = torch.cat([query[:, None], tokens], dim=1)
     y = F.layer_norm(sequence, sequence.shape[-1:], norm_w, norm_b, EPS)
     q, k, v = (
         F.linear(rows, w, b).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for rows, w, b in ((y[:, :1], q_w, q_b), (y, k_w, k_b), (y, v_w, v_b))
     )
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+    return attend(q, k, v).transpose(1, 2).flatten(1)
 
 
 def absorbed(query, tokens, norm_w, norm_b, q_w, q_b, k_w, k_b, v_w, v_b):
@@ -54,6 +54,7 @@ def case(batch: int, tokens: int, backward: bool, dtype: torch.dtype, device: to
     shapes = [(batch, WIDTH), (batch, tokens, WIDTH), (WIDTH,), (WIDTH,), *[(WIDTH, WIDTH), (WIDTH,)] * 3]
     inputs = [torch.randn(s, device=device) for s in shapes]
     inputs = [(t * WIDTH**-0.5 if t.shape == (WIDTH, WIDTH) else t).to(dtype) for t in inputs]
+    leaves = [t.detach().requires_grad_(backward) for t in inputs]
     return operator_case(
         "cross_modal_attention",
         f"{'backward' if backward else 'forward'} N={tokens} B={batch}",
@@ -62,6 +63,7 @@ def case(batch: int, tokens: int, backward: bool, dtype: torch.dtype, device: to
         inputs,
         [inputs[0]],
         backward,
+        {"SDPA takes": sdpa_takes(lambda attend: direct_sdpa(*leaves, attend=attend))},
         bytes=(2 if backward else 1) * batch * tokens * WIDTH * inputs[0].element_size(),
     )
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hsta_kernels
-from benchmarks.case import HEAD_DIM, HEADS, PATCHES, WIDTH, Case, Work, dtypes, operator_case
+from benchmarks.case import HEAD_DIM, HEADS, PATCHES, WIDTH, Case, Work, dtypes, operator_case, sdpa_takes
 from hsta_kernels.ops.space_time_attention import reference
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (S, H, length, D) each
@@ -82,12 +82,14 @@ def contenders(
         return run
 
     # In this order they get ready while there is time: what needs no compiling first, then the strongest.
+    on_gpu = qkv.device.type == "cuda"
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        **({"SDPA": sdpa} if on_gpu else {}),  # which chooses among the following
         "eager": eager,
         "SDPA math": forced(SDPBackend.MATH),
         "SDPA flash": forced(SDPBackend.FLASH_ATTENTION),
     }
-    if qkv.device.type == "cuda":
+    if on_gpu:
         found["SDPA mem-efficient"] = forced(SDPBackend.EFFICIENT_ATTENTION)
         found["SDPA cuDNN"] = forced(SDPBackend.CUDNN_ATTENTION)
         for name, attend in (("flash-attn", _flash_attn_attend), ("xformers", _xformers_attend)):
@@ -111,6 +113,8 @@ def case(
     def ours(x: torch.Tensor) -> torch.Tensor:
         return hsta_kernels.ops.space_time_attention(x, grid, axis, prefix)
 
+    leaf = qkv.detach().requires_grad_(backward)
+    takes = sdpa_takes(lambda attend: grouped(attend, leaf, grid, axis, prefix))
     # Floors of the operators' specification: a token is read as q, k, v and written once; back, 7 such rows move.
     length = {"time": frames, "space": PATCHES, "joint": frames * PATCHES}[axis] + prefix
     return operator_case(
@@ -121,6 +125,7 @@ def case(
         [qkv],
         [qkv[:, :, 0]],
         backward,
+        {"SDPA takes": takes},
         bytes=(7 if backward else 4) * batch * tokens * WIDTH * qkv.element_size(),
         flops=(10 if backward else 4) * batch * tokens * length * WIDTH,
     )

@@ -179,3 +179,18 @@ def test_only_what_lies_outside_of_both_spreads_is_flagged():
     assert slower == 1
     assert "| slower | best | 2.00 [1.82, 2.22] | 1.54 [1.43, 1.67] | slower |" in text
     assert "Only in A: gone" in text
+
+
+def test_contenders_are_chosen_by_name(clock, options):
+    options.contenders = "^(?!compiled)"
+    calls = {name: clock.taking(1) for name in ("eager", "compiled eager")}
+    case = Case("op", "w", torch.float32, CPU, clock.taking(1), calls)
+    measured(run.Run(options, iter([Work("w", lambda: case)]), print, clock))
+    assert set(read(options.json).results[0].contenders) == {"eager"}
+
+
+def test_without_matplotlib_there_is_no_picture_and_all_else(clock, options, monkeypatch):
+    a_run = run.Run(options, iter([work("first", clock)]), print, clock)
+    measured(a_run)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert a_run.finish().endswith(f"written: {options.json}; without a picture: Matplotlib is not installed")

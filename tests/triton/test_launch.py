@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ if backends.triton_interpreted:
 
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
+from hsta_kernels.ops.launch.triton_table import TABLE
+from tests.triton.test_gpu import OUR_KERNELS
 from tools import tune
 from tools.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
 
@@ -82,6 +85,13 @@ def test_any_number_of_sequences(axis):
     assert all(2**16 < launch.programs < 2**31 for launch in launches(lambda: run(torch.bfloat16), 90))
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compute_sanitizer_looks_at_every_kernel(name):
+    """tests/triton/test_gpu.py has it look at kernels of these names alone."""
+    for launch in launches(lambda: OPERATORS[name](torch.bfloat16), 90):
+        assert re.search(OUR_KERNELS, launch.name), launch.name
+
+
 def test_nothing_is_added_up_in_the_order_of_arrival():
     paths = list(Path(launching.__file__).parents[1].glob("*/triton_*.py"))
     assert len(paths) >= 8
@@ -96,6 +106,24 @@ def test_tuning_finds_the_table_again(monkeypatch, tmp_path):
     monkeypatch.setattr(tune, "ARCHITECTURES", (90,))
     tune.main()
     assert (tmp_path / "table.py").read_text() == Path(launching.__file__).with_name("triton_table.py").read_text()
+
+
+def test_tuning_leaves_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
+    first, *_ = rows = tune.rows((90,), "bias_gelu")
+    assert [row.size for row in rows] == [2, 2, 4, 4]  # half types first
+    key, config = first.candidates[1]
+    changed = tune.merged(TABLE, rows, {first: (key, config)})
+    assert TABLE[first.kernel][key] != config == changed[first.kernel][key]
+    assert changed | {first.kernel: TABLE[first.kernel]} == TABLE
+    assert key not in tune.merged(TABLE, rows, {first: None})[first.kernel]
+    none_fits = tune.merged(TABLE, rows, dict.fromkeys(rows))
+    assert none_fits[first.kernel].keys() == {other for other in TABLE[first.kernel] if other[0] != 90}
+
+    monkeypatch.setattr("sys.argv", ["tune", "--compile-only", "--only", "bias_gelu", "--minutes", "0"])
+    monkeypatch.setattr(tune, "FILE", tmp_path / "table.py")
+    assert tune.main() == 1
+    assert capsys.readouterr().out.count("as it was: bias_gelu") == 12
+    assert not tune.FILE.exists()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)

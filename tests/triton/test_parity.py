@@ -29,6 +29,25 @@ def test_runs_of_rows_and_pieces_of_columns(batch, tokens, width, heads, dtype, 
     of_cross_modal.check(of_cross_modal.arguments(batch, tokens, width), heads, dtype, kernel)
 
 
+@pytest.mark.parametrize("prefix", (0, 1))
+@pytest.mark.parametrize("axis", ("space", "joint"))
+def test_both_passes_have_the_same_scores(axis, prefix, dtype, kernel):
+    """To the bit, also in the tails of tiles, which another matrix instruction may multiply: of a score of some 1e8 the
+    last bit is worth a factor of 2⁸ or more in its probability. With one-hot rows the probabilities that the backward
+    pass computes anew are 0 and 1; with incoming gradients of 1 a value's gradient is how many queries chose it."""
+    grid = (2, 196) if axis == "space" else (1, 196)
+    qkv = torch.randn(1, prefix + grid[0] * grid[1], 3, 1, 64)
+    qkv[:, :, :2] *= 1e4
+    tensors = {"qkv": qkv.to(kernel.device, dtype)}
+    grads = [torch.ones(qkv.shape[:2] + qkv.shape[3:], device=kernel.device)]
+    ours = run(attention(grid, axis, prefix), tensors, "triton", grads)
+    exact = run(attention(grid, axis, prefix), {"qkv": tensors["qkv"].double()}, "reference", grads)
+    chosen = exact["grad of qkv"][:, :, 2]
+    assert torch.equal(chosen, chosen.round()) and chosen.sum() == grads[0].sum(), "the rows are not one-hot"
+    assert torch.equal(ours["out 0"], exact["out 0"].to(dtype))
+    assert torch.equal(ours["grad of qkv"][:, :, 2], chosen.to(dtype))
+
+
 def far_apart(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """The same values, with more than 2³¹ elements, nearly none of them touched, from the first index of `dim` on."""
     strides = list(tensor.contiguous().stride())
