@@ -29,7 +29,7 @@ if EMULATED in os.environ:
 if backends.triton_interpreted:
     from triton.runtime import interpreter
 
-    # What takes two thirds of the interpreter's time and does nothing. At every call of a function by a kernel Triton
+    # What takes half of the interpreter's time and does nothing. At every call of a function by a kernel Triton
     # searches its language for what the interpreter replaces: once a function is enough, if what was replaced stays, as
     # it does in older versions. And for each sum of integers it computes whether it overflows, but asserts so in its
     # debug mode alone.
