@@ -7,10 +7,11 @@ tests/cuda_on_host/test_emulator.py), where theirs is the only kernel.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -25,11 +26,25 @@ if EMULATED in os.environ:
     spec.loader.exec_module(backends.cuda)
     backends.cuda_emulated = True
 
+if backends.triton_interpreted:
+    from triton.runtime import interpreter
+
+    # What takes half of the interpreter's time and does nothing. At every call of a function by a kernel Triton
+    # searches its language for what the interpreter replaces: once a function is enough, if what was replaced stays, as
+    # it does in older versions. And for each sum of integers it computes whether it overflows, but asserts so in its
+    # debug mode alone.
+    interpreter._patch_lang = functools.cache(interpreter._patch_lang)
+    if hasattr(interpreter, "_LangPatchScope"):
+        interpreter._LangPatchScope.restore = lambda scope: None
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIMULATED = "triton" if backends.triton_interpreted else "cuda" if backends.cuda_emulated else None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Kernel:
     """A backend, and the device that its tensors are on. What simulates a GPU has time for small cases alone."""
 

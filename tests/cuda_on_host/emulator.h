@@ -28,7 +28,6 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -60,11 +59,25 @@ struct Copy {
   bool valid;
 };
 
+// Where to go on: __builtin_setjmp's. swapcontext makes two system calls, and AddressSanitizer's version of it clears
+// all that is known of a stack.
+struct Context {
+  void* registers[5];
+};
+
+// A frame that nobody comes back to: AddressSanitizer must leave no marks beside its variables.
+#define HSTA_ABANDONED __attribute__((noinline, no_sanitize("address")))
+
+// In the function that calls __builtin_setjmp it would not work, and [[noreturn]] would have AddressSanitizer clear,
+// too.
+HSTA_ABANDONED inline void go_on(Context& context) { __builtin_longjmp(context.registers, 1); }
+
+// Runs one kernel after another.
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   void* fake_stack = nullptr;  // AddressSanitizer's
-  bool ready = true, finished = false;
+  bool begun = false, ready = true, finished = false;
   Place place;
   std::vector<Copy> copies;
   std::vector<size_t> group_ends;  // into `copies`
@@ -139,7 +152,12 @@ class Machine {
     std::vector<int64_t> order(blocks);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
-    for (int64_t index : order) run_block(index, shared_bytes);
+    try {
+      for (int64_t index : order) run_block(index, shared_bytes);
+    } catch (...) {
+      fibers_.clear();  // they are in the middle of the kernel
+      throw;
+    }
   }
 
  private:
@@ -151,7 +169,7 @@ class Machine {
   std::unique_ptr<char, void (*)(void*)> shared_{nullptr, std::free};
   std::mt19937 random_{seed()};
   const std::function<void()>* kernel_ = nullptr;
-  ucontext_t scheduler_;
+  Context scheduler_;
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
@@ -214,45 +232,49 @@ class Machine {
 
   // ---- switching between fibers
   void start(Fiber& fiber) {
-    fiber.ready = true, fiber.finished = false, fiber.fake_stack = nullptr;
+    fiber.ready = true, fiber.finished = false;
     fiber.copies.clear(), fiber.group_ends.clear();
-#if defined(__SANITIZE_ADDRESS__)
-    ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes);  // of a kernel that failed
-#endif
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Machine::body, 0);
   }
 
   static void body() {
     Machine& machine = get();
     machine.arrive(nullptr);
-    (*machine.kernel_)();
-    machine.fiber().finished = true;
-    for (;;) machine.leave();
+    for (;;) {
+      (*machine.kernel_)();
+      machine.fiber().finished = true;
+      machine.leave();
+    }
   }
 
-  void enter(int index) {
+  __attribute__((noinline)) void enter(int index) {
     thread = index;
     Fiber& to = fibers_[index];
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, to.stack.get(), kStackBytes);
 #endif
-    swapcontext(&scheduler_, &to.context);
+    if (!__builtin_setjmp(scheduler_.registers)) to.begun ? go_on(to.context) : begin(to);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
 #endif
   }
 
-  void leave() {
-    Fiber& me = fiber();
+  HSTA_ABANDONED static void begin(Fiber& fiber) {
+    fiber.begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, &Machine::body, 0);
+    setcontext(&context);
+  }
+
+  __attribute__((noinline)) void leave() {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&me.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
+    __sanitizer_start_switch_fiber(&fiber().fake_stack, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-    swapcontext(&me.context, &scheduler_);
-    arrive(me.fake_stack);
+    if (!__builtin_setjmp(fiber().context.registers)) go_on(scheduler_);
+    arrive(fiber().fake_stack);
   }
 
   void arrive([[maybe_unused]] void* fake_stack) {
