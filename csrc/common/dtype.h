@@ -53,7 +53,7 @@ inline Bits narrow(BFloat16, Float x) {
   const Bits u = reinterpret_bits<Bits>(x);
   const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const Bits nan = (u >> 16) | 0x40u;
-  return (u & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+  return x != x ? nan : rounded;
 }
 
 template <typename Bits, typename Float>
