@@ -2,6 +2,7 @@
 
     python -m tools.ahead_of_time --jobs 2      # rewrites docs/triton-resources.md
     python -m tools.ahead_of_time --changed     # compiles only what has changed since then
+    python -m tools.ahead_of_time --check 90    # writes nothing; exits 1 if the installed Triton spills anything there
 
 `launches` runs an operator's own launch code on tensors without data and notes each kernel call; `compile_launch` is
 Triton's just-in-time compilation of such a call for a chosen architecture, so that what is looked at is what will run.
@@ -17,6 +18,7 @@ import itertools
 import multiprocessing
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -243,6 +245,18 @@ def fingerprint(operator: str) -> str:
 OPERATORS = ("add_layer_norm", "bias_gelu", "cross_modal_attention", "space_time_attention")
 
 
+def check(arch: int, index: int) -> tuple[str, bool]:
+    """What one of `everything` takes with the installed Triton, and whether it fits and spills nothing."""
+    case, dtype, launch = everything(arch)[index]
+    key = description(case, dtype, arch, launch)
+    try:
+        resources = compile_launch(launch, arch)
+    except Exception as error:  # the compiler's own errors have no common class
+        return f"{key} {type(error).__name__}: {error}", False
+    good = resources.spills == 0 and resources.shared_memory <= SHARED_MEMORY[arch]
+    return f"{key} {' | '.join(map(str, astuple(resources)))} |", good
+
+
 def line(arch: int, index: int, known: dict[str, Resources], unchanged: set[str]) -> str:
     """The line of one of `everything`: what it is, and what it takes, if that is not known of an unchanged operator."""
     case, dtype, launch = everything(arch)[index]
@@ -277,13 +291,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="how many kernels to compile at a time")
     parser.add_argument("--changed", action="store_true", help="compile only what the document does not have")
+    parser.add_argument(
+        "--check",
+        type=int,
+        choices=ARCHITECTURES,
+        help="write nothing: compile everything for this architecture, exit 1 if anything spills or does not fit",
+    )
     arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    if arguments.check:
+        indices = range(len(everything(arguments.check)))
+        bad = 0
+        with ProcessPoolExecutor(arguments.jobs, context) as pool:
+            for text, good in pool.map(check, itertools.repeat(arguments.check), indices):
+                bad += not good
+                print(f"{'good' if good else 'BAD '} {text}", flush=True)
+        print(f"Triton {triton.__version__}, sm_{arguments.check}: {bad} of {len(indices)} kernels spill or do not fit")
+        sys.exit(bad > 0)
     _, fingerprints, known = documented()
     unchanged = {name for name in OPERATORS if arguments.changed and fingerprints.get(name) == fingerprint(name)}
     columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
     lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.jobs, context) as pool:
         repeated = itertools.repeat(known), itertools.repeat(unchanged)
         for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
             print(f"{done}/{len(places)} {text}", flush=True)

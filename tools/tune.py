@@ -4,7 +4,8 @@
     python -m tools.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
 
 A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
-never measured. What changed against the table as it was is printed at the end.
+never measured. What differs from the rows of older versions of Triton is written for the installed one and later ones:
+the compilers differ in what they hold in registers. What changed against the table as it was is printed at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 import triton
 
 from hsta_kernels.ops.launch import triton as launching
-from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
 from tools.ahead_of_time import (
     ARCHITECTURES,
     SHARED_MEMORY,
@@ -136,7 +137,7 @@ def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
         for first in candidates.get(size, [])[:1]:
             table[name][key_of(arch, size, width, longest, first)] = first
     table[kernel] = {key: config}
-    with mock.patch.dict(TABLE, table, clear=True):
+    with mock.patch.object(launching, "table", lambda installed: table):
         launching._row.cache_clear()
         yield
     launching._row.cache_clear()
@@ -201,16 +202,42 @@ def choose(
     return min(timed, key=lambda entry: entry[0])[1:]
 
 
+def differences(before: dict[str, dict[Key, Options]], after: dict[str, dict[Key, Options]]) -> dict:
+    """The rows of `after` that are not in `before`; {} for those that it lacks."""
+    found = {}
+    for kernel in after:
+        keys = {*before[kernel], *after[kernel]}
+        rows = {key: after[kernel].get(key, {}) for key in keys if before[kernel].get(key) != after[kernel].get(key)}
+        found |= {kernel: rows} if rows else {}
+    return found
+
+
+def lines_of(table: dict[str, dict[Key, Options]], indent: str) -> list[str]:
+    lines = []
+    for kernel in sorted(table):
+        rows = [f"{indent}    {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
+        lines += [f'{indent}"{kernel}": {{', *rows, f"{indent}}},"]
+    return lines
+
+
 def write(table: dict[str, dict[Key, Options]]) -> None:
+    """The configurations for the installed version of Triton, beside those of older and newer ones."""
+    installed = launching.version()
+    older = launching.table(max((release for release in SINCE if release < installed), default=(0, 0)))
+    since = {**SINCE, installed: differences(older, table)}
     lines = [
         '"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""',
         "",
         "# kernel: {(architecture, bytes an element, widest row, longest sequence): options}",
         "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",
+        *lines_of(TABLE, "    "),
+        "}",
+        "",
+        "# What Triton takes instead from a version on; {} where it has no configuration.",
+        "SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str, int]]]] = {",
     ]
-    for kernel in sorted(table):
-        rows = [f"        {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
-        lines += [f'    "{kernel}": {{', *rows, "    },"]
+    for release in sorted(release for release in since if since[release]):
+        lines += [f"    {release}: {{", *lines_of(since[release], "        "), "    },"]
     FILE.write_text("\n".join([*lines, "}", ""]))
 
 
@@ -221,8 +248,8 @@ def main() -> None:
     arguments = parser.parse_args()
     measure = not arguments.compile_only
     architectures = (launching.architecture(torch.device("cuda")),) if measure else ARCHITECTURES
-    before = copy.deepcopy(TABLE)
-    after = copy.deepcopy(TABLE)
+    before = launching.table(launching.version())
+    after = copy.deepcopy(before)
     for kernel in after:
         if arguments.only in kernel:
             after[kernel] = {key: config for key, config in after[kernel].items() if key[0] not in architectures}
