@@ -195,7 +195,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
     "flash_forward": {
         (80, 2, 32, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 32, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-        (80, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+        (80, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
         (80, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
@@ -223,7 +223,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (100, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-        (100, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+        (100, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
         (100, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
@@ -251,7 +251,6 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 2, 64, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
         (80, 2, 128, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
         (80, 4, 32, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
-        (80, 4, 32, 64): {"ROWS": 64, "num_warps": 8, "num_stages": 1},
         (80, 4, 64, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
         (90, 2, 32, 32): {"ROWS": 64, "num_warps": 4, "num_stages": 1},
         (90, 2, 32, 128): {"ROWS": 128, "num_warps": 8, "num_stages": 1},
@@ -317,6 +316,7 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         },
         "flash_backward_kv": {
             (90, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
+            (90, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         },
     },
 }
