@@ -224,7 +224,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
-        (100, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+        (100, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 128, 400): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
