@@ -244,6 +244,18 @@ def fingerprint(operator: str) -> str:
 OPERATORS = ("add_layer_norm", "bias_gelu", "cross_modal_attention", "space_time_attention")
 
 
+def check(arch: int, index: int) -> tuple[str, bool]:
+    """What one of `everything` takes with the installed Triton, and whether it fits and spills nothing."""
+    case, dtype, launch = everything(arch)[index]
+    key = description(case, dtype, arch, launch)
+    try:
+        resources = compile_launch(launch, arch)
+    except Exception as error:  # the compiler's own errors have no common class
+        return f"{key} {type(error).__name__}: {error}", False
+    good = resources.spills == 0 and resources.shared_memory <= SHARED_MEMORY[arch]
+    return f"{key} {' | '.join(map(str, astuple(resources)))} |", good
+
+
 def line(arch: int, index: int, known: dict[str, Resources], unchanged: set[str]) -> str:
     """The line of one of `everything`: what it is, and what it takes, if that is not known of an unchanged operator."""
     case, dtype, launch = everything(arch)[index]
@@ -294,44 +306,30 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def compiled(places: list[tuple[int, int]], known: dict[str, Resources], unchanged: set[str], jobs: int) -> list[str]:
-    """The lines of these (architecture, index in `everything`), each also printed when it is there."""
-    lines = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        repeated = itertools.repeat(known), itertools.repeat(unchanged)
-        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
-            print(f"{done}/{len(places)} {text}", flush=True)
-            lines.append(text)
-    return lines
-
-
-def too_much(lines: list[str]) -> list[str]:
-    """Those of the document's lines whose kernel spills, or takes more shared memory than its architecture has."""
-    found = []
-    for text in lines:
-        (resources,) = rows_of(text).values()
-        arch = int(re.findall(r"\| sm_(\d+) \|", text)[0])
-        if resources.spills or resources.shared_memory > SHARED_MEMORY[arch]:
-            found.append(text)
-    return found
-
-
 def main() -> int:
     arguments = parser().parse_args()
+    context = multiprocessing.get_context("spawn")
     if arguments.check:
         here = arguments.check == "here"
         arch = launching.architecture(torch.device("cuda")) if here else int(arguments.check)
-        places = [(arch, index) for index in range(len(everything(arch)))]
-        found = too_much(compiled(places, {}, set(), arguments.jobs))
-        print(f"Triton {triton.__version__}, sm_{arch}: {len(found)} of {len(places)} kernels spill or do not fit")
-        print("\n".join(found))
-        return 1 if found else 0
+        indices = range(len(everything(arch)))
+        bad = 0
+        with ProcessPoolExecutor(arguments.jobs, context) as pool:
+            for text, good in pool.map(check, itertools.repeat(arch), indices):
+                bad += not good
+                print(f"{'good' if good else 'BAD '} {text}", flush=True)
+        print(f"Triton {triton.__version__}, sm_{arch}: {bad} of {len(indices)} kernels spill or do not fit")
+        return 1 if bad else 0
     _, fingerprints, known = documented()
     unchanged = {name for name in OPERATORS if arguments.changed and fingerprints.get(name) == fingerprint(name)}
     columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
     lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
-    lines += compiled(places, known, unchanged, arguments.jobs)
+    with ProcessPoolExecutor(arguments.jobs, context) as pool:
+        repeated = itertools.repeat(known), itertools.repeat(unchanged)
+        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
+            print(f"{done}/{len(places)} {text}", flush=True)
+            lines.append(text)
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text("\n".join(lines) + "\n")
     return 0

@@ -5,13 +5,13 @@
 
 A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
 never measured. Half types come first, and the table is written after each row: what --minutes do not reach stays as it
-was, and is named. What changed against the table as it was is printed at the end.
+was, and is named. What differs from the rows of older versions of Triton is written for the installed one and later
+ones: the compilers differ in what they hold in registers. What changed is printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import itertools
 import json
@@ -29,7 +29,7 @@ import torch
 import triton
 
 from hsta_kernels.ops.launch import triton as launching
-from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
 from tools.ahead_of_time import (
     ARCHITECTURES,
     SHARED_MEMORY,
@@ -143,7 +143,7 @@ def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
         for first in candidates.get(size, [])[:1]:
             table[name][key_of(arch, size, width, longest, first)] = first
     table[kernel] = {key: config}
-    with mock.patch.dict(TABLE, table, clear=True):
+    with mock.patch.object(launching, "table", lambda installed: table):
         launching._row.cache_clear()
         yield
     launching._row.cache_clear()
@@ -254,16 +254,42 @@ def fastest(row: Row, good: list[tuple[Key, Options]]) -> tuple[Key, Options]:
     return min(timed, key=lambda entry: entry[0])[1:]
 
 
+def differences(before: Table, after: Table) -> Table:
+    """The rows of `after` that are not in `before`; {} for those that it lacks."""
+    found: Table = {}
+    for kernel in after:
+        keys = {*before[kernel], *after[kernel]}
+        rows = {key: after[kernel].get(key, {}) for key in keys if before[kernel].get(key) != after[kernel].get(key)}
+        found |= {kernel: rows} if rows else {}
+    return found
+
+
+def lines_of(table: Table, indent: str) -> list[str]:
+    lines = []
+    for kernel in sorted(table):
+        rows = [f"{indent}    {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
+        lines += [f'{indent}"{kernel}": {{', *rows, f"{indent}}},"]
+    return lines
+
+
 def write(table: Table, path: Path) -> None:
+    """The configurations for the installed version of Triton, beside those of older and newer ones."""
+    installed = launching.version()
+    older = launching.table(max((release for release in SINCE if release < installed), default=(0, 0)))
+    since = {**SINCE, installed: differences(older, table)}
     lines = [
         '"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""',
         "",
         "# kernel: {(architecture, bytes an element, widest row, longest sequence): options}",
         "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",
+        *lines_of(TABLE, "    "),
+        "}",
+        "",
+        "# What Triton takes instead from a version on; {} where it has no configuration.",
+        "SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str, int]]]] = {",
     ]
-    for kernel in sorted(table):
-        entries = [f"        {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
-        lines += [f'    "{kernel}": {{', *entries, "    },"]
+    for release in sorted(release for release in since if since[release]):
+        lines += [f"    {release}: {{", *lines_of(since[release], "        "), "    },"]
     path.write_text("\n".join([*lines, "}", ""]))
 
 
@@ -321,7 +347,7 @@ def main() -> int:
     seconds = None if arguments.minutes is None else 60 * arguments.minutes
     end = math.inf if seconds is None else time.monotonic() + seconds
     all_rows = rows(architectures, arguments.only)
-    before, decided = copy.deepcopy(TABLE), {}
+    before, decided = launching.table(launching.version()), {}
     after = before
     for row, good in zip(all_rows, compiled(all_rows, not measure, arguments.jobs, seconds), strict=False):
         if time.monotonic() >= end:

@@ -124,7 +124,8 @@ class _AddLayerNormLinear(torch.autograd.Function):
             y = F.layer_norm(total.float(), total.shape[-1:], norm_weight, norm_bias, eps).to(weight.dtype)
             grad_y, grad_weight = _linear_backward(grad_out, y, weight)
             arguments = (grad_y.to(total.dtype), grad_total, total, norm_weight, eps, backend)
-            return *call(add_layer_norm.backward, *arguments), grad_weight
+            grad_residual, grad_norm_weights = call(add_layer_norm.backward, *arguments)
+            return grad_residual, *grad_norm_weights, grad_weight
 
         def formula(total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
             return F.linear(layer_norm(total, norm_weight, norm_bias, eps).to(weight.dtype), weight), total

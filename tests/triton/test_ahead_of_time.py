@@ -7,6 +7,8 @@ is made knowingly, by writing the document anew with `python -m tools.ahead_of_t
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 
 from hsta_kernels import backends
@@ -19,14 +21,15 @@ if not backends._triton_installed or backends.triton_interpreted:
 import torch
 import triton
 
-from hsta_kernels.ops.launch.triton import version
-from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.launch.triton import table, version
+from tools import ahead_of_time
 from tools.ahead_of_time import (
     ARCHITECTURES,
     CASES,
     DTYPES,
     OPERATORS,
     SHARED_MEMORY,
+    Resources,
     absorbed_attention,
     attention,
     compile_for,
@@ -61,7 +64,7 @@ def test_the_document_is_of_these_kernels():
 @same_compiler
 def test_every_configuration_is_compiled():
     sizes = {dtype: 2 if dtype.endswith("16") else 4 for dtype in DTYPES}
-    for kernel, rows in TABLE.items():
+    for kernel, rows in table(version()).items():
         for (arch, size, *_), options in rows.items():
             assert any(
                 launch.name == kernel and sizes[dtype] == size and options.items() <= launch.options.items()
@@ -79,6 +82,23 @@ def test_limits():
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
         if kernel.startswith(("time", "flash", "absorbed", "row", "add", "bias")):
             assert not resources.wide_loads.startswith("0/"), key
+
+
+@pytest.mark.parametrize(
+    ("resources", "good"),
+    [
+        (Resources(255, 227 << 10, 0, "wgmma", "1/1"), True),
+        (Resources(255, 0, 1, "wgmma", "1/1"), False),
+        (Resources(32, (227 << 10) + 1, 0, "wgmma", "1/1"), False),
+        (RuntimeError("ptxas died"), False),
+    ],
+)
+def test_check_tells_what_spills_or_does_not_fit(resources, good, monkeypatch):
+    """`python -m tools.ahead_of_time --check 90`, for one kernel: other versions of Triton may spill."""
+    monkeypatch.setattr(ahead_of_time, "compile_launch", mock.Mock(side_effect=[resources]))
+    text, found = ahead_of_time.check(90, 0)
+    assert found == good
+    assert text.startswith("| time T=8 D=64 | time_forward | sm_90 | bfloat16 |")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

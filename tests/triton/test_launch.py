@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is not installed on this machine")
 
@@ -16,6 +19,7 @@ from hsta_kernels import backends
 if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
+from hsta_kernels.ops.add_layer_norm import triton as norm_launch
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import TABLE
@@ -138,6 +142,39 @@ def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
         assert first.name == expected
 
 
+def test_a_version_takes_the_newest_rows_that_are_not_newer_than_it(monkeypatch):
+    """A row that a newer version adds, replaces or takes away is no row of an older one."""
+    wide, narrow, longer = (90, 2, 512, 9), (90, 2, 64, 9), (90, 2, 512, 99)
+    monkeypatch.setattr(launching, "TABLE", {"kernel": {wide: {"BLOCK": 1}, narrow: {"BLOCK": 2}}, "other": {}})
+    newest, newer = {narrow: {"BLOCK": 3}, wide: {}}, {longer: {"BLOCK": 4}, wide: {"BLOCK": 5}}
+    monkeypatch.setattr(launching, "SINCE", {(3, 10): {"kernel": newest}, (3, 9): {"kernel": newer}})
+    table = launching.table.__wrapped__
+    first = {wide: {"BLOCK": 1}, narrow: {"BLOCK": 2}}
+    second = {wide: {"BLOCK": 5}, narrow: {"BLOCK": 2}, longer: {"BLOCK": 4}}
+    assert [table(version)["kernel"] for version in ((3, 2), (3, 8), (3, 9))] == [first, first, second]
+    assert table((3, 10)) == table((4, 0)) == {"kernel": {narrow: {"BLOCK": 3}, longer: {"BLOCK": 4}}, "other": {}}
+    assert table((3, 2))["kernel"] == first
+
+
+@pytest.mark.parametrize("version", ((3, 6), (3, 9)))
+def test_tuning_leaves_the_rows_of_other_versions(version, monkeypatch, tmp_path):
+    """What tuning writes is read back as what was chosen for this version; older and newer ones keep theirs."""
+    releases = ((3, 2), (3, 5), (3, 6), (3, 8), (3, 9))
+    before = {release: launching.table(release) for release in releases}
+    chosen = copy.deepcopy(before[version])
+    chosen["bias_gelu_forward"][90, 2, tune.ANY, tune.ANY]["BLOCK"] = 64
+    del chosen["bias_gelu_backward"][90, 2, tune.ANY, tune.ANY]
+    monkeypatch.setattr(tune, "FILE", tmp_path / "table.py")
+    monkeypatch.setattr(launching, "version", lambda: version)
+    tune.write(chosen, tune.FILE)
+    written = runpy.run_path(str(tune.FILE))
+    monkeypatch.setattr(launching, "TABLE", written["TABLE"])
+    monkeypatch.setattr(launching, "SINCE", written["SINCE"])
+    table = launching.table.__wrapped__
+    assert table(version) == chosen
+    assert all(table(release) == before[release] for release in releases if release < version)
+
+
 @pytest.mark.parametrize(
     ("width", "dtype", "whole"),
     [
@@ -155,6 +192,28 @@ def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkey
     )
     names = {launch.name for launch in launches(lambda: absorbed_attention(588, width)(dtype), 90)}
     assert ("absorbed_forward" in names, "absorbed_columns" in names) == (whole, not whole)
+
+
+def test_the_weights_of_add_layer_norm_cost_one_launch_more():
+    """Half-precision weights are read as they are, and one sum takes both gradients out of the programs' parts."""
+    rows, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1000, 768), (768,)))
+
+    def run():
+        norm_launch.forward(rows, rows, weight, weight, 1e-6)
+        assert norm_launch.backward(rows, rows, rows, weight, 1e-6)[1].dtype == torch.float32
+
+    computing = []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not str(function).startswith(("aten.new_empty", "aten.unbind")):
+                computing.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Noted():
+        noted = launches(run, 90)
+    assert [launch.name for launch in noted] == ["add_layer_norm_forward", "add_layer_norm_backward"]
+    assert computing == ["aten.sum.dim_IntList"]
 
 
 def test_float32_products_are_as_torch_is_set():

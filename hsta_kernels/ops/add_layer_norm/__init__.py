@@ -52,5 +52,5 @@ def add_layer_norm(
     if chosen == "reference":
         return reference.add_layer_norm(x, residual, weight, bias, eps)
     rows = wide.reshape(-1, x.shape[-1]), narrow.reshape(-1, x.shape[-1])
-    norm, total = autograd.AddLayerNorm.apply(*rows, weight.float(), bias.float(), eps, chosen)
+    norm, total = autograd.AddLayerNorm.apply(*rows, weight, bias, eps, chosen)
     return norm.view(x.shape), total.view(x.shape)

@@ -1,4 +1,4 @@
-"""The custom ops and the autograd Function of add_layer_norm. Tensors are matrices of rows; weights are float32."""
+"""The custom ops and the autograd Function of add_layer_norm. Tensors are matrices of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(residual, x, weight, bias, eps) -> (norm, sum), `residual` as wide as `x` or wider,
-# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_residual, grad_weight, grad_bias); that of x is the same.
+# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_residual, grad_weights): the gradient of x is that of the
+# residual; the weight's and the bias's are the two rows of grad_weights, float32, so that one sum of a GPU yields both.
 OPERATOR = backends.Operator(
     "add_layer_norm",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -46,14 +47,14 @@ def backward(
     weight: torch.Tensor,
     eps: float,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(grad_norm), rows_contiguous(grad_sum), total
     return OPERATOR.implementations[backend].backward(*rows, weight.contiguous(), eps)
 
 
 @backward.register_fake
 def _(grad_norm, grad_sum, total, weight, eps, backend):
-    return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+    return total.new_empty(total.shape), total.new_empty((2, total.shape[1]), dtype=torch.float32)
 
 
 class AddLayerNorm(torch.autograd.Function):
@@ -80,7 +81,10 @@ class AddLayerNorm(torch.autograd.Function):
         eps, backend = ctx.arguments
 
         def kernel(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return call(backward, *tensors[:-1], eps, backend)  # nothing depends on the bias
+            *before, weight, bias = tensors
+            grad_residual, grad_weights = call(backward, *before, weight, eps, backend)  # nothing depends on the bias
+            grad_weights = grad_weights.to(torch.promote_types(weight.dtype, bias.dtype))
+            return grad_residual, grad_weights[0].to(weight.dtype), grad_weights[1].to(bias.dtype)
 
         def formula(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return reference.layer_norm(total, weight, bias, eps), total

@@ -30,7 +30,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total, norm = contiguous_like(residual), contiguous_like(residual)
     if residual.numel():
-        run("add_layer_norm_forward", residual, x, weight, bias, eps, total, norm)
+        run("add_layer_norm_forward", residual, x, weight.float(), bias.float(), eps, total, norm)
     return norm, total
 
 
@@ -41,10 +41,10 @@ def backward(
     weight: torch.Tensor,
     eps: float,
     run: Callable[..., None] = launch.run,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grads = contiguous_like(total), contiguous_like(weight), contiguous_like(weight)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_residual, grad_weights = contiguous_like(total), weight.new_empty((2, *weight.shape), dtype=torch.float32)
     if total.numel():
-        run("add_layer_norm_backward", total, weight, eps, grad_norm, grad_sum, *grads)
+        run("add_layer_norm_backward", total, weight.float(), eps, grad_norm, grad_sum, grad_residual, *grad_weights)
     else:
-        grads[1].zero_(), grads[2].zero_()
-    return grads
+        grad_weights.zero_()
+    return grad_residual, grad_weights

@@ -39,15 +39,15 @@ def forward(
 
 def backward(
     grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_backward
 
     if not total.numel():
-        return total.new_empty(total.shape), torch.zeros_like(weight), torch.zeros_like(weight)
+        return total.new_empty(total.shape), weight.new_zeros((2, *weight.shape), dtype=torch.float32)
     rows, width = total.shape
     grad_residual = total.new_empty(total.shape)
     programs = -(-rows // ROWS_PER_PROGRAM)
-    parts = weight.new_empty((2, programs, width))
+    parts = weight.new_empty((2, programs, width), dtype=torch.float32)
     strides, unit = in_units((grad_norm.stride(0), grad_sum.stride(0)))
     options = _options("add_layer_norm_backward", total, unit)
     with current_device(total):
@@ -55,7 +55,7 @@ def backward(
             grad_norm, grad_sum, total, weight, grad_residual, *parts.unbind(), *strides, rows, width, eps,
             ROWS_PER_PROGRAM, **options,
         )  # fmt: skip
-    return grad_residual, parts[0].sum(0), parts[1].sum(0)
+    return grad_residual, parts.sum(1)
 
 
 def _options(kernel: str, rows: torch.Tensor, unit: int) -> dict[str, Any]:

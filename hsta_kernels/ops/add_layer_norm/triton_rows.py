@@ -36,8 +36,8 @@ def add_layer_norm_forward(
     sum_rows += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     sum_rows = sum_rows.to(total.dtype.element_ty)
     y, _ = _normalize(sum_rows.to(tl.float32), mask, C, eps)
-    w = tl.load(weight + columns, mask=columns < C, other=0.0)
-    b = tl.load(bias + columns, mask=columns < C, other=0.0)
+    w = tl.load(weight + columns, mask=columns < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)
     offsets, mask = _offsets(row, rows, C, C, BLOCK_C)
     tl.store(total + offsets, sum_rows, mask=mask)
     tl.store(norm + offsets, (y * w[None, :] + b[None, :]).to(norm.dtype.element_ty), mask=mask)
@@ -52,18 +52,21 @@ def add_layer_norm_backward(
     """A run of rows: their gradients, and their share of the weight's and the bias's."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_C)
-    w = tl.load(weight + columns, mask=columns < C, other=0.0)
+    w = tl.load(weight + columns, mask=columns < C, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK_C,), tl.float32)
     db = tl.zeros((BLOCK_C,), tl.float32)
     first = program * rows_per_program
     for start in range(first, tl.minimum(first + rows_per_program, rows), BLOCK):
         row = start + tl.arange(0, BLOCK)
         offsets, mask = _offsets(row, rows, C, C, BLOCK_C)
-        y, rstd = _normalize(tl.load(total + offsets, mask=mask, other=0.0).to(tl.float32), mask, C, eps)
         norm_offsets, _ = _offsets(row, rows, norm_stride * UNIT, C, BLOCK_C)
-        dnorm = tl.load(grad_norm + norm_offsets, mask=mask, other=0.0).to(tl.float32)
         sum_offsets, _ = _offsets(row, rows, sum_stride * UNIT, C, BLOCK_C)
-        dsum = tl.load(grad_sum + sum_offsets, mask=mask, other=0.0).to(tl.float32)
+        # All loads come before the first sum over a row: behind its barrier they would be waited for once more.
+        x = tl.load(total + offsets, mask=mask, other=0.0)
+        dnorm = tl.load(grad_norm + norm_offsets, mask=mask, other=0.0)
+        dsum = tl.load(grad_sum + sum_offsets, mask=mask, other=0.0)
+        y, rstd = _normalize(x.to(tl.float32), mask, C, eps)
+        dnorm, dsum = dnorm.to(tl.float32), dsum.to(tl.float32)
         dw += tl.sum(dnorm * y, 0)
         db += tl.sum(dnorm, 0)
         dy = dnorm * w[None, :]

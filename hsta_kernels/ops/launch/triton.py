@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import importlib
@@ -13,7 +14,7 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import launch
-from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
 
 
 def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
@@ -108,6 +109,17 @@ def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1
 
 @functools.cache
 def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> dict[str, int] | None:
-    table = TABLE[kernel]
-    fits = [key for key in table if key[:2] == (arch, element_size) and key[2] >= width and key[3] >= length]
-    return table[min(fits)] if fits else None
+    rows = table(version())[kernel]
+    fits = [key for key in rows if key[:2] == (arch, element_size) and key[2] >= width and key[3] >= length]
+    return rows[min(fits)] if fits else None
+
+
+@functools.cache
+def table(installed: tuple[int, int]) -> dict[str, dict[tuple[int, int, int, int], dict[str, int]]]:
+    """The configurations for a version of Triton: what one compiler holds in registers, another spills."""
+    found = copy.deepcopy(TABLE)
+    for release in sorted(SINCE):
+        if release <= installed:
+            for kernel, rows in SINCE[release].items():
+                found[kernel] = {key: options for key, options in (found[kernel] | rows).items() if options}
+    return found

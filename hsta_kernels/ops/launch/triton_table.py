@@ -11,8 +11,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 512, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
-        (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
-        (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
+        (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 2},
         (90, 4, 256, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 512, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
@@ -50,7 +49,6 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (90, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 512, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
-        (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 4, 256, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 512, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
@@ -91,7 +89,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 4, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
         (90, 2, 512, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
         (90, 2, 1024, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
-        (90, 2, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
+        (90, 2, 4096, 1073741824): {"BLOCK": 2, "num_warps": 4, "num_stages": 1},
         (90, 4, 512, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
         (90, 4, 1024, 1073741824): {"BLOCK": 4, "num_warps": 4, "num_stages": 1},
         (90, 4, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
@@ -197,7 +195,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
     "flash_forward": {
         (80, 2, 32, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 32, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-        (80, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
+        (80, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2},
         (80, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (80, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
@@ -225,8 +223,8 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (100, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-        (100, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
-        (100, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+        (100, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
+        (100, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (100, 4, 128, 400): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
@@ -253,7 +251,6 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 2, 64, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
         (80, 2, 128, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
         (80, 4, 32, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
-        (80, 4, 32, 64): {"ROWS": 64, "num_warps": 8, "num_stages": 1},
         (80, 4, 64, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
         (90, 2, 32, 32): {"ROWS": 64, "num_warps": 4, "num_stages": 1},
         (90, 2, 32, 128): {"ROWS": 128, "num_warps": 8, "num_stages": 1},
@@ -301,5 +298,25 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (100, 4, 64, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
         (100, 4, 64, 64): {"ROWS": 64, "num_warps": 8, "num_stages": 1},
         (100, 4, 128, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
+    },
+}
+
+# What Triton takes instead from a version on; {} where it has no configuration.
+SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str, int]]]] = {
+    (3, 9): {
+        "absorbed_backward": {
+            (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+            (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
+        },
+        "absorbed_forward": {
+            (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
+        },
+        "add_layer_norm_forward": {
+            (90, 2, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
+        },
+        "flash_backward_kv": {
+            (90, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
+            (90, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
+        },
     },
 }

@@ -56,7 +56,7 @@ def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
 
 
 def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
-    """(B, H, L, 2): tiles of keys come one after the other, so no query's row is at hand at once."""
+    """(B, H, L, 2), maximum and inverse sum: tiles of keys come one after the other, no row is at hand at once."""
     return qkv.shape[0], qkv.shape[3], qkv.shape[1], 2
 
 

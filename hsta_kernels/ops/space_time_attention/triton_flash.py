@@ -19,9 +19,10 @@ from hsta_kernels.ops.space_time_attention.triton_tile import LOWEST, divide, lo
 
 
 @triton.jit
-def _token(row, group, G, group_step, member_step, P: tl.constexpr):
-    """The token of each row of a group."""
-    return tl.where(row < G, P + group * group_step + row * member_step, row - G)
+def _token(row, group, G, group_step, member_step, P: tl.constexpr, TAIL: tl.constexpr):
+    """The token of each row of a group; outside the TAIL all rows are patches."""
+    patch = P + group * group_step + row * member_step
+    return tl.where(row < G, patch, row - G) if TAIL else patch
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def _attend(
 ):  # fmt: skip
     """One step of online softmax: the keys in rows start to start + BLOCK join the running values, maximum and sum."""
     key = start + tl.arange(0, BLOCK)
-    token = _token(key, group, G, group_step, member_step, P)
+    token = _token(key, group, G, group_step, member_step, P, TAIL)
     k = load_tile(k_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     v = load_tile(v_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     s = scores(q, k, scale, scale_low, PRECISION)
@@ -60,7 +61,7 @@ def _forward_tile(
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     query = start + tl.arange(0, ROWS)
-    token = _token(query, group, G, group_step, member_step, P)
+    token = _token(query, group, G, group_step, member_step, P, TAIL)
     q = load_tile(qkv_base, token, query < G + P, token_stride, D, BLOCK_D, TAIL)
     values = tl.zeros((ROWS, BLOCK_D), tl.float32)
     m = tl.full((ROWS,), LOWEST, tl.float32)
@@ -84,7 +85,7 @@ def _forward_tile(
     store_tile(o, out + (sample * L * H + head) * D, token, patch, H * D, D, BLOCK_D, TAIL)
     row_stats = stats + ((sample * H + head) * L + token) * 2
     tl.store(row_stats, m, mask=patch)
-    tl.store(row_stats + 1, l, mask=patch)
+    tl.store(row_stats + 1, tl.div_rn(1.0, l), mask=patch)
     if TAIL and P > 0:
         prefix = (query >= G) & (query < G + P)
         row = ((sample * H + head) * P + token) * groups + group

@@ -11,22 +11,22 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.space_time_attention.triton_flash import _token, _visible
-from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, divide, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, load_tile, scores, store_tile
 
 
 @triton.jit
 def _add_to_dq(
-    dq, q, do, m, l, delta, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
+    dq, q, do, m, inverse_l, delta, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
     scale, scale_low, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq plus what the keys in rows start to start + BLOCK contribute."""
     key = start + tl.arange(0, BLOCK)
-    token = _token(key, group, G, group_step, member_step, P)
+    token = _token(key, group, G, group_step, member_step, P, TAIL)
     k = load_tile(k_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     v = load_tile(v_base, token, key < G + P, token_stride, D, BLOCK_D, TAIL)
     s = scores(q, k, scale, scale_low, PRECISION)
-    p = divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype)
+    p = tl.exp2(s - m[:, None]) * inverse_l[:, None]
     if TAIL:
         p = tl.where(_visible(query[:, None], key[None, :], group, G, P), p, 0.0)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -44,7 +44,7 @@ def _dq_tile(
 ):  # fmt: skip
     query = start + tl.arange(0, ROWS)
     valid = query < G + P
-    token = _token(query, group, G, group_step, member_step, P)
+    token = _token(query, group, G, group_step, member_step, P, TAIL)
     q = load_tile(qkv_base, token, valid, token_stride, D, BLOCK_D, TAIL)
     do = load_tile(grad_base, token, valid, grad_token_stride, D, BLOCK_D, TAIL)
     o = load_tile(out + (sample * L * H + head) * D, token, valid, H * D, D, BLOCK_D, TAIL)
@@ -53,19 +53,19 @@ def _dq_tile(
     row = (sample * H + head) * L + token
     tl.store(delta_rows + row, delta, mask=valid)  # a prefix token's is the same in every group
     m = tl.load(stats + row * 2, mask=valid, other=0.0)
-    l = tl.load(stats + row * 2 + 1, mask=valid, other=1.0)
+    inverse_l = tl.load(stats + row * 2 + 1, mask=valid, other=1.0)
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
     k_base, v_base = qkv_base + part_stride, qkv_base + 2 * part_stride
     full = G // BLOCK_N * BLOCK_N
     for first in range(0, full, BLOCK_N):
         dq = _add_to_dq(
-            dq, q, do, m, l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
+            dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
             token_stride, scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             dq = _add_to_dq(
-                dq, q, do, m, l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
+                dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
                 token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, PRECISION,
             )  # fmt: skip
     dq *= grad_scale
@@ -119,14 +119,14 @@ def _add_to_dk_dv(
     """dk and dv plus what the queries in rows start to start + BLOCK contribute."""
     query = start + tl.arange(0, BLOCK)
     valid = query < G + P
-    token = _token(query, group, G, group_step, member_step, P)
+    token = _token(query, group, G, group_step, member_step, P, TAIL)
     q = load_tile(q_base, token, valid, token_stride, D, BLOCK_D, TAIL)
     do = load_tile(grad_base, token, valid, grad_token_stride, D, BLOCK_D, TAIL)
     m = tl.load(row_stats + token * 2, mask=valid, other=0.0)
-    l = tl.load(row_stats + token * 2 + 1, mask=valid, other=1.0)
+    inverse_l = tl.load(row_stats + token * 2 + 1, mask=valid, other=1.0)
     delta = tl.load(row_delta + token, mask=valid, other=0.0)
     s = scores(k, q, scale, scale_low, PRECISION)  # (keys, queries)
-    p = divide(tl.exp2(s - m[None, :]), l[None, :], q.dtype)
+    p = tl.exp2(s - m[None, :]) * inverse_l[None, :]
     if TAIL:
         p = tl.where(_visible(query[None, :], key[:, None], group, G, P) & valid[None, :], p, 0.0)
     dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -145,7 +145,7 @@ def _dk_dv_tile(
 ):  # fmt: skip
     key = start + tl.arange(0, ROWS)
     valid = key < G + P
-    token = _token(key, group, G, group_step, member_step, P)
+    token = _token(key, group, G, group_step, member_step, P, TAIL)
     k = load_tile(qkv_base + part_stride, token, valid, token_stride, D, BLOCK_D, TAIL)
     v = load_tile(qkv_base + 2 * part_stride, token, valid, token_stride, D, BLOCK_D, TAIL)
     dk = tl.zeros((ROWS, BLOCK_D), tl.float32)

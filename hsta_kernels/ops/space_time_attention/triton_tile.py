@@ -93,7 +93,7 @@ def merge_prefix(
     tl.store(out + row * D + columns, (values / total).to(out.dtype.element_ty), mask=columns < D)
     row = (sample * H + head) * L + token
     tl.store(stats + row * 2, top)
-    tl.store(stats + row * 2 + 1, total)
+    tl.store(stats + row * 2 + 1, tl.div_rn(1.0, total))
 
 
 @triton.jit

@@ -80,7 +80,7 @@ def time_forward(
     store_tile(o, out + (sample * L * H + head) * D, token, position >= 0, H * D, D, BLOCK_D, True)
     row_stats = stats + ((sample * H + head) * L + token) * 2
     tl.store(row_stats, m, mask=position >= 0)
-    tl.store(row_stats + 1, l, mask=position >= 0)
+    tl.store(row_stats + 1, tl.div_rn(1.0, l), mask=position >= 0)
     if P > 0:
         row = ((sample * H + head) * P + token) * splits + split
         store_tile(values, partial_values, row, position == PREFIX, D, D, BLOCK_D, True)
@@ -111,17 +111,18 @@ def time_backward(
     L = P + N * T
     row_stats = stats + ((sample * H + head) * L + token) * 2
     m = tl.load(row_stats, mask=valid, other=0.0)
-    l = tl.load(row_stats + 1, mask=valid, other=1.0)
+    inverse_l = tl.load(row_stats + 1, mask=valid, other=1.0)
+    if P > 0:
+        o = load_tile(out + (sample * L * H + head) * D, token, position == PREFIX, H * D, D, BLOCK_D, True)
 
     s = scores(q, k, scale, scale_low, PRECISION)
-    p = tl.where(_visible(position, split), divide(tl.exp2(s - m[:, None]), l[:, None], q.dtype), 0.0)
+    p = tl.where(_visible(position, split), tl.exp2(s - m[:, None]) * inverse_l[:, None], 0.0)
     dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     # A patch has its whole row here. A prefix query's row is spread over the splits: δ = Σ p·dp = dO·O, by the same
     # kind of product as dp, so that with a one-hot p they cancel exactly.
     delta = tl.sum(p * dp, 1)
     if P > 0:
-        o = load_tile(out + (sample * L * H + head) * D, token, position == PREFIX, H * D, D, BLOCK_D, True)
         of_prefix = diagonal(tl.dot(do, tl.trans(o), input_precision=PRECISION), ROWS)
         delta = tl.where(position == PREFIX, of_prefix, delta)
     ds = (p * (dp - delta[:, None])).to(q.dtype)
