@@ -40,7 +40,7 @@ class Evaluate:
     data: DataOptions
     output: Path
     """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png; of action
-    units, f1_by_unit.png in place of the last two."""
+    units, f1_by_unit.png in place of the last two. `hsta report` makes a page of it."""
     protocol: Literal["loso", "leave-subjects-out", "cross-dataset", "authors-folds"] = "loso"
     """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds), with
     cross-dataset one of several data sets (see --also, --test-on), with authors-folds the clips that tables in the

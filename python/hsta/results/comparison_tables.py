@@ -18,8 +18,6 @@ LATEX = {
     "−": "$-$",
     "<": "$<$",
     ">": "$>$",
-    "[": "{[}",  # after the end of a row it would be an option
-    "]": "{]}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 
@@ -116,8 +114,9 @@ def _sentences(comparison: Comparison) -> list[str]:
 
 def _markdown(text: str) -> str:
     """As it is written: neither the end of a cell, nor emphasis, code, a link or HTML."""
-    return text if re.fullmatch("-+:?", text) else re.sub(r"([\\|`*_<>\[\]])", r"\\\1", text.replace("\n", " "))
+    return text if re.fullmatch("-+:?", text) else re.sub(r"([\\|`*_<>]|\](?=\())", r"\\\1", text.replace("\n", " "))
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text.replace("\n", " "))
+    told = "".join(LATEX.get(sign, sign) for sign in text.replace("\n", " "))
+    return f"{{}}{told}" if told.startswith(("[", "*")) else told  # else these go with the end of the row before

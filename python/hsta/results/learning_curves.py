@@ -31,9 +31,10 @@ def keep_curve(path: Path, log: Path) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
-    scalars = (events.Scalars(name) for name in ("loss", "learning rate"))
-    for epoch, (loss, rate) in enumerate(zip(*scalars, strict=True), 1):
-        writer.writerow([epoch, loss.value, rate.value])
+    # By their step: of a training that was stopped, an epoch may be there twice, and files in another order.
+    losses, rates = ({e.step: e.value for e in events.Scalars(name)} for name in ("loss", "learning rate"))
+    for epoch, step in enumerate(sorted(losses), 1):
+        writer.writerow([epoch, losses[step], rates[step]])
     write_text(path, table.getvalue())
 
 

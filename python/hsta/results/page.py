@@ -156,7 +156,7 @@ def _flat(values: Mapping, above: str = "") -> list[tuple[str, object]]:
 
 
 def _data(values: dict) -> str:
-    lost = f"<p>{values['lost_clips'] or 0} clips were lost to faults of the files.</p>\n"
+    lost = f"<p>Clips that faults of the files cost: {values['lost_clips'] or 0}.</p>\n"
     told = [*values["notes"], *values["faults"]]
     return lost + (_list(told) if told else "<p>Nothing was wrong, and there is nothing to note.</p>\n")
 
