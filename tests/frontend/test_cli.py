@@ -56,7 +56,7 @@ WRONG = {
     "report {missing}": "no such folder: {missing}",
     "report {empty}": "no metrics.json in {empty}",
     "report {trained}": "no metrics.json in",
-    "compare": "Missing from hsta compare: PATH",
+    "compare": "evaluations must be two or more, got 0",
     "compare {empty}": "evaluations must be two or more, got 1",
     "compare {empty} {missing}": "no metrics.json in {empty}",
     "compare {empty} {empty} --format pdf": "invalid choice 'pdf' for argument '--format'",

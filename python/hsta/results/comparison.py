@@ -87,7 +87,7 @@ def compare(several: Sequence[Evaluated]) -> Comparison:
     told = subjects[0].scores.FIGURES
     names = {name: written for name, written in told.items() if name != "accuracy"}
     people, exact = len(subjects[0].people), 2 ** len(subjects[0].people) <= PERMUTATIONS
-    rows = []
+    rows: list[Compared] = []
     for evaluated, one, draws in zip(several, subjects, drawn, strict=True):
         intervals = {name: _ends(draws[name]) for name in names} if people > 1 else None
         differences = {}
@@ -117,10 +117,10 @@ def permutation_test(first: Subjects, second: Subjects) -> dict[str, float]:
         added = 1
     shape = first.counts.shape[1:]
     gained = (swapped.astype(float) @ (second.counts - first.counts).reshape(people, -1)).reshape(-1, *shape)
-    totals = [one.counts.sum(axis=0) for one in (first, second)]
-    apart = _apart(totals[0] + gained, totals[1] - gained, first.action_units)
+    one, other = first.counts.sum(axis=0), second.counts.sum(axis=0)
+    apart = _apart(one + gained, other - gained, first.action_units)
     p_values = {}
-    for name, observed in _apart(*totals, first.action_units).items():
+    for name, observed in _apart(one, other, first.action_units).items():
         # Equal differences may differ in their last bits; an undefined one, of units, is as large as none.
         larger = np.count_nonzero(~(apart[name] < observed - 1e-12))
         p_values[name] = float((larger + added) / (len(swapped) + added))

@@ -92,7 +92,7 @@ def _figures(subjects: Subjects, drawn: bool = True) -> dict:
         told = {"value": number(values[name][place])}
         if ends is None:
             return told
-        return told | {"interval": [number(end) for end in ends[name][(slice(None), *place)]]}
+        return told | {"interval": [number(end) for end in ends[name].T[place]]}
 
     each = "per_unit" if subjects.action_units else "per_class"
     result: dict = {

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..files import replacing
 from .learning_curves import Curve
@@ -67,7 +68,9 @@ def confusion_matrix(scores: Scores, title: str) -> Figure:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     bar = figure.colorbar(cells, label="share of the true class", shrink=0.8)
+    assert bar.solids is not None
     bar.solids.set_rasterized(False)
+    bar.solids.set_edgecolor("face")  # else the page shines through between its colours
     figure.suptitle(_plain(title), fontsize="small")
     return figure
 
@@ -102,7 +105,7 @@ def learning_curves(curves: Mapping[str, Curve]) -> Figure:
     axes.plot(_epochs(mean), mean, color=ORANGE, linewidth=1.8, marker="." if common == 1 else "")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss in training (thick: mean)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _open(axes)
     return figure
 
