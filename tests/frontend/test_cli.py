@@ -10,7 +10,7 @@ import pytest
 from hsta.cli import main
 from hsta.data.registry import read_dataset
 
-COMMANDS = ("check", "generate", "prepare", "train", "evaluate", "predict", "export", "demo")
+COMMANDS = ("check", "generate", "prepare", "train", "evaluate", "report", "compare", "predict", "export", "demo")
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
@@ -52,6 +52,14 @@ WRONG = {
     f"{TRAIN} --preset slow": "invalid choice 'slow' for argument '--preset'",
     f"{TRAIN} --augment 2": "augment must be in [0, 1], got 2.0",
     f"{TRAIN} --start-from {{missing}}": "cannot start from {missing}: there is no checkpoint {missing}",
+    "report": "Missing from hsta report: PATH",
+    "report {missing}": "no such folder: {missing}",
+    "report {empty}": "no metrics.json in {empty}",
+    "report {trained}": "no metrics.json in",
+    "compare": "evaluations must be two or more, got 0",
+    "compare {empty}": "evaluations must be two or more, got 1",
+    "compare {empty} {missing}": "no metrics.json in {empty}",
+    "compare {empty} {empty} --format pdf": "invalid choice 'pdf' for argument '--format'",
     "predict --checkpoint {trained}": "Missing from hsta predict: PATH",
     f"{PREDICT} --fps 0": "fps must be a positive number, got 0",
     f"{PREDICT} --truth {{missing}}": "--truth and --threshold go with --spot",
@@ -116,10 +124,7 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_how(mine, monkeypatch
 SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
-    **{
-        f"{command} --help": 0
-        for command in ("check", "generate", "prepare", "train", "evaluate", "predict", "export", "demo")
-    },
+    **{f"{command} --help": 0 for command in COMMANDS},
     "train": 2,
     "train --data nowhere --output run --seed -1": 2,
     "train --data nowhere --output run --workers -1": 2,
@@ -138,6 +143,8 @@ AT_ONCE = {
     "predict . --checkpoint . --spot --fps -1": 2,
     "predict . . --checkpoint .": 2,  # no checkpoint there
     "predict webcam --checkpoint . --onset 3": 2,
+    "report nowhere": 2,
+    "compare nowhere .": 2,
     "export . --output m.pt": 2,
     "export . --output m.onnx": 2,
 }
@@ -172,6 +179,8 @@ assert not loaded, loaded
         ),
         ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
+        ("report", "--output"),
+        ("compare", "--format --output"),
         ("export", "--output --overwrite"),
         ("demo", "--output --seed"),
     ],

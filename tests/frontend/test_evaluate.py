@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hsta.cli import main
 from hsta.data.registry import read_dataset
+from hsta.results.learning_curves import read_curves
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 FILES = {"metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png"}
@@ -55,12 +56,16 @@ def rows(output):
 
 
 def test_the_files(evaluated):
-    assert {path.name for path in evaluated.iterdir()} == FILES | {"config.json", "folds"}
+    assert {path.name for path in evaluated.iterdir()} == FILES | {"config.json", "curves", "folds"}
     assert sorted(path.name for path in (evaluated / "folds").iterdir()) == [
         "casme3-spNO.1.csv",
         "casme3-spNO.2.csv",
         "casme3-spNO.3.csv",
     ]
+    assert (evaluated / "curves" / "casme3-spNO.2.csv").read_text().startswith("epoch,loss,learning_rate\n1,0.")
+    assert {name: len(curve.losses) for name, curve in read_curves(evaluated).items()} == {
+        f"casme3-spNO.{number}": 2 for number in (1, 2, 3)
+    }
     picture = cv2.imread(str(evaluated / "confusion_matrix.png"))
     assert min(picture.shape[:2]) > 300
     assert picture.std() > 10
@@ -80,7 +85,7 @@ def test_the_table_has_every_clip_once(evaluated, people):
         assert row["prediction"] == max(chances, key=chances.get)
 
 
-def test_the_metrics_are_those_of_the_pooled_table(evaluated):
+def test_the_metrics_are_those_of_the_pooled_table(evaluated, people):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     truth, prediction = zip(*((row["truth"], row["prediction"]) for row in rows(evaluated)), strict=True)
     names = ["surprise", "happy"]
@@ -92,6 +97,9 @@ def test_the_metrics_are_those_of_the_pooled_table(evaluated):
     assert set(metrics["per_class"]) == set(names)
     assert (metrics["protocol"], metrics["folds"], metrics["clips"], metrics["subjects"]) == ("loso", 3, 12, 3)
     assert metrics["generated_data"] is True
+    index = read_dataset("casme3", people)
+    assert (metrics["faults"], metrics["lost_clips"]) == ([str(fault) for fault in index.faults], index.lost)
+    assert any("left out of the classes" in note for note in metrics["notes"])
 
 
 def test_the_log_is_the_table_by_subject(evaluated):
@@ -122,7 +130,7 @@ def test_interrupted_and_resumed_it_ends_the_same_and_repeats_no_fold(short, eva
     folds.learned.clear(), folds.tested.clear()
     assert main([*arguments, "--resume"]) == 0
     assert [{clip.subject for clip in clips} for clips in folds.tested] == [{"spNO.2"}, {"spNO.3"}]
-    for name in FILES:
+    for name in (*FILES, "curves/casme3-spNO.2.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (evaluated / name).read_bytes(), name
 
 
@@ -136,6 +144,17 @@ def test_the_control_shuffles_what_is_learned_and_nothing_else(short, folds, tmp
         changed += np.sum([clip.label for clip in learned] != np.array(truth))
     assert changed > 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["shuffled_labels"] is True
+
+
+def test_what_was_evaluated_is_reported(evaluated, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["report", str(evaluated), "--output", str(page)]) == 0
+    values = json.loads((tmp_path / "page.json").read_text())
+    assert values["left_out"] == []
+    assert values["scores"]["uf1"]["value"] == json.loads((evaluated / "metrics.json").read_text())["uf1"]
+    assert set(values["learning_curves"]) == {f"casme3-spNO.{number}" for number in (1, 2, 3)}
+    assert main(["compare", str(evaluated), str(evaluated)]) == 0
+    assert "| +0.000 [+0.000, +0.000] | 1.000 |" in capsys.readouterr().out
 
 
 def test_predictions_of_other_clips_are_refused(short, folds, tmp_path, capsys):

@@ -16,7 +16,7 @@ from hsta.data.joined import join
 from hsta.data.registry import read_dataset
 from hsta.errors import UserError
 from hsta.generated.writer import generate_dataset
-from hsta.results.report import slices
+from hsta.results.scoring import slices
 from hsta.results.tested_clips import Prediction
 from sklearn.metrics import f1_score, recall_score
 

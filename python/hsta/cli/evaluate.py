@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UserError
 from ..training.recipe import Recipe
 from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, Preset, check_seed
+from .report import FILES as REPORT
 from .run_folder import begin
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Evaluate:
     data: DataOptions
     output: Path
     """Folder of the run, which gets metrics.json, predictions.csv, megc2019.log and confusion_matrix.png; of action
-    units, f1_by_unit.png in place of the last two."""
+    units, f1_by_unit.png in place of the last two. `hsta report` makes a page of it."""
     protocol: Literal["loso", "leave-subjects-out", "cross-dataset", "authors-folds"] = "loso"
     """Who is tested at a time: with loso one subject, with leave-subjects-out a group of them (see --folds), with
     cross-dataset one of several data sets (see --also, --test-on), with authors-folds the clips that tables in the
@@ -78,6 +79,7 @@ class Evaluate:
             raise UserError("--protocol authors-folds reads the folds of one data set: --also does not go with it")
         index = self.data.read()
 
+        from ..results.learning_curves import CURVES
         from ..results.report import FILES, UNIT_FILES, summary, write_seeds
 
         folds = self._folds(index)
@@ -85,7 +87,7 @@ class Evaluate:
         if start is not None and self.protocol != "authors-folds":
             start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
         fabric = self.machine.fabric()
-        begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, FOLDS, SEEDS))
+        begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS))
         by_seed = {}
         for seed in range(self.seed, self.seed + self.repeats):
             directory = self.output if self.repeats == 1 else self.output / SEEDS / str(seed)
@@ -124,7 +126,9 @@ class Evaluate:
     ) -> Scores | UnitScores:
         from ..data.folds import shuffled_labels
         from ..results.evaluation import evaluate_fold
-        from ..results.report import scores_of, write_report
+        from ..results.learning_curves import CURVES
+        from ..results.report import write_report
+        from ..results.scoring import scores_of
         from ..training.checkpoints import Task
 
         task = Task(index.name, index.class_names, self.data.special, index.generated, action_units=index.action_units)
@@ -142,6 +146,7 @@ class Evaluate:
                 self.recipe,
                 fabric=fabric,
                 directory=directory / FOLDS / fold.name,
+                curve=directory / CURVES / f"{fold.name}.csv",
                 seed=seed,
                 workers=self.data.workers,
                 title=f"fold {number + 1}/{len(folds)} {fold.name}",

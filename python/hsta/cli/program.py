@@ -72,6 +72,7 @@ def _run(arguments: list[str]) -> int:
     import tyro
 
     from .check import Check
+    from .compare import Compare
     from .demo import Demo
     from .evaluate import Evaluate
     from .export import Export
@@ -79,6 +80,7 @@ def _run(arguments: list[str]) -> int:
     from .predict import Predict
     from .prepare import Prepare
     from .presets import expand
+    from .report import Report
     from .train import Train
 
     complaint = io.StringIO()
@@ -91,6 +93,8 @@ def _run(arguments: list[str]) -> int:
                     "prepare": Prepare,
                     "train": Train,
                     "evaluate": Evaluate,
+                    "report": Report,
+                    "compare": Compare,
                     "predict": Predict,
                     "export": Export,
                     "demo": Demo,

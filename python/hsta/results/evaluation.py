@@ -15,10 +15,11 @@ from ..data.clips import Clip
 from ..errors import UserError
 from ..files import remove
 from ..training.checkpoints import Task
-from ..training.loop import clip_dataset, fit
+from ..training.loop import LOG, clip_dataset, fit
 from ..training.recipe import Recipe
 from ..training.start import Start
 from .answer import probabilities_of
+from .learning_curves import keep_curve
 from .tested_clips import Prediction, read_csv, write_csv
 
 
@@ -31,6 +32,7 @@ def evaluate_fold(
     *,
     fabric: Fabric,
     directory: Path,
+    curve: Path,
     seed: int,
     workers: int,
     title: str,
@@ -38,7 +40,8 @@ def evaluate_fold(
 ) -> list[Prediction]:
     """Predictions of ``tested`` by a model that is trained on ``learned`` now, or those that are there from before.
 
-    They are kept in a table beside ``directory``, which holds the training while it lasts. Raises `UserError` when
+    They are kept in a table beside ``directory``, which holds the training while it lasts; its loss over the epochs is
+    left at ``curve``. Raises `UserError` when
     the table is of other clips.
     """
     table = directory.with_name(f"{directory.name}.csv")
@@ -68,6 +71,7 @@ def evaluate_fold(
     predictions = [Prediction.of(clip, row) for clip, row in zip(tested, rows, strict=True)]
     fabric.barrier()
     if fabric.is_global_zero:
+        keep_curve(curve, directory / LOG)
         write_csv(table, predictions, task.class_names)
         remove(directory)  # as many models as subjects would fill a disk
     fabric.barrier()

@@ -29,6 +29,16 @@ class Scores:
         return self.matrix.sum(axis=1)
 
     @property
+    def predicted(self) -> np.ndarray:
+        """Clips of which each class was told, int64 (C,)."""
+        return self.matrix.sum(axis=0)
+
+    @property
+    def right(self) -> np.ndarray:
+        """Clips of each class that were told right, int64 (C,)."""
+        return np.diag(self.matrix)
+
+    @property
     def absent(self) -> tuple[str, ...]:
         """Classes that the data do not hold."""
         return tuple(name for name, n in zip(self.class_names, self.support, strict=True) if n == 0)
@@ -36,22 +46,22 @@ class Scores:
     @property
     def f1(self) -> np.ndarray:
         """2 TP / (2 TP + FP + FN) of each class, float64 (C,)."""
-        return share(2 * np.diag(self.matrix), self.matrix.sum(axis=0) + self.support)
+        return class_f1(self.matrix)
 
     @property
     def recall(self) -> np.ndarray:
         """TP / n of each class, float64 (C,)."""
-        return share(np.diag(self.matrix), self.support)
+        return class_recall(self.matrix)
 
     @property
     def uf1(self) -> float:
         """Unweighted F1: the mean of `f1` (See et al., MEGC 2019)."""
-        return float(np.nanmean(self.f1))
+        return float(mean_defined(self.f1))
 
     @property
     def uar(self) -> float:
         """Unweighted average recall: the mean of `recall`, which is balanced accuracy."""
-        return float(np.nanmean(self.recall))
+        return float(mean_defined(self.recall))
 
     @property
     def accuracy(self) -> float:
@@ -73,7 +83,7 @@ class Scores:
                 "predicted": int(predicted),
             }
             for name, f1, recall, n, predicted in zip(
-                self.class_names, self.f1, self.recall, self.support, self.matrix.sum(axis=0), strict=True
+                self.class_names, self.f1, self.recall, self.support, self.predicted, strict=True
             )
         }
         return {
@@ -104,9 +114,25 @@ def score(truth: Sequence[int], prediction: Sequence[int], class_names: Sequence
     return Scores(matrix, tuple(class_names))
 
 
+def class_f1(matrix: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of each class, float64 (..., C), of confusion matrices (..., C, C)."""
+    right = np.diagonal(matrix, axis1=-2, axis2=-1)
+    return share(2 * right, matrix.sum(axis=-2) + matrix.sum(axis=-1))
+
+
+def class_recall(matrix: np.ndarray) -> np.ndarray:
+    """TP / n of each class, float64 (..., C), of confusion matrices (..., C, C)."""
+    return share(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1))
+
+
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part`` / ``whole``, NaN where there is nothing to have a share of."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def mean_defined(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is defined; NaN where nothing is."""
+    return share(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))
 
 
 def number(value: float) -> float | None:

@@ -1,66 +1,23 @@
-"""Pictures: what was predicted and why, and the confusion matrix."""
+"""Pictures of faces and films: what was predicted and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.clips import classes_of
 from ..data.transforms import flow_image
-from ..files import replacing
 from ..generated.mark import NO_EVIDENCE
 from .answer import answer
-from .metrics import Scores
 from .recognition import Recognition
+from .score_plots import BLUE, ORANGE, save
 from .spotting import Curve, Interval
-from .unit_metrics import UnitScores
 
-BLUE, ORANGE = "#2c6fa6", "#d1681c"
 EVENTS = ("onset", "apex", "offset")
-
-
-def plot_confusion_matrix(path: Path, scores: Scores, title: str) -> None:
-    """Counts in the cells; the colour is the share of the row, which is the truth. ``title`` may have lines."""
-    names, matrix = scores.class_names, scores.matrix
-    shares = matrix / np.maximum(scores.support, 1)[:, None]
-    side = 2.6 + 0.75 * len(names)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > 0.55 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
-    figure.suptitle(title, fontsize="small")
-    _save(figure, path)
-
-
-def plot_unit_f1(path: Path, scores: UnitScores, title: str) -> None:
-    """A bar of F1 for each action unit, with the number of clips that show it; the line is the mean."""
-    names = [f"{name} ({n})" for name, n in zip(scores.class_names, scores.support, strict=True)]
-    figure = Figure(figsize=(6.4, 1.6 + 0.32 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(names, np.nan_to_num(scores.f1), color=BLUE)
-    axes.bar_label(bars, ["undefined" if np.isnan(f1) else f"{f1:.2f}" for f1 in scores.f1], padding=3)
-    axes.axvline(scores.mean_f1, color=ORANGE, linewidth=1.2)
-    axes.set_xlim(0, 1.15)
-    axes.set_xticks(np.linspace(0, 1, 5))
-    axes.invert_yaxis()
-    axes.set_xlabel("F1 (line: mean)")
-    axes.set_ylabel("action unit (clips)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize="small")
-    _save(figure, path)
 
 
 def plot_movements(path: Path, movements: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -80,7 +37,7 @@ def plot_movements(path: Path, movements: Mapping[str, tuple[np.ndarray, np.ndar
         axes.set_title(title)
         axes.axis("off")
     figure.suptitle(f"Movement from onset to apex, arrows fourteen times as long\n({NO_EVIDENCE})", fontsize="small")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_shares: dict[str, float]) -> None:
@@ -106,7 +63,7 @@ def plot_prediction(path: Path, result: Recognition, apex: np.ndarray, patch_sha
 
     _bars(figure.add_subplot(grid[1, :2]), result)
     _motion(figure.add_subplot(grid[1, 2:]), result)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_intervals(path: Path, title: str, curve: Curve, intervals: Sequence[Interval], threshold: float) -> None:
@@ -124,7 +81,7 @@ def plot_intervals(path: Path, title: str, curve: Curve, intervals: Sequence[Int
     axes.set_ylabel("score (pixels at 224)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _overlay(axes: Axes, picture: np.ndarray, attention: np.ndarray, patch: float) -> None:
@@ -176,8 +133,3 @@ def _motion(axes: Axes, result: Recognition) -> None:
     axes.set_xlabel("seconds")
     axes.set_ylabel("motion from onset (pixels at 224)")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context({"savefig.dpi": 110}), replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -13,13 +13,14 @@ import torch
 
 import hsta_kernels
 
-from ..data.clips import DatasetIndex, classes_of
+from ..data.clips import DatasetIndex
 from ..files import write_text
 from ..generated.mark import NO_EVIDENCE
-from .metrics import Scores, score
-from .plots import plot_confusion_matrix, plot_unit_f1
+from .metrics import Scores
+from .score_plots import plot_confusion_matrix, plot_unit_f1
+from .scoring import scores_of, slices
 from .tested_clips import Prediction, write_csv, write_megc_log
-from .unit_metrics import UnitScores, score_units
+from .unit_metrics import UnitScores
 
 FILES = ("metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png")
 UNIT_FILES = ("metrics.json", "predictions.csv", "f1_by_unit.png")  # of action units
@@ -39,8 +40,8 @@ def write_report(
 ) -> Scores | UnitScores:
     """Write `FILES`, or `UNIT_FILES`, to ``directory`` and return the scores of all predictions together.
 
-    metrics.json, the last, also has the scores of each data set's part of them and tells what the figures were made
-    with.
+    metrics.json, the last, also has the scores of each data set's part of them, what was wrong in the data, and what
+    the figures were made with.
     """
     subjects = len({clip.person for clip in index.clips})
     scores, parts = scores_of(predictions, index.class_names), slices(predictions, index.class_names)
@@ -67,6 +68,9 @@ def write_report(
         "shuffled_labels": shuffled_labels,
         "dataset": index.name,
         "generated_data": index.generated,
+        "notes": index.notes,
+        "faults": [str(fault) for fault in index.faults],
+        "lost_clips": index.lost,
         "model": model,
         "seed": seed,
         "device": str(device),
@@ -79,21 +83,6 @@ def write_report(
     }
     write_text(directory / "metrics.json", json.dumps(values, indent=2) + "\n")
     return scores
-
-
-def scores_of(predictions: Sequence[Prediction], class_names: Sequence[str]) -> Scores | UnitScores:
-    truth, told = [classes_of(p.truth) for p in predictions], [classes_of(p.label) for p in predictions]
-    if isinstance(predictions[0].truth, tuple):
-        return score_units(truth, told, class_names)
-    return score([label for (label,) in truth], [label for (label,) in told], class_names)
-
-
-def slices(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict[str, Scores | UnitScores]:
-    """The scores of each data set's part of the same predictions, as MEGC 2019 gives them; none where there is one."""
-    datasets = dict.fromkeys(p.dataset for p in predictions)
-    if len(datasets) < 2:
-        return {}
-    return {name: scores_of([p for p in predictions if p.dataset == name], class_names) for name in datasets}
 
 
 def write_seeds(directory: Path, by_seed: Mapping[int, Scores | UnitScores], index: DatasetIndex) -> None:

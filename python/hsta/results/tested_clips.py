@@ -59,9 +59,14 @@ def read_csv(path: Path, class_names: Sequence[str], action_units: bool = False)
             return tuple(class_names.index(name) for name in written.split("+") if name)
         return class_names.index(written)
 
+    def probabilities(written: list[str]) -> tuple[float, ...]:
+        if len(written) != len(class_names):
+            raise ValueError(f"a clip has {len(written)} probabilities, not {len(class_names)}")
+        return tuple(map(float, written))
+
     try:
         return [
-            Prediction(dataset, subject, clip, label(truth), tuple(map(float, numbers)))
+            Prediction(dataset, subject, clip, label(truth), probabilities(numbers))
             for dataset, subject, clip, truth, _, *numbers in rows
         ]
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .metrics import number, share
+from .metrics import mean_defined, number, share
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class UnitScores:
         return self.counts[:, 0] + self.counts[:, 1]
 
     @property
+    def right(self) -> np.ndarray:
+        """Clips that show each unit and of which it was told, int64 (U,)."""
+        return self.counts[:, 0]
+
+    @property
     def absent(self) -> tuple[str, ...]:
         """Units that no clip shows."""
         return tuple(name for name, n in zip(self.class_names, self.support, strict=True) if n == 0)
@@ -46,13 +51,12 @@ class UnitScores:
     @property
     def f1(self) -> np.ndarray:
         """2 TP / (2 TP + FP + FN) of each unit, float64 (U,)."""
-        return share(2 * self.counts[:, 0], self.support + self.predicted)
+        return unit_f1(self.counts)
 
     @property
     def mean_f1(self) -> float:
         """The mean of `f1` over the units; NaN where none has one."""
-        f1 = self.f1[~np.isnan(self.f1)]
-        return float(f1.mean()) if f1.size else float("nan")
+        return float(mean_defined(self.f1))
 
     @property
     def chance(self) -> float:
@@ -64,7 +68,7 @@ class UnitScores:
         per_unit = {
             name: {"f1": number(f1), "support": int(n), "predicted": int(predicted), "true_positives": int(right)}
             for name, f1, n, predicted, right in zip(
-                self.class_names, self.f1, self.support, self.predicted, self.counts[:, 0], strict=True
+                self.class_names, self.f1, self.support, self.predicted, self.right, strict=True
             )
         }
         return {
@@ -93,3 +97,9 @@ def score_units(
             row[list(units)] = True
     cells = [shown & told, ~shown & told, shown & ~told, ~shown & ~told]
     return UnitScores(np.stack([cell.sum(axis=0) for cell in cells], axis=1), tuple(class_names))
+
+
+def unit_f1(counts: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of each unit, float64 (..., U), of ``counts`` (..., U, 4) as in `UnitScores`."""
+    right, false, missed = counts[..., 0], counts[..., 1], counts[..., 2]
+    return share(2 * right, 2 * right + false + missed)
