@@ -40,6 +40,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 @functools.cache
+@torch.compiler.assume_constant_result  # the compiler looks through the cache, and may not import
 def version() -> tuple[int, int]:
     """Triton's, major and minor."""
     major, minor = importlib.import_module("triton").__version__.split(".")[:2]
@@ -115,6 +116,7 @@ def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> 
 
 
 @functools.cache
+@torch.compiler.assume_constant_result
 def table(installed: tuple[int, int]) -> dict[str, dict[tuple[int, int, int, int], dict[str, int]]]:
     """The configurations for a version of Triton: what one compiler holds in registers, another spills."""
     found = copy.deepcopy(TABLE)
