@@ -39,8 +39,14 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if matmul.allow_tf32 else "ieee"
 
 
+def _constant(function: Any) -> Any:
+    """torch.compiler.assume_constant_result, which imports the compiler and, with it, Triton."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 @functools.cache
-@torch.compiler.assume_constant_result  # the compiler looks through the cache, and may not import
+@_constant  # the compiler looks through the cache, and may not import
 def version() -> tuple[int, int]:
     """Triton's, major and minor."""
     major, minor = importlib.import_module("triton").__version__.split(".")[:2]
@@ -116,7 +122,7 @@ def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> 
 
 
 @functools.cache
-@torch.compiler.assume_constant_result
+@_constant
 def table(installed: tuple[int, int]) -> dict[str, dict[tuple[int, int, int, int], dict[str, int]]]:
     """The configurations for a version of Triton: what one compiler holds in registers, another spills."""
     found = copy.deepcopy(TABLE)
