@@ -5,11 +5,7 @@ Parity on a GPU is in tests/ops and tests/cuda_on_host/test_parity.py.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +15,7 @@ from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_a
 from tests.kernels import Kernel
 from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops import test_space_time_attention as of_attention
+from tests.sanitizer import sanitized
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,9 +135,6 @@ def test_every_device_gets_its_own_launch():
 
 def test_compute_sanitizer_finds_nothing():
     """In our kernels: what it says of PyTorch's and cuBLAS's is not ours to answer for."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        pytest.skip("compute-sanitizer is not installed on this machine")
     code = (
         "import torch; from tests.cuda.test_gpu import TheOthers, gradient\n"
         "for dtype in (torch.half, torch.float):\n"
@@ -149,21 +143,12 @@ def test_compute_sanitizer_finds_nothing():
         "torch.cuda.synchronize()\n"
         "print('all done')\n"
     )
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor an allocation of its own
-    runs = {}
-    for check in ("memcheck", "racecheck", "initcheck"):
-        # Memory that a kernel wrote which is not looked at would be uninitialized memory to initcheck.
-        ours = () if check == "initcheck" else ("--kernel-name", "kns=4hsta")  # the namespace, in a mangled name
-        command = [tool, "--tool", check, *ours, "--print-limit", "10000", sys.executable, "-c", code]
-        runs[check] = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    said = {check: run.communicate()[0] for check, run in runs.items()}
-    if any("Device not supported" in text for text in said.values()):
-        pytest.skip("compute-sanitizer does not support this machine's GPU")
-    for check, text in said.items():
-        assert "all done" in text and re.search("(ERROR|RACECHECK) SUMMARY", text), f"{check}: {text[-2000:]}"
+    everything = ("--print-limit", "10000")
+    ours = ("--kernel-name", "kns=4hsta", *everything)  # the namespace, in a mangled name
+    # Memory that a kernel wrote which is not looked at would be uninitialized memory to initcheck.
+    checks = {"memcheck": ours, "racecheck": ours, "initcheck": everything}
+    for check, (_, text) in sanitized(code, checks).items():
         # A report is a line at the margin and indented lines below it, which name the kernel.
         reports = re.split(r"\n=========\s(?=\S)", text)
-        ours = [report for report in reports if "hsta::" in report]
-        assert not ours, f"{check}: {ours[0][:2000]}"
+        of_ours = [report for report in reports if "hsta::" in report]
+        assert not of_ours, f"{check}: {of_ours[0][:2000]}"

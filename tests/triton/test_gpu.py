@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from hsta_kernels import backend
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention, space_time_attention
 from tests.ops import test_cross_modal_attention as of_cross_modal
+from tests.sanitizer import sanitized
 
 pytestmark = pytest.mark.gpu
 AXES = ("time", "space", "joint")
@@ -140,9 +135,6 @@ def test_every_device_gets_its_own_launch():
 
 def test_compute_sanitizer_finds_nothing():
     """In our kernels: PyTorch's and cuBLAS's are not ours to answer for, and take most of the time."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        pytest.skip("compute-sanitizer is not installed on this machine")
     code = (
         "import torch; from tests.triton.test_gpu import gradient, other_operators\n"
         "for axis in ('time', 'space', 'joint'):\n"
@@ -151,18 +143,6 @@ def test_compute_sanitizer_finds_nothing():
         "torch.cuda.synchronize()\n"
         "print('all done')\n"
     )
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor an allocation of its own
     options = ["--kernel-name", f"regex={OUR_KERNELS}", "--report-api-errors", "no", "--error-exitcode", "9"]
-    runs = {}
-    for check in ("memcheck", "racecheck"):
-        command = [tool, "--tool", check, *options, sys.executable, "-c", code]
-        runs[check] = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    said = {check: run.communicate()[0] for check, run in runs.items()}
-    if any("Device not supported" in text for text in said.values()):
-        pytest.skip("compute-sanitizer does not support this machine's GPU")
-    for check, run in runs.items():
-        text = said[check]
-        assert "all done" in text and re.search("(ERROR|RACECHECK) SUMMARY", text), f"{check}: {text[-2000:]}"
-        assert run.returncode == 0, f"{check}: {text[-4000:]}"
+    for check, (status, text) in sanitized(code, {"memcheck": options, "racecheck": options}).items():
+        assert status == 0, f"{check}: {text[-4000:]}"
