@@ -83,6 +83,12 @@ def test_imports_point_one_way():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shared objects are looked at the ELF and Mach-O way")
+def test_the_versions_that_make_installs_leave_triton_to_pytorch():
+    """PyTorch's build for GPUs, which pip takes where nothing says otherwise, asks for one version and no other."""
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert "torch" in pinned and "triton" not in pinned
+
+
 def test_cpu_module_is_linked_with_no_openmp_of_its_own():
     modules = list((ROOT / "hsta_kernels").glob("_cpu*.so"))
     if not modules:
