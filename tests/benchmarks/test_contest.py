@@ -54,6 +54,14 @@ def test_ratio_is_against_the_fastest_contender(known_ceilings):
     assert table.endswith("Left out:\n\n- other: no time\n- name, without absent: not installed")
 
 
+def test_slow_calls_have_time_for_a_round(known_ceilings, clock):
+    """One that compiles for as long as it may takes the others' time to get ready, not that of their rounds."""
+    slow = case({"slow": clock.taking(2.0), "compiled": clock.taking(1000.0)}, ours=clock.taking(1.0))
+    result = contest("slow", slow, 0.1, until=60.0, clock=clock)
+    assert result.ours.rounds >= 1 and set(result.left_out) == {"compiled"}
+    assert clock.now <= 60.0
+
+
 def test_a_contender_that_computes_something_else_is_refused():
     ours = torch.randn(1000)
     close_to_ours("same", ours + 1e-4 * torch.randn(1000), ours)
