@@ -108,8 +108,8 @@ def test_a_run_that_another_process_begins_meanwhile_is_joined_or_refused(short,
     output = tmp_path / "run"
     read, begun = run_folder._contents, []
 
-    def meanwhile(command, index):
-        digests = read(command, index)
+    def meanwhile(*arguments):
+        digests = read(*arguments)
         if not begun:
             begun.append(True)
             assert main([*short, "--output", str(output), "--fold", "1"]) == 0
@@ -212,3 +212,21 @@ def test_several_seeds_of_a_fold(short, tmp_path, monkeypatch, capsys):
     assert main(["collect", str(tmp_path / "run")]) == 0
     assert main([*map(str, line[:-1]), str(tmp_path / "whole")]) == 0
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_folds_that_are_drawn_anew_do_not_join(short, people, tmp_path, capsys):
+    """Of tables that somebody else drew one changes: the clips are the same, and a model would learn from others."""
+    data = shutil.copytree(people, tmp_path / "data")
+    (data / "folds").mkdir()
+    (annotation,) = data.glob("*.csv")
+    header, *rows = annotation.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+
+    def draw(name, rows):
+        (data / "folds" / f"{name}.csv").write_text("".join([header, *rows]), encoding="utf-8")
+
+    for name, drawn in {"train_1": rows[2:], "test_1": rows[:2], "train_2": rows[:8], "test_2": rows[8:]}.items():
+        draw(name, drawn)
+    line = [*short, "--data", data, "--protocol", "authors-folds", "--output", tmp_path / "run"]
+    assert main([*map(str, line), "--fold", "1"]) == 0
+    draw("train_2", rows[:7])
+    assert "begun with: changed: folds. Put" in refused([*line, "--fold", "2"], capsys)

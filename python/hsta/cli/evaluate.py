@@ -82,7 +82,7 @@ class Evaluate:
         from ..results.report import FILES, UNIT_FILES
 
         begun = self if self.fold is None else replace(self, fold=None, resume=True)
-        run = begin(begun, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS))
+        run = begin(begun, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS), folds=folds)
         by_seed = {}
         for seed, directory in self.directories().items():
             results = [

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from ..data.clips import DatasetIndex
+    from ..data.folds import Fold
     from .options import ModelOptions
 
 RUN_FILE = "config.json"
@@ -42,16 +43,18 @@ class Command(Protocol):
     model: ModelOptions
 
 
-def begin(command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str]) -> dict[str, object]:
+def begin(
+    command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str], folds: Sequence[Fold] = ()
+) -> dict[str, object]:
     """Tell what was wrong in the data and make the command's ``output`` the folder of its run; returns its `identity`.
 
-    ``owned`` are the names in it that belong to a run. Raises `UserError` when there is a run already and
-    neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
+    ``owned`` are the names in it that belong to a run, ``folds`` those of its clips. Raises `UserError` when there is a
+    run already and neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
     arguments, other clips or another version, and when the folder holds something else.
     """
     if fabric.is_global_zero:  # of the processes that share the work, one
         _tell(index.told)
-        _open(command, index, owned)
+        _open(command, index, owned, folds)
     fabric.barrier()
     return identity(command.output)
 
@@ -119,7 +122,7 @@ def _tell(notes: Sequence[str], most: int = 10) -> None:
         print(f"note: and {len(notes) - most} more", file=sys.stderr)
 
 
-def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
+def _open(command: Command, index: DatasetIndex, owned: Sequence[str], folds: Sequence[Fold]) -> None:
     """The folder's ``config.json`` holds all arguments of ``command``, the versions and what its clips are.
 
     Of several processes that begin the same run at the same time, one writes it and the others find it.
@@ -134,7 +137,7 @@ def _open(command: Command, index: DatasetIndex, owned: Sequence[str]) -> None:
         VERSIONS: versions(),
     }
     _found(command)  # complains before all data are read, and before anything is written
-    contents = _contents(command, index)
+    contents = _contents(command, index, folds)
     with alone_in(output):
         before = _found(command)
         if before is None or command.overwrite:
@@ -188,15 +191,18 @@ def _read(path: Path) -> dict:
     return values
 
 
-def _contents(command: Command, index: DatasetIndex) -> dict[str, str]:
-    """Digests of what the run learns from: its clips, and the weights that it begins with."""
-    from ..data.fingerprint import file_digest, fingerprints
+def _contents(command: Command, index: DatasetIndex, folds: Sequence[Fold]) -> dict[str, str]:
+    """Digests of what the run learns from: its clips, how they are dealt out, and the weights that it begins with."""
+    from ..data.fingerprint import file_digest, fingerprints, folds_digest
 
+    digests = fingerprints(index.clips)
+    if folds:
+        digests["folds"] = folds_digest(folds)
     start = command.model.start_from
     if start is None:
-        return fingerprints(index.clips)
+        return digests
     files = [start] if start.is_file() else sorted(start.rglob("model.safetensors"))
-    return fingerprints(index.clips) | {f"weights {file.name}": file_digest(file) for file in files}
+    return digests | {f"weights {file.name}": file_digest(file) for file in files}
 
 
 def _check_same(before: dict, now: dict, output: Path) -> None:
