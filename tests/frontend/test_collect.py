@@ -5,13 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
 from hsta.cli import main, run_folder
+from hsta.cli.evaluate import Evaluate
+from hsta.cli.options import DataOptions, ModelOptions
 from hsta.data.registry import read_dataset
 from hsta.files import write_text
 from hsta.results.evaluation import evaluate_fold
+from hsta.results.versions import versions
+from hsta.training.recipe import Recipe
 
 import hsta_kernels
 
@@ -192,6 +198,21 @@ def test_folds_brought_from_another_run_are_refused(begun, change, message, caps
     record.unlink()
     assert "casme3-spNO.2.json is missing" in refused(["collect", begun], capsys)
     assert not (begun / "metrics.json").exists()
+
+
+def test_arguments_come_back_from_json_as_they_were(tmp_path):
+    command = Evaluate(
+        DataOptions(Path("casme2"), "casme2", "action-units", also=("samm=SAMM", "smic=SMIC"), units=(1, 12)),
+        tmp_path,
+        "cross-dataset",
+        test_on=("samm",),
+        model=ModelOptions(image_size=32, start_from=Path("weights"), depth=((1, 2), (1, 1))),
+        recipe=Recipe(epochs=3, warmup_epochs=1, balance="weights"),
+        resume=True,
+    )
+    values = {"command": "evaluate", "versions": versions(), "contents": {}, **asdict(command)}
+    (tmp_path / "config.json").write_text(json.dumps(values, default=str))
+    assert run_folder.restored(Evaluate, tmp_path) == command
 
 
 def test_several_seeds_of_a_fold(short, tmp_path, monkeypatch, capsys):
