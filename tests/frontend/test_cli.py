@@ -10,7 +10,19 @@ import pytest
 from hsta.cli import main
 from hsta.data.registry import read_dataset
 
-COMMANDS = ("check", "generate", "prepare", "train", "evaluate", "report", "compare", "predict", "export", "demo")
+COMMANDS = (
+    "check",
+    "generate",
+    "prepare",
+    "train",
+    "evaluate",
+    "collect",
+    "report",
+    "compare",
+    "predict",
+    "export",
+    "demo",
+)
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
@@ -43,6 +55,9 @@ WRONG = {
     f"{EVALUATE} --folds 2": "--folds and --protocol leave-subjects-out go together",
     f"{EVALUATE} --protocol leave-subjects-out": "--folds and --protocol leave-subjects-out go together",
     f"{EVALUATE} --protocol leave-subjects-out --folds 9": "folds must be from 2 to the 3 subjects, got 9",
+    f"{EVALUATE} --fold 0": "fold must be from 1 to 3, the number of folds, got 0",
+    f"{EVALUATE} --fold 4": "fold must be from 1 to 3, the number of folds, got 4",
+    f"{EVALUATE} --fold 1 --overwrite": "--fold and --overwrite exclude each other",
     f"{EVALUATE} --repeats 0": "repeats must be at least 1, got 0",
     f"{EVALUATE} --test-on samm": "--test-on goes with --protocol cross-dataset",
     f"{EVALUATE} --protocol cross-dataset": "at least two data sets are needed to test one on the others, got casme3",
@@ -52,6 +67,8 @@ WRONG = {
     f"{TRAIN} --preset slow": "invalid choice 'slow' for argument '--preset'",
     f"{TRAIN} --augment 2": "augment must be in [0, 1], got 2.0",
     f"{TRAIN} --start-from {{missing}}": "cannot start from {missing}: there is no checkpoint {missing}",
+    "collect {empty}": "no run in {empty}: {empty}/config.json is missing",
+    "collect {trained}": "config.json is not of hsta evaluate",
     "report": "Missing from hsta report: PATH",
     "report {missing}": "no such folder: {missing}",
     "report {empty}": "no metrics.json in {empty}",
@@ -132,6 +149,7 @@ AT_ONCE = {
     "train --data . --dataset nothing --output run": 2,
     "check --data . --dataset nothing": 2,
     "evaluate --data nowhere --output run --folds 2": 2,
+    "collect nowhere": 2,
     "prepare --data nowhere --output run": 2,
     "prepare --data . --output run --workers -1": 2,
     "demo --output run --seed -1": 2,
@@ -177,7 +195,7 @@ assert not loaded, loaded
             "--dataset --data --classes --model --output --epochs --resume "
             "--accelerator --devices --precision --strategy",
         ),
-        ("evaluate", "--dataset --data --protocol --folds --output --resume --shuffle-labels"),
+        ("evaluate", "--dataset --data --protocol --folds --fold --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
         ("report", "--output"),
         ("compare", "--format --output"),

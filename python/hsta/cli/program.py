@@ -72,6 +72,7 @@ def _run(arguments: list[str]) -> int:
     import tyro
 
     from .check import Check
+    from .collect import Collect
     from .compare import Compare
     from .demo import Demo
     from .evaluate import Evaluate
@@ -93,6 +94,7 @@ def _run(arguments: list[str]) -> int:
                     "prepare": Prepare,
                     "train": Train,
                     "evaluate": Evaluate,
+                    "collect": Collect,
                     "report": Report,
                     "compare": Compare,
                     "predict": Predict,
