@@ -8,8 +8,8 @@ from pathlib import Path
 import triton
 
 from tools.roofline.cases import CASES, DTYPES, KNOWN, Case
-from tools.roofline.model import GPUS, Gpu
-from tools.roofline.record import Codes, Row, kernels, known_rate
+from tools.roofline.model import GPUS, SCHEDULERS, Gpu
+from tools.roofline.record import Codes, Row, kernels, known_rate, warps_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "roofline.md"
 PICTURE = PAGE.parent / "pictures" / "roofline.svg"
@@ -128,25 +128,28 @@ def _float32(rows: Mapping[str, Row]) -> list[str]:
 
 def _kernels(codes: Codes) -> list[str]:
     gpu = next(gpu for gpu in GPUS if gpu.name == ASKED)
+    issued = 32 * SCHEDULERS * gpu.multiprocessors * gpu.clock / (gpu.copy / 2)
     lines = [
         f"\n## Every kernel, bfloat16, {ASKED}\n",
         "Bytes and FLOP are in multiples of the case's floor; blocks are those that a multiprocessor holds at a time;"
-        " instructions are a warp's; in flight is what a multiprocessor has asked memory for at most, of what"
+        " instructions are a warp's, and all threads' by element of the floor (a copy takes the time of"
+        f" {issued:.0f} for one); in flight is what a multiprocessor has asked memory for at most, of what"
         " covers the latency at the speed of a copy (Little's law). Busy: memory, L2, pipes, matrix unit.\n",
-        "| work | kernel | registers | shared | blocks | waves | bytes | … from L2 | FLOP | instructions | in flight |"
-        " µs | busy |",
-        "|" + "---|" * 13,
+        "| work | kernel | registers | shared | blocks | waves | bytes | … from L2 | FLOP | instructions |"
+        " … an element | in flight | µs | busy |",
+        "|" + "---|" * 14,
     ]
     for index, case in enumerate(CASES):
         if "operator" in case.name:
             continue
         floor = case.elements * DTYPES["bf16"].itemsize
-        for name, (_, work, code, p) in kernels(gpu, index, "bf16", codes).items():
+        for name, (launch, work, code, p) in kernels(gpu, index, "bf16", codes).items():
             flops = work.matrix_flops + work.warp_matrix_flops
             cells = [
                 case.title, name, code.registers, code.shared_memory, p.blocks, f"{p.waves:.2f}",
                 f"{work.bytes / floor:.2f}", f"{work.l2_bytes / floor:.2f}",
                 f"{flops / case.flops:.2f}" if flops and case.flops else "", f"{p.instructions:.0f}",
+                f"{32 * warps_of(launch) * launch.programs * p.instructions / case.elements:.1f}",
                 f"{p.in_flight / 1024:.0f} of {p.needed / 1024:.0f} KiB", f"{p.seconds * 1e6:.1f}",
                 ", ".join(f"{100 * share:.0f}" for share in (p.memory, p.l2, p.pipes, p.matrix)) + " %",
             ]  # fmt: skip
