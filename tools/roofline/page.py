@@ -44,7 +44,7 @@ _MODEL = """
   such. That the products in the code are those of the shape is tested.
 - **Many warps** on a multiprocessor are a closed queueing network (`model.py`), solved by mean value analysis. Its
   stations are memory (or L2, whichever takes longer), the pipes (instructions, or twice those that half of the lanes
-  execute, or 8 cycles for a special function) and the matrix unit. Four warps are a customer. Nothing was fitted.
+  execute, or 8 cycles for a special function) and the matrix unit. Four warps are a customer. No number was fitted.
 - **Waves**: the multiprocessor with the most programs decides. Full and tail tiles of attention are averaged.
 - **Left out**: bank conflicts and the bandwidth of shared memory, misses of the instruction cache and of address
   translation, clocks that fall under load, L2's two halves, what barriers cost groups of warps that run apart. A
@@ -82,8 +82,9 @@ Nobody has measured these kernels. One published kernel is like ours, flash atte
 bfloat16, 4,096 tokens: the paper of FlashAttention-3 (arXiv 2407.08608, figure 5) shows some
 {published} elements a head, in TFLOP/s. Its tiles are not given; our kernel in tiles of
 128 × 64 with 8 warps and 3 stages comes out at {ours} here.
-One kernel is little to judge by. A plain copy is no test, for its speed is put in, and for a LayerNorm or crossmodal
-attention there is no figure that we are sure of. Waiting is where the model knows least: where it is the limit, expect
+One kernel is little to judge by, and not quite a test: that four warps are a customer, and not a block, was settled
+with this figure in sight (blocks give 363 at 64). A plain copy is no test, for its speed is put in, and for a LayerNorm
+or crossmodal attention there is no figure that we are sure of. Waiting is where the model knows least: where it is the limit, expect
 an error of a quarter (a guess, as long as nothing is measured), at memory's limit what the bracket says. Differences
 between two versions of a kernel are better than either figure.
 """
