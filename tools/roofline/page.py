@@ -84,9 +84,9 @@ bfloat16, 4,096 tokens: the paper of FlashAttention-3 (arXiv 2407.08608, figure 
 128 × 64 with 8 warps and 3 stages comes out at {ours} here.
 One kernel is little to judge by, and not quite a test: that four warps are a customer, and not a block, was settled
 with this figure in sight (blocks give 363 at 64). A plain copy is no test, for its speed is put in, and for a LayerNorm
-or crossmodal attention there is no figure that we are sure of. Waiting is where the model knows least: where it is the limit, expect
-an error of a quarter (a guess, as long as nothing is measured), at memory's limit what the bracket says. Differences
-between two versions of a kernel are better than either figure.
+or crossmodal attention there is no figure that we are sure of. Waiting is where the model knows least: where it is the
+limit, expect an error of a quarter (a guess, as long as nothing is measured), at memory's limit what the bracket says.
+Differences between two versions of a kernel are better than either figure.
 """
 
 
