@@ -25,6 +25,7 @@ FRONTEND = {
     "tyro",
 }
 EXPORT = {"onnx", "onnxruntime", "onnxscript", "openvino"}
+EXTRAS = dict.fromkeys(FRONTEND, "frontend") | dict.fromkeys(EXPORT, "export") | {"ray": "ray"}
 GOES_ON = {  # how a command that was stopped goes on
     "train": "the same command with --resume goes on from here",
     "evaluate": "the same command with --resume goes on from here",
@@ -50,10 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"{error.strerror or error}{where}")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in FRONTEND | EXPORT:
+        if package not in EXTRAS:
             raise
-        extra = "frontend" if package in FRONTEND else "export"
-        _complain(f"{error.name} is not installed: pip install hsta-kernels[{extra}]")
+        _complain(f"{error.name} is not installed: pip install hsta-kernels[{EXTRAS[package]}]")
     except KeyboardInterrupt:
         hint = GOES_ON.get(arguments[0] if arguments else "")
         print(f"\nhsta: stopped{f': {hint}' if hint else ''}", file=sys.stderr)
