@@ -97,6 +97,7 @@ def ways(code: list[Instruction]) -> list[list[int]]:
 
     What other branches skip is gone through, but for calls, which are the rare cases of divisions and roots, and for
     turns of waiting for a barrier, which lie behind the exit. A way with fewer loops is that of a loop with no turns.
+    An exit that is not always taken, and a branch after it, are the end of a loop around all that is left of the code.
     """
     at = {instruction.address: i for i, instruction in enumerate(code)}
 
@@ -104,6 +105,8 @@ def ways(code: list[Instruction]) -> list[list[int]]:
         way: list[int] = []
         i, forked = 0, False
         while not _always(code[i], "EXIT"):
+            if _always(code[i], "BRA") and "EXIT" in (code[i - 1].name, code[i - 2].name):
+                break
             way.append(i)
             to = at.get(code[i].target or -1, -1)
             skipped = code[i + 1 : to]
