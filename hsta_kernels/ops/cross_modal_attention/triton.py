@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,11 +11,14 @@ from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
     in_units,
+    multiprocessors,
     power_of_2,
     precision,
     version,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
+
+_MOST_RUNS = 128  # of a sample: one program a head puts them together
 
 
 def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
@@ -32,18 +35,19 @@ def forward(
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if not z.numel():
         return z, stats
-    splits, rows_per_split = runs(tokens.shape[1], heads)
+    whole = _whole_rows(tokens, heads)
+    split = split_rows(tokens, heads, multiprocessors(tokens.device)) if whole else split_columns(tokens, heads)
     z_parts, stat_parts = z, stats
-    if splits > 1:
-        z_parts = tokens.new_empty((batch, splits, heads, width))
-        stat_parts = u.new_empty((batch, splits, heads, 2))
+    if split.programs > 1:
+        z_parts = u.new_empty((batch, split.programs, heads, width))
+        stat_parts = u.new_empty((batch, split.programs, heads, 2))
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        if _whole_rows(tokens, heads):
+        if whole:
             options = _whole_row_options("absorbed_forward", tokens, heads, unit)
-            absorbed_forward[(batch * splits,)](
-                u, tokens, z_parts, stat_parts, *sizes, splits, rows_per_split, eps, **options
+            absorbed_forward[(batch * split.programs,)](
+                u, tokens, z_parts, stat_parts, *sizes, split.programs, split.runs, split.rows, eps, **options
             )
         else:
             scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
@@ -51,13 +55,14 @@ def forward(
             options = _options("row_scores", tokens, heads, unit)
             row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
             options = _options("absorbed_columns", tokens, heads, unit)
-            absorbed_columns[(batch * splits * _chunks(tokens, options),)](
-                tokens, scores, rows, z_parts, stat_parts, *sizes, splits, rows_per_split, **options
+            absorbed_columns[(batch * split.programs * _chunks(tokens, options),)](
+                tokens, scores, rows, z_parts, stat_parts, *sizes, split.programs, split.rows, **options
             )
-        if splits > 1:
+        if split.programs > 1:
             merge_z[(batch * heads,)](
-                z_parts, stat_parts, z, stats, heads, width, splits, BLOCK_C=power_of_2(width), enable_fp_fusion=False
-            )
+                z_parts, stat_parts, z, stats, heads, width, split.programs, split.programs_of_group,
+                BLOCK_C=power_of_2(width), enable_fp_fusion=False,
+            )  # fmt: skip
     return z, stats
 
 
@@ -70,7 +75,7 @@ def backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_splits
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_parts
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
 
     batch, heads, width = u.shape
@@ -78,19 +83,21 @@ def backward(
     grad_query, grad_tokens = query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if not z.numel():
         return grad_u, grad_query, grad_tokens
-    splits, rows_per_split = runs(tokens.shape[1], heads)
-    parts = grad_u if splits == 1 else u.new_empty((batch, splits, heads, width))
+    whole = _whole_rows(tokens, heads)
+    split = split_rows(tokens, heads, multiprocessors(tokens.device)) if whole else split_columns(tokens, heads)
+    parts = grad_u if split.programs == 1 else u.new_empty((batch, split.programs, heads, width))
     strides, unit = in_units((
         _distance(grad_query, grad_tokens), width, _distance(query_token, tokens), query_token.stride(0),
         *tokens.stride()[:2],
     ))  # fmt: skip
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
-        if _whole_rows(tokens, heads):
+        if whole:
             options = _whole_row_options("absorbed_backward", tokens, heads, unit)
-            absorbed_backward[(batch * splits,)](
-                grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, splits, rows_per_split, eps, **options
-            )
+            absorbed_backward[(batch * split.programs,)](
+                grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, split.programs, split.runs, split.rows, eps,
+                **options,
+            )  # fmt: skip
         else:
             weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 4))
@@ -99,25 +106,62 @@ def backward(
                 grad_z, u, tokens, z, stats, weights, rows, *sizes[2:], eps, **options
             )
             options = _options("absorbed_columns_backward", tokens, heads, unit)
-            absorbed_columns_backward[(batch * splits * _chunks(tokens, options),)](
-                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, splits, rows_per_split, **options
+            absorbed_columns_backward[(batch * split.programs * _chunks(tokens, options),)](
+                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, split.programs, split.rows, **options
             )
-        if splits > 1:
+        if split.programs > 1:
             size, block = heads * width, 1024
-            sum_splits[(batch * -(-size // block),)](parts, grad_u, size, splits, BLOCK=block, enable_fp_fusion=False)
+            sum_parts[(batch * -(-size // block),)](
+                parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False
+            )
     return grad_u, grad_query, grad_tokens
 
 
-def runs(num_tokens: int, heads: int) -> tuple[int, int]:
-    """Into how many runs the rows of a sample are split, and the length of a run.
+class Split(NamedTuple):
+    """How the rows of a sample are dealt out: `programs` take `runs` runs of `rows` rows each.
 
-    Several programs share a sample so that small batches fill the GPU. A run's result is as large as `heads` tokens and
-    is written and read: at 18 tokens a head it adds a ninth to the traffic. The batch has no say: results do not
-    depend on it.
+    A program sums up a run block by block and adds up its runs one after the other; the results of `programs_of_group`
+    programs are added up the same way, then those of the groups.
     """
-    rows = num_tokens + 1
-    rows_per_split = -(-rows // max(1, num_tokens // (18 * heads)))
-    return -(-rows // rows_per_split), rows_per_split
+
+    programs: int
+    runs: int
+    rows: int
+    programs_of_group: int
+
+
+def split_rows(tokens: torch.Tensor, heads: int, multiprocessors: int) -> Split:
+    """One or two groups of runs, with a program for each run where that gets the GPU done sooner, else for each group.
+
+    Runs and groups depend on the numbers of tokens and heads alone, and runs are added up in the same order with the
+    same rounding in a program and after it: neither the batch nor the number of multiprocessors has a say in results.
+    A program's result is as large as two (float32) or four `heads` tokens, written and read: so few tokens have one
+    group.
+    """
+    batch, rows = tokens.shape[0], tokens.shape[1] + 1
+    rows_of_run = 16 * max(3, -(-rows // (16 * _MOST_RUNS)))  # whole tiles of rows
+    runs = -(-rows // rows_of_run)
+    of_group = runs if rows <= 36 * heads else -(-runs // 2)
+    groups = -(-runs // of_group)
+
+    def time(programs: int, runs: int) -> int:
+        """Of the busiest multiprocessor, in rows; a program's beginning and end take as long as a tile."""
+        return -(-batch * programs // multiprocessors) * (runs * rows_of_run + 16)
+
+    if time(runs, 1) < time(groups, of_group):
+        return Split(runs, 1, rows_of_run, of_group)
+    return Split(groups, of_group, rows_of_run, 1)
+
+
+def split_columns(tokens: torch.Tensor, heads: int) -> Split:
+    """A run a program: chunks of columns make enough of them.
+
+    A run's result is as large as `heads` tokens and is written and read: at 18 tokens a head it adds a ninth to the
+    traffic.
+    """
+    rows = tokens.shape[1] + 1
+    a_run = -(-rows // max(1, tokens.shape[1] // (18 * heads)))
+    return Split(-(-rows // a_run), 1, a_run, 1)
 
 
 def _distance(query_token: torch.Tensor, tokens: torch.Tensor) -> int:

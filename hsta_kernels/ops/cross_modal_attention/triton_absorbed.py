@@ -6,8 +6,8 @@ Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_
     z_h = Σ_j softmax_j(u_h · y_j) y_j.
 
 One program takes a run of rows of one sample, a block at a time, with all heads at once: a block is normalized in
-registers, and the products with it are the matrix units' work. Where a sample has several runs, a second kernel puts
-their results together in a fixed order.
+registers, and the products with it are the matrix units' work. A program may take several runs and adds up their
+results; what several programs of a sample have, a second kernel adds up in the same fixed order.
 
 A tile of rows is held in two pieces of A and B columns, powers of 2, so that C = 768 = 512 + 256 wastes nothing. A
 piece is (SPLIT, rows, columns / SPLIT). Where the matrix units multiply, a warp has one share of the columns, and the
@@ -121,16 +121,23 @@ def _row_gradients(p, dz, ds, u, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _added(m, l, new_m, new_l):
+    """Maximum and sum of a softmax over more rows, and what the sums weighted by either part's are multiplied with."""
+    top = tl.maximum(m, new_m)
+    share, new_share = tl.exp2(m - top), tl.exp2(new_m - top)
+    return top, l * share + new_l * new_share, share, new_share
+
+
+@triton.jit(do_not_specialize=["runs"])
 def absorbed_forward(
     u, tokens, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, splits, rows_per_split, eps,
+    N, H, programs_of_sample, runs, rows_per_run, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)  # (sample, split)
-    sample, first = program // splits, (program % splits).to(tl.int32) * rows_per_split
-    last = tl.minimum(first + rows_per_split, N + 1)
+    program = tl.program_id(0).to(tl.int64)  # (sample, some of its runs)
+    sample, run = program // programs_of_sample, (program % programs_of_sample).to(tl.int32) * runs
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     dtype = tokens.dtype.element_ty
@@ -141,58 +148,74 @@ def absorbed_forward(
     l = tl.zeros((BLOCK_H,), tl.float32)
     z_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
     z_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
-    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
-        row = start + tl.arange(0, BLOCK)
-        offsets = _row_offsets(row, query_distance, token_stride, UNIT)
-        y_a, y_b, _ = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
-        s = tl.where((row < last)[None, :], _scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E, -float("inf"))
-        new_m = tl.maximum(m, tl.max(s, 1))
-        p = tl.exp2(s - new_m[:, None])
-        correction = tl.exp2(m - new_m)
-        l = l * correction + tl.sum(p, 1)
-        p = p.to(dtype)
-        z_a = _weighted(p, y_a, z_a * correction[None, :, None], PRECISION)
-        z_b = _weighted(p, y_b, z_b * correction[None, :, None], PRECISION)
-        m = new_m
-    total = l[None, :, None]
+    begin, end = run * rows_per_run, tl.minimum((run + runs) * rows_per_run, N + 1)
+    for first in range(begin, end, rows_per_run):
+        last = tl.minimum(first + rows_per_run, end)
+        run_m = tl.full((BLOCK_H,), -float("inf"), tl.float32)
+        run_l = tl.zeros((BLOCK_H,), tl.float32)
+        run_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
+        run_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
+        for start in tl.range(first, last, BLOCK, num_stages=STAGES):
+            row = start + tl.arange(0, BLOCK)
+            offsets = _row_offsets(row, query_distance, token_stride, UNIT)
+            y_a, y_b, _ = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
+            s = tl.where((row < last)[None, :], _scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E, -float("inf"))
+            new_m = tl.maximum(run_m, tl.max(s, 1))
+            p = tl.exp2(s - new_m[:, None])
+            correction = tl.exp2(run_m - new_m)
+            run_l = run_l * correction + tl.sum(p, 1)
+            p = p.to(dtype)
+            run_a = _weighted(p, y_a, run_a * correction[None, :, None], PRECISION)
+            run_b = _weighted(p, y_b, run_b * correction[None, :, None], PRECISION)
+            run_m = new_m
+        m, l, share, run_share = _added(m, l, run_m, run_l)
+        share, run_share = share[None, :, None], run_share[None, :, None]
+        z_a = z_a * share + run_a * run_share
+        z_b = z_b * share + run_b * run_share
+    total = tl.where(programs_of_sample == 1, l, 1.0)[None, :, None]  # else merge_z divides
     _store(z_a / total, z_b / total, z_parts + program * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
     tl.store(stat_parts + (program * H + heads) * 2, m, mask=heads < H)
     tl.store(stat_parts + (program * H + heads) * 2 + 1, l, mask=heads < H)
 
 
-@triton.jit
-def merge_z(z_parts, stat_parts, z, stats, H, C, splits, BLOCK_C: tl.constexpr):
-    """One head's softmax over all rows from those over the splits: split i counts l_i·2^(m_i - max m) times."""
+@triton.jit(do_not_specialize=["parts_of_group"])
+def merge_z(z_parts, stat_parts, z, stats, H, C, parts, parts_of_group, BLOCK_C: tl.constexpr):
+    """One head's z and statistics from those of its parts: first those of a group, as a program with several runs does,
+    then those of the groups."""
     program = tl.program_id(0).to(tl.int64)  # (sample, head)
     head, sample = program % H, program // H
     columns = tl.arange(0, BLOCK_C)
-    top = tl.full((), -float("inf"), tl.float32)
-    for split in range(splits):
-        top = tl.maximum(top, tl.load(stat_parts + ((sample * splits + split) * H + head) * 2))
-    total = tl.zeros((), tl.float32)
+    m = tl.full((), -float("inf"), tl.float32)
+    l = tl.zeros((), tl.float32)
     values = tl.zeros((BLOCK_C,), tl.float32)
-    for split in range(splits):
-        part = (sample * splits + split) * H + head
-        weight = tl.exp2(tl.load(stat_parts + part * 2) - top) * tl.load(stat_parts + part * 2 + 1)
-        total += weight
-        values += weight * tl.load(z_parts + part * C + columns, mask=columns < C, other=0.0)
-    tl.store(z + program * C + columns, values / total, mask=columns < C)
-    tl.store(stats + program * 2, top)
-    tl.store(stats + program * 2 + 1, total)
+    for first in range(0, parts, parts_of_group):
+        group_m = tl.full((), -float("inf"), tl.float32)
+        group_l = tl.zeros((), tl.float32)
+        group = tl.zeros((BLOCK_C,), tl.float32)
+        for part in range(first, tl.minimum(first + parts_of_group, parts)):
+            place = (sample * parts + part) * H + head
+            new = tl.load(z_parts + place * C + columns, mask=columns < C, other=0.0)
+            new_m, new_l = tl.load(stat_parts + place * 2), tl.load(stat_parts + place * 2 + 1)
+            group_m, group_l, old_share, new_share = _added(group_m, group_l, new_m, new_l)
+            group = group * old_share + new * new_share
+        m, l, old_share, new_share = _added(m, l, group_m, group_l)
+        values = values * old_share + group * new_share
+    tl.store(z + program * C + columns, values / l, mask=columns < C)
+    tl.store(stats + program * 2, m)
+    tl.store(stats + program * 2 + 1, l)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["runs"])
 def absorbed_backward(
     grad_z, u, tokens, z, stats, grad_u_parts, grad_tokens,
     grad_distance: tl.int64, width: tl.int64,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
-    N, H, splits, rows_per_split, eps,
+    N, H, programs_of_sample, runs, rows_per_run, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    sample, first = program // splits, (program % splits).to(tl.int32) * rows_per_split
-    last = tl.minimum(first + rows_per_split, N + 1)
+    sample, run = program // programs_of_sample, (program % programs_of_sample).to(tl.int32) * runs
     query_distance += sample * (query_stride - sample_stride)
     tokens += sample * sample_stride * UNIT
     grad_distance += sample * (width - N * width)
@@ -206,37 +229,53 @@ def absorbed_backward(
     u_a, u_b, dz_a, dz_b = u_a.to(dtype), u_b.to(dtype), dz_a.to(dtype), dz_b.to(dtype)
     m = tl.load(stats + (sample * H + heads) * 2, mask=heads < H, other=0.0)
     inverse_l = tl.div_rn(1.0, tl.load(stats + (sample * H + heads) * 2 + 1, mask=heads < H, other=1.0))
-    du_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
-    du_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
-    for start in tl.range(first, last, BLOCK, num_stages=STAGES):
-        row = start + tl.arange(0, BLOCK)
-        offsets = _row_offsets(row, query_distance, token_stride, UNIT)
-        y_a, y_b, rstd = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
-        p = tl.exp2(_scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E - m[:, None]) * inverse_l[:, None]
-        p = tl.where((row < last)[None, :], p, 0.0)
-        ds = (p * (_scores(dz_a, dz_b, y_a, y_b, PRECISION) - delta[:, None])).to(dtype)
-        du_a = _weighted(ds, y_a, du_a, PRECISION)
-        du_b = _weighted(ds, y_b, du_b, PRECISION)
-        p = p.to(dtype)
-        dy_a = _row_gradients(p, dz_a, ds, u_a, PRECISION)
-        dy_b = _row_gradients(p, dz_b, ds, u_b, PRECISION)
-        # LayerNorm's backward: what dy has along y and along the constant vector changes nothing.
-        y_a, y_b = y_a.to(tl.float32), y_b.to(tl.float32)
-        along_y, along_one = (_sum(dy_a * y_a, dy_b * y_b) / C)[None, :, None], (_sum(dy_a, dy_b) / C)[None, :, None]
-        dx_a = (dy_a - along_one - y_a * along_y) * rstd[None, :, None]
-        dx_b = (dy_b - along_one - y_b * along_y) * rstd[None, :, None]
-        offsets = _row_offsets(row, grad_distance, width, UNIT)
-        _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, A, B, SPLIT_A, SPLIT_B)
-    _store(du_a, du_b, grad_u_parts + program * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
+    grad_u_parts += program * H * C
+    begin, end = run * rows_per_run, tl.minimum((run + runs) * rows_per_run, N + 1)
+    for first in range(begin, end, rows_per_run):
+        last = tl.minimum(first + rows_per_run, end)
+        du_a = tl.zeros((SPLIT_A, BLOCK_H, A // SPLIT_A), tl.float32)
+        du_b = tl.zeros((SPLIT_B, BLOCK_H, B // SPLIT_B), tl.float32)
+        for start in tl.range(first, last, BLOCK, num_stages=STAGES):
+            row = start + tl.arange(0, BLOCK)
+            offsets = _row_offsets(row, query_distance, token_stride, UNIT)
+            y_a, y_b, rstd = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
+            p = tl.exp2(_scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E - m[:, None]) * inverse_l[:, None]
+            p = tl.where((row < last)[None, :], p, 0.0)
+            ds = (p * (_scores(dz_a, dz_b, y_a, y_b, PRECISION) - delta[:, None])).to(dtype)
+            du_a = _weighted(ds, y_a, du_a, PRECISION)
+            du_b = _weighted(ds, y_b, du_b, PRECISION)
+            p = p.to(dtype)
+            dy_a = _row_gradients(p, dz_a, ds, u_a, PRECISION)
+            dy_b = _row_gradients(p, dz_b, ds, u_b, PRECISION)
+            # LayerNorm's backward: what dy has along y and along the constant vector changes nothing.
+            y_a, y_b = y_a.to(tl.float32), y_b.to(tl.float32)
+            along_y, along_one = (
+                (_sum(dy_a * y_a, dy_b * y_b) / C)[None, :, None],
+                (_sum(dy_a, dy_b) / C)[None, :, None],
+            )
+            dx_a = (dy_a - along_one - y_a * along_y) * rstd[None, :, None]
+            dx_b = (dy_b - along_one - y_b * along_y) * rstd[None, :, None]
+            offsets = _row_offsets(row, grad_distance, width, UNIT)
+            _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, A, B, SPLIT_A, SPLIT_B)
+        # The sum over the program's runs lies in memory: with the run's, it is more than the registers hold.
+        # Adding 0 in this way keeps the compiler from holding addresses in registers from the first run on.
+        offsets = heads * C + tl.minimum(first, 0)
+        summed = tl.where(first > begin, H, 0)
+        sum_a, sum_b = _load(grad_u_parts, offsets, heads < summed, C, A, B, SPLIT_A, SPLIT_B)
+        _store(sum_a + du_a, sum_b + du_b, grad_u_parts, offsets, heads < H, C, A, B, SPLIT_A, SPLIT_B)
+        tl.debug_barrier()
 
 
-@triton.jit
-def sum_splits(parts, total, size, splits, BLOCK: tl.constexpr):
-    """total (B, size) from parts (B, splits, size)."""
+@triton.jit(do_not_specialize=["parts_of_group"])
+def sum_parts(parts_of_u, total, size, parts, parts_of_group, BLOCK: tl.constexpr):
+    """total (B, size) from parts_of_u (B, parts, size), in the order of `merge_z`."""
     blocks = tl.cdiv(size, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, column = program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
     values = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        values += tl.load(parts + (sample * splits + split) * size + column, mask=column < size, other=0.0)
+    for first in range(0, parts, parts_of_group):
+        group = tl.zeros((BLOCK,), tl.float32)
+        for part in range(first, tl.minimum(first + parts_of_group, parts)):
+            group += tl.load(parts_of_u + (sample * parts + part) * size + column, mask=column < size, other=0.0)
+        values += group
     tl.store(total + sample * size + column, values, mask=column < size)

@@ -125,7 +125,8 @@ def absorbed_columns(
         y = _centred(tokens, offsets, row < last, mean, column, C, CHUNK) * rstd[:, None]
         z = tl.dot(p.to(dtype), y.to(dtype), z, input_precision=PRECISION)
     pointers, mask = _chunk(z_parts + part * H * C, heads * C, heads < H, column, C, CHUNK)
-    tl.store(pointers, z / tl.where(heads < H, l, 1.0)[:, None], mask=mask)
+    total = tl.where((heads < H) & (splits == 1), l, 1.0)  # else merge_z divides
+    tl.store(pointers, z / total[:, None], mask=mask)
     if column == 0:
         tl.store(stat_parts + (part * H + heads) * 2, m, mask=heads < H)
         tl.store(stat_parts + (part * H + heads) * 2 + 1, l, mask=heads < H)

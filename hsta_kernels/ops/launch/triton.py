@@ -97,6 +97,12 @@ def architecture(device: torch.device) -> int:
     return 10 * major if (major, minor) in ((8, 0), (9, 0), (10, 0), (10, 3)) else 80
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has; without a GPU, as many as an H200."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
 def configured(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> bool:
     """Whether the table has a configuration of `kernel`, for rows of `width` elements and sequences of `length`."""
     return _row(kernel, architecture(tensor.device), tensor.element_size(), width, length) is not None

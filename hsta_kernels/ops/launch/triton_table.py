@@ -11,7 +11,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 512, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
-        (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 2},
+        (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
         (90, 4, 256, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 512, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
@@ -305,8 +305,9 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
 SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str, int]]]] = {
     (3, 9): {
         "absorbed_backward": {
+            (80, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
             (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
-            (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
+            (90, 2, 1024, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
         },
         "absorbed_forward": {
             (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
