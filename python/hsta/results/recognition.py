@@ -131,9 +131,7 @@ class Told(NamedTuple):
     attention_over_time: list[float]
 
 
-def classify(
-    model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int
-) -> Told:
+def classify(model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int) -> Told:
     """What the model tells of the face crops of one micro-expression.
 
     ``clip`` is onset to offset, RGB uint8, taken at ``times`` (seconds); ``apex`` indexes it.
@@ -159,9 +157,7 @@ def classify(
     attention = {branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()}
     seen = even[choose_frames(len(even), config.num_frames)].reshape(-1, config.tubelet_size)
     over_time = maps["video"][0].mean(dim=0).sum(dim=(-2, -1))
-    return Told(
-        dict(zip(task.class_names, probabilities, strict=True)), attention, seen.tolist(), over_time.tolist()
-    )
+    return Told(dict(zip(task.class_names, probabilities, strict=True)), attention, seen.tolist(), over_time.tolist())
 
 
 def _events(motion: Motion, times: np.ndarray, onset: int | None, apex: int | None, offset: int | None) -> Events:
