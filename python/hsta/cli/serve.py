@@ -43,7 +43,7 @@ class Serve:
     at_once: int = 2
     """Uploads that are received and looked at at a time; each has a process with the model."""
     memory: float = 4.0
-    """GiB that looking at an upload may take, beside the model."""
+    """GiB that the decoded frames of an upload may take."""
 
     def run(self) -> None:
         self._check()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 PIXELS = 3840 * 2160  # of a frame: 4K
 PICTURES = ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"]  # as Pillow names them
+TOO_LARGE = "the film takes more memory than the limit here: cut it, or make it smaller"
 FILMS = "mov,matroska,avi,mpeg,mpegts,ogg,flv,asf"  # as FFmpeg does; playlists, which name other files, are none
 
 
@@ -21,7 +22,7 @@ class Limits:
     at_once: int
     """Uploads that are received or looked at at a time."""
     memory: float
-    """GiB that looking at an upload may take beside the model."""
+    """GiB of its decoded frames."""
 
     @property
     def bytes(self) -> int:

@@ -212,6 +212,7 @@ at("download").addEventListener("click", () => {
   URL.revokeObjectURL(link.href);
 });
 at("drop").addEventListener("submit", (event) => event.preventDefault());
+at("files").addEventListener("click", () => (at("files").value = "")); // the same film may be chosen again
 at("files").addEventListener("change", () => look(at("files").files));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -54,21 +55,21 @@ async def serve(
     stop = asyncio.Event()
     with contextlib.suppress(NotImplementedError):  # not on Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    workers = Workers(checkpoint, detector, limits)
-    with tempfile.TemporaryDirectory(prefix="hsta-serve-") as folder:
+    with (
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening,
+        tempfile.TemporaryDirectory(prefix="hsta-serve-") as folder,
+        contextlib.closing(Workers(checkpoint, detector, limits)) as workers,
+    ):
+        app = application(workers, limits, Path(folder), host)
         # An upload that is refused is not read on: by itself aiohttp would, for ten seconds.
-        runner = web.AppRunner(
-            application(workers, limits, Path(folder), host), access_log=None, auto_decompress=False, lingering_time=0
-        )
+        runner = web.AppRunner(app, access_log=None, auto_decompress=False, lingering_time=0, shutdown_timeout=1)
+        await runner.setup()
         try:
-            await runner.setup()
-            await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
-            taken = runner.addresses[0][1]
-            tell(str(URL.build(scheme="http", host=host, port=taken, path="/")))
+            await web.SockSite(runner, listening).start()
+            tell(str(URL.build(scheme="http", host=host, port=listening.getsockname()[1], path="/")))
             await stop.wait()
         finally:
             await runner.cleanup()
-            workers.end()
 
 
 def application(workers: Workers, limits: Limits, folder: Path, host: str) -> web.Application:

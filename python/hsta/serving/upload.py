@@ -12,7 +12,7 @@ from ..data.film import Film, Frame
 from ..data.image_folder import ImageFolder, image_files
 from ..data.video import Video
 from ..errors import UserError
-from .limits import FILMS, PICTURES, PIXELS, Limits
+from .limits import FILMS, PICTURES, PIXELS, TOO_LARGE, Limits
 
 NO_FILM = "this is no film that can be read: expected is a video file (MP4, MOV, MKV, WebM, AVI), or several pictures"
 
@@ -34,9 +34,11 @@ class Upload:
         self.notes = self.film.notes
 
     def __iter__(self) -> Iterator[Frame]:
-        count = 0
+        count = held = 0
         for frame in self.film:
-            count += 1
+            count, held = count + 1, held + frame.picture.nbytes
+            if held > self.limits.memory * 2**30:
+                raise UserError(TOO_LARGE)
             if count > self.limits.frames:
                 raise UserError(f"the film has more than {self.limits.frames} frames, which is the limit here: cut it")
             if frame.time > self.limits.seconds:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .limits import Limits
+from .limits import TOO_LARGE, Limits
 
 if TYPE_CHECKING:
     import hsta_kernels
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..training.checkpoints import Task
 
 FILM = "film"  # the upload in a job's folder: a video file, or a folder of pictures
-TOO_LARGE = "the film takes more memory than the limit here: cut it, or make it smaller"
+BESIDE = 1.0  # GiB that looking at frames takes, beside them and the model
 WENT_WRONG = "something went wrong here, which is not the upload's fault"
 
 Events = tuple[int | None, int | None, int | None]
@@ -45,7 +45,7 @@ def work(connection: Connection, checkpoint: Path, detector: str | None, limits:
     except UserError as error:
         _send(connection, {"error": str(error)})
         return
-    _limit_memory(limits.memory)
+    limit_memory(limits.memory + BESIDE)
     _send(connection, {})
     while True:
         try:
@@ -54,11 +54,11 @@ def work(connection: Connection, checkpoint: Path, detector: str | None, limits:
             return
         try:
             answer = _look(model, task, detector, limits, **job)
-        except UserError as error:
-            answer = {"error": str(error), "upload": True}
         except Exception as error:
-            if isinstance(error, MemoryError) or "memory" in str(error).lower():  # OpenCV's and PyTorch's
+            if isinstance(error, MemoryError) or "memory" in str(error).lower():  # of FFmpeg, OpenCV, PyTorch
                 answer = {"error": TOO_LARGE, "upload": True}
+            elif isinstance(error, UserError):
+                answer = {"error": str(error), "upload": True}
             else:
                 traceback.print_exc(file=sys.stderr)
                 answer = {"error": WENT_WRONG, "upload": False}
@@ -92,11 +92,12 @@ def _look(
     return {"result": asdict(result), "face": base64.b64encode(picture.tobytes()).decode()}
 
 
-def _limit_memory(gib: float) -> None:
+def limit_memory(gib: float) -> None:
     """Let this process have so much more than it has now, where the system knows such limits."""
     status = Path("/proc/self/statm")
     if status.is_file():
         import resource
 
-        most = int(status.read_text().split()[0]) * resource.getpagesize() + int(gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        # Of data, not of addresses, of which every thread reserves more than it uses.
+        most = int(status.read_text().split()[5]) * resource.getpagesize() + int(gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))

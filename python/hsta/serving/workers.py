@@ -65,9 +65,12 @@ class Workers:
         try:
             for worker in self._free:
                 worker.wait()
-        except (UserError, EOFError):
-            self.end()
+        except UserError:
+            self.close()
             raise
+        except EOFError:
+            self.close()
+            raise UserError("a process died while it loaded the model: is there enough memory?") from None
 
     async def ask(self, job: dict) -> dict:
         """As `Worker.ask`; where this is cancelled, the worker is ended. There has to be a free one."""
@@ -85,7 +88,7 @@ class Workers:
         self._free.append(worker)
         return answer
 
-    def end(self) -> None:
+    def close(self) -> None:
         for worker in self._free:
             worker.end()
             worker.close()
