@@ -10,7 +10,19 @@ import pytest
 from hsta.cli import main
 from hsta.data.registry import read_dataset
 
-COMMANDS = tuple("check generate prepare train evaluate report compare predict serve export demo".split())
+COMMANDS = (
+    "check",
+    "generate",
+    "prepare",
+    "train",
+    "evaluate",
+    "report",
+    "compare",
+    "predict",
+    "serve",
+    "export",
+    "demo",
+)
 TRAIN = "train --data {people} --output {run} --accelerator cpu"
 EVALUATE = "evaluate --data {people} --output {run} --accelerator cpu"
 PREDICT = "predict {film} --checkpoint {trained}"
