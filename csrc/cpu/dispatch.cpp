@@ -6,6 +6,12 @@
 
 #include "kernels.h"
 
+#ifdef HSTA_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace hsta {
 
 #define HSTA_DECLARE(isa)         \
@@ -18,6 +24,9 @@ HSTA_DECLARE(x86_64_v3)
 HSTA_DECLARE(x86_64_v4)
 HSTA_DECLARE(x86_64_v4_bf16)
 #endif
+#ifdef HSTA_AMX
+HSTA_DECLARE(x86_64_v4_amx)
+#endif
 
 namespace {
 
@@ -25,6 +34,17 @@ struct Choice {
   const KernelTable* table;
   bool runnable;
 };
+
+#ifdef HSTA_AMX
+// Tile registers take 8 KB of every thread's saved state, so Linux has them asked for, once by each process.
+bool has_tile_registers() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, which older systems have without them
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 // Best first.
 const Choice* choices(int* count) {
@@ -36,7 +56,13 @@ const Choice* choices(int* count) {
                   __builtin_cpu_supports("avx512vl");
   const bool bf16 = v4 && __builtin_cpu_supports("avx512bf16");
   static const Choice all[] = {
-      {&x86_64_v4_bf16::table, bf16}, {&x86_64_v4::table, v4}, {&x86_64_v3::table, v3}, {&baseline::table, true}};
+#ifdef HSTA_AMX
+      {&x86_64_v4_amx::table, bf16 && has_tile_registers()},
+#endif
+      {&x86_64_v4_bf16::table, bf16},
+      {&x86_64_v4::table, v4},
+      {&x86_64_v3::table, v3},
+      {&baseline::table, true}};
 #else
   static const Choice all[] = {{&baseline::table, true}};
 #endif

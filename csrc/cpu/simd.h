@@ -30,7 +30,8 @@ typedef uint32_t BitsVec __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 
 // A word is the 4 bytes of an operand that a product takes at once: a float, or two bfloat16 where the processor
-// multiplies and adds pairs of them. Everything that handles words handles both.
+// multiplies and adds pairs of them and has no tile registers: beside those, pairs are slower than floats. Everything
+// that handles words handles both.
 struct Pair {
   BFloat16 low, high;
 };
@@ -39,7 +40,7 @@ template <typename T>
 struct WordOf {
   using type = float;
 };
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 template <>
 struct WordOf<BFloat16> {
   using type = Pair;

@@ -10,10 +10,23 @@
 #include "large_groups.h"
 #include "memory.h"
 #include "small_groups.h"
+#include "tile_groups.h"
 
 namespace hsta {
 namespace HSTA_ISA {
 namespace {
+
+// Where bfloat16 has tile registers, they take groups of many tokens.
+template <typename T>
+struct LargeGroupsOf {
+  using type = LargeGroups<T>;
+};
+#ifdef __AMX_BF16__
+template <>
+struct LargeGroupsOf<BFloat16> {
+  using type = TileGroups;
+};
+#endif
 
 template <typename T>
 int64_t tokens_bytes(const SpaceTimeAttention& op) {
@@ -41,7 +54,7 @@ template <typename T>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out.data, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
-  const LargeGroups<T> large(plan, op);
+  const typename LargeGroupsOf<T>::type large(plan, op);
   const auto partials = pieces<Partials>(Scratch::kShared, plan, op);
   const int64_t buffer_floats = plan.small ? small.scratch_floats(false) : large.scratch_floats(false);
 
@@ -91,7 +104,7 @@ template <typename T>
 void backward(const SpaceTimeAttention& op) {
   Plan plan(op, false, Writer(op.grad_qkv.data, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
-  const LargeGroups<T> large(plan, op);
+  const typename LargeGroupsOf<T>::type large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
   const auto shared = pieces<PrefixGradients>(Scratch::kShared, plan, op);
   plan.deltas = shared.deltas;

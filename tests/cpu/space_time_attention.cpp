@@ -106,8 +106,9 @@ void test() {
     for (int64_t dim : {5, 8, 16, 64, 128}) check_layouts<T>({axis, 1, 1, 2, 5, 2, dim}, false);
     for (int64_t frames : {1, 9, 16, 33, 64}) check_layouts<T>({axis, 1, 1, frames, 3, 1, 24}, false);
     for (int64_t patches : {1, 31, 32, 67}) check_layouts<T>({axis, 1, 1, 2, patches, 1, 32}, false);
-    check_layouts<T>({axis, 1, 40, 2, 3, 1, 8}, false);   // more prefix tokens than patches
-    check_layouts<T>({axis, 1, 1, 1, 401, 1, 8}, false);  // one group's queries are several work items
+    check_layouts<T>({axis, 1, 40, 2, 3, 1, 8}, false);     // more prefix tokens than patches
+    check_layouts<T>({axis, 1, 100, 2, 33, 1, 40}, false);  // than queries of a block
+    check_layouts<T>({axis, 1, 1, 1, 401, 1, 8}, false);    // one group's queries are several work items
   }
 }
 

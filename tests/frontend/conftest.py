@@ -32,6 +32,20 @@ def learning(people):
 
 
 @pytest.fixture(scope="session")
+def short(learning):
+    """Arguments of an evaluation by trainings of two epochs."""
+    return ["evaluate", *learning, "--epochs", "2"]  # of an option given twice the last counts
+
+
+@pytest.fixture(scope="session")
+def evaluated(short, tmp_path_factory):
+    """The folder of that evaluation, one fold after the other in one process."""
+    output = tmp_path_factory.mktemp("evaluated") / "run"
+    assert main([*short, "--protocol", "loso", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
 def trained(learning, tmp_path_factory):
     """The folder of that training, never stopped."""
     run = tmp_path_factory.mktemp("trained") / "run"

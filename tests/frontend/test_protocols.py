@@ -16,6 +16,7 @@ from hsta.data.joined import join
 from hsta.data.registry import read_dataset
 from hsta.errors import UserError
 from hsta.generated.writer import generate_dataset
+from hsta.results.fold_result import FoldResult
 from hsta.results.scoring import slices
 from hsta.results.tested_clips import Prediction
 from sklearn.metrics import f1_score, recall_score
@@ -83,7 +84,7 @@ def learned(monkeypatch):
     def told(learned, tested, config, task, recipe, **options):
         seen.append((learned, tested))
         certain = [float(label == 0) for label in range(len(task.class_names))]
-        return [Prediction.of(clip, certain) for clip in tested]
+        return FoldResult([Prediction.of(clip, certain) for clip in tested], "cpu")
 
     monkeypatch.setattr(hsta.results.evaluation, "evaluate_fold", told)
     return seen
@@ -132,7 +133,8 @@ def test_one_data_set_is_tested_on_the_others(composite, learned, tmp_path):
 
 def test_several_seeds_have_a_mean_and_a_deviation(composite, monkeypatch, tmp_path, capsys):
     def told(learned, tested, config, task, recipe, *, seed, **options):
-        return [Prediction.of(clip, [float(label == seed % 3) for label in range(3)]) for clip in tested]
+        said = [float(label == seed % 3) for label in range(3)]
+        return FoldResult([Prediction.of(clip, said) for clip in tested], "cpu")
 
     monkeypatch.setattr(hsta.results.evaluation, "evaluate_fold", told)
     arguments = [*options(composite, "smic"), "--seed", "3", "--repeats", "3", "--output", str(tmp_path / "run")]

@@ -13,7 +13,7 @@ from .report import FILES as REPORT
 from .run_folder import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_fabric import Fabric
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from ..data.clips import DatasetIndex
     from ..data.folds import Fold
+    from ..results.fold_result import FoldResult
     from ..results.metrics import Scores
     from ..results.unit_metrics import UnitScores
+    from ..training.checkpoints import Task
     from ..training.start import Start
 
 FOLDS = "folds"
@@ -61,14 +63,48 @@ class Evaluate:
     machine: MachineOptions = field(default_factory=MachineOptions)
     seed: int = 0
     """Seed of the random numbers that set first weights, the order of the clips, augmentation and dropout."""
+    fold: OptionalInt = None
+    """Do this one of the folds alone, counted from 1, in a folder where others may be done at the same time, such as by
+    the jobs of an array; `hsta collect` puts them together. It joins the evaluation that was begun there."""
     resume: bool = False
     """Go on with an evaluation that was stopped; folds that are done are not done again."""
     overwrite: bool = False
     """Delete the evaluation that the folder holds and begin it again."""
 
     def run(self) -> list[Scores | UnitScores]:
-        """The scores of each seed."""
+        """The scores of each seed; none of one fold."""
+        index, folds, config, start = self.plan()
+        if self.fold is not None and not 1 <= self.fold <= len(folds):
+            raise UserError(f"fold must be from 1 to {len(folds)}, the number of folds, got {self.fold}")
+        fabric = self.machine.fabric()
+
+        from ..results.learning_curves import CURVES
+        from ..results.report import FILES, UNIT_FILES
+
+        begun = self if self.fold is None else replace(self, fold=None, resume=True)
+        run = begin(begun, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS), folds=folds)
+        by_seed = {}
+        for seed, directory in self.directories().items():
+            results = [
+                self._evaluate(index, folds, number, config, start, fabric, directory, seed, run)
+                for number in range(len(folds))
+                if self.fold in (None, number + 1)
+            ]
+            if self.fold is None:
+                by_seed[seed] = self.score(index, results, seed, directory, write=fabric.is_global_zero)
+        if fabric.is_global_zero:
+            if self.fold is None:
+                self.conclude(index, by_seed)
+            else:
+                name = folds[self.fold - 1].name
+                print(f"fold {self.fold} of {len(folds)}, {name}, is done; when all are: hsta collect {self.output}")
+        return list(by_seed.values())
+
+    def plan(self) -> tuple[DatasetIndex, list[Fold], HSTAConfig, Start | None]:
+        """What is learned from, who is tested, and the model with the weights that it begins with, if any."""
         check_seed(self.seed)
+        if self.fold is not None and self.overwrite:
+            raise UserError("--fold and --overwrite exclude each other: each fold would delete those done before")
         if self.repeats < 1:
             raise UserError(f"repeats must be at least 1, got {self.repeats}")
         if (self.folds is not None) != (self.protocol == "leave-subjects-out"):
@@ -78,26 +114,53 @@ class Evaluate:
         if self.data.also and self.protocol == "authors-folds":
             raise UserError("--protocol authors-folds reads the folds of one data set: --also does not go with it")
         index = self.data.read()
-
-        from ..results.learning_curves import CURVES
-        from ..results.report import FILES, UNIT_FILES, summary, write_seeds
-
         folds = self._folds(index)
         config, start = self.model.begin(index, self.recipe)
         if start is not None and self.protocol != "authors-folds":
             start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
-        fabric = self.machine.fabric()
-        begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS))
-        by_seed = {}
-        for seed in range(self.seed, self.seed + self.repeats):
-            directory = self.output if self.repeats == 1 else self.output / SEEDS / str(seed)
-            by_seed[seed] = self._evaluate(index, folds, config, start, fabric, directory, seed)
-        if fabric.is_global_zero:
-            if self.repeats > 1:
-                write_seeds(self.output, by_seed, index)
-            print(summary(by_seed, index))
-            print(f"written to {self.output}")
-        return list(by_seed.values())
+        return index, folds, config, start
+
+    def directories(self) -> dict[int, Path]:
+        """Where the evaluation of each seed lies."""
+        if self.repeats == 1:
+            return {self.seed: self.output}
+        return {seed: self.output / SEEDS / str(seed) for seed in range(self.seed, self.seed + self.repeats)}
+
+    def score(
+        self, index: DatasetIndex, results: Sequence[FoldResult], seed: int, directory: Path, *, write: bool
+    ) -> Scores | UnitScores:
+        """The scores of all folds' predictions together; ``write`` leaves the files of the seed's evaluation."""
+        from ..results.report import write_report
+        from ..results.scoring import scores_of
+
+        predictions = [prediction for result in results for prediction in result.predictions]
+        if not write:
+            return scores_of(predictions, index.class_names)
+        return write_report(
+            directory,
+            predictions,
+            index,
+            protocol=self.protocol,
+            folds=len(results),
+            shuffled_labels=self.shuffle_labels,
+            model=self.model.model,
+            seed=seed,
+            device=", ".join(dict.fromkeys(result.device for result in results)),
+        )
+
+    def conclude(self, index: DatasetIndex, by_seed: Mapping[int, Scores | UnitScores]) -> None:
+        """Write what is of all seeds, and tell the scores."""
+        from ..results.report import summary, write_seeds
+
+        if self.repeats > 1:
+            write_seeds(self.output, by_seed, index)
+        print(summary(by_seed, index))
+        print(f"written to {self.output}")
+
+    def task(self, index: DatasetIndex) -> Task:
+        from ..training.checkpoints import Task
+
+        return Task(index.name, index.class_names, self.data.special, index.generated, action_units=index.action_units)
 
     def _folds(self, index: DatasetIndex) -> list[Fold]:
         from ..data.fold_tables import read_folds
@@ -118,50 +181,35 @@ class Evaluate:
         self,
         index: DatasetIndex,
         folds: Sequence[Fold],
+        number: int,
         config: HSTAConfig,
         start: Start | None,
         fabric: Fabric,
         directory: Path,
         seed: int,
-    ) -> Scores | UnitScores:
+        run: Mapping[str, object],
+    ) -> FoldResult:
         from ..data.folds import shuffled_labels
         from ..results.evaluation import evaluate_fold
         from ..results.learning_curves import CURVES
-        from ..results.report import write_report
-        from ..results.scoring import scores_of
-        from ..training.checkpoints import Task
 
-        task = Task(index.name, index.class_names, self.data.special, index.generated, action_units=index.action_units)
-        predictions = []
-        for number, fold in enumerate(folds):
-            learned, tested = ([index.clips[i] for i in indices] for indices in (fold.train, fold.test))
-            if self.shuffle_labels:
-                labels = shuffled_labels([clip.label for clip in learned], (seed, number))
-                learned = [replace(clip, label=label) for clip, label in zip(learned, labels, strict=True)]
-            predictions += evaluate_fold(
-                learned,
-                tested,
-                config,
-                task,
-                self.recipe,
-                fabric=fabric,
-                directory=directory / FOLDS / fold.name,
-                curve=directory / CURVES / f"{fold.name}.csv",
-                seed=seed,
-                workers=self.data.workers,
-                title=f"fold {number + 1}/{len(folds)} {fold.name}",
-                start=start,
-            )
-        if not fabric.is_global_zero:
-            return scores_of(predictions, index.class_names)
-        return write_report(
-            directory,
-            predictions,
-            index,
-            protocol=self.protocol,
-            folds=len(folds),
-            shuffled_labels=self.shuffle_labels,
-            model=self.model.model,
+        fold = folds[number]
+        learned, tested = ([index.clips[i] for i in indices] for indices in (fold.train, fold.test))
+        if self.shuffle_labels:
+            labels = shuffled_labels([clip.label for clip in learned], (seed, number))
+            learned = [replace(clip, label=label) for clip, label in zip(learned, labels, strict=True)]
+        return evaluate_fold(
+            learned,
+            tested,
+            config,
+            self.task(index),
+            self.recipe,
+            fabric=fabric,
+            directory=directory / FOLDS / fold.name,
+            curve=directory / CURVES / f"{fold.name}.csv",
             seed=seed,
-            device=fabric.device,
+            workers=self.data.workers,
+            title=f"fold {number + 1}/{len(folds)} {fold.name}",
+            run=run,
+            start=start,
         )

@@ -75,6 +75,7 @@ def _run(arguments: list[str]) -> int:
     import tyro
 
     from .check import Check
+    from .collect import Collect
     from .compare import Compare
     from .demo import Demo
     from .evaluate import Evaluate
@@ -97,6 +98,7 @@ def _run(arguments: list[str]) -> int:
                     "prepare": Prepare,
                     "train": Train,
                     "evaluate": Evaluate,
+                    "collect": Collect,
                     "report": Report,
                     "compare": Compare,
                     "predict": Predict,

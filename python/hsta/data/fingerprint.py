@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from .clips import Clip
+from .folds import Fold
 from .prepared_frames import PreparedFrames
 
 
@@ -19,6 +20,12 @@ def fingerprints(clips: Iterable[Clip]) -> dict[str, str]:
     clips = list(clips)
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(map(_name, clips), pool.map(_digest, clips), strict=True))
+
+
+def folds_digest(folds: Iterable[Fold]) -> str:
+    """Who is tested and who is learned from: tables that somebody else drew may change beside clips that do not."""
+    drawn = [(fold.name, fold.train, fold.test) for fold in folds]
+    return blake2b(repr(drawn).encode(), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:

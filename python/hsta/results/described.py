@@ -61,7 +61,7 @@ def describe(evaluated: Evaluated, subjects: Subjects, curves: Mapping[str, Curv
         },
         "arguments": None
         if evaluated.arguments is None
-        else {name: value for name, value in evaluated.arguments.items() if name != "contents"},
+        else {name: value for name, value in evaluated.arguments.items() if name not in ("contents", "versions")},
         **{name: metrics.get(name) for name in ("notes", "faults", "lost_clips")},
     }
     return values | {"left_out": _left_out(evaluated, subjects, curves)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
@@ -19,8 +21,9 @@ from ..training.loop import LOG, clip_dataset, fit
 from ..training.recipe import Recipe
 from ..training.start import Start
 from .answer import probabilities_of
+from .fold_result import FoldResult
 from .learning_curves import keep_curve
-from .tested_clips import Prediction, read_csv, write_csv
+from .tested_clips import Prediction
 
 
 def evaluate_fold(
@@ -36,46 +39,66 @@ def evaluate_fold(
     seed: int,
     workers: int,
     title: str,
+    run: Mapping[str, object],
     start: Start | None = None,
-) -> list[Prediction]:
+) -> FoldResult:
     """Predictions of ``tested`` by a model that is trained on ``learned`` now, or those that are there from before.
 
     They are kept in a table beside ``directory``, which holds the training while it lasts; its loss over the epochs is
-    left at ``curve``. Raises `UserError` when
-    the table is of other clips.
+    left at ``curve``. ``run`` is all that they depend on. Raises `UserError` when the table is of other clips or of
+    another run, and while another process is at work on the fold.
     """
-    table = directory.with_name(f"{directory.name}.csv")
-    if table.is_file():
-        predictions = read_csv(table, task.class_names, task.action_units)
-        if [(p.subject, p.clip, p.truth) for p in predictions] != [
-            (clip.subject, clip.name, clip.label) for clip in tested
-        ]:
-            raise UserError(f"{table} holds other clips than the data set now does; use --overwrite")
+    table = fold_table(directory)
+    with _alone_with(directory, fabric):
+        if table.is_file():
+            result = FoldResult.read(table, tested, task, run)
+            fabric.barrier()
+            if fabric.is_global_zero:
+                remove(directory)  # killed before it was
+            return result
+        model = fit(
+            config,
+            task,
+            learned,
+            recipe,
+            fabric=fabric,
+            directory=directory,
+            seed=seed,
+            workers=workers,
+            title=title,
+            start=start,
+        )
+        rows = probabilities(model, tested, task, batch_size=recipe.batch_size, fabric=fabric)
+        predictions = [Prediction.of(clip, row) for clip, row in zip(tested, rows, strict=True)]
+        result = FoldResult(predictions, str(fabric.device))
         fabric.barrier()
         if fabric.is_global_zero:
-            remove(directory)  # killed before it was
-        return predictions
-    model = fit(
-        config,
-        task,
-        learned,
-        recipe,
-        fabric=fabric,
-        directory=directory,
-        seed=seed,
-        workers=workers,
-        title=title,
-        start=start,
-    )
-    rows = probabilities(model, tested, task, batch_size=recipe.batch_size, fabric=fabric)
-    predictions = [Prediction.of(clip, row) for clip, row in zip(tested, rows, strict=True)]
-    fabric.barrier()
-    if fabric.is_global_zero:
-        keep_curve(curve, directory / LOG)
-        write_csv(table, predictions, task.class_names)
-        remove(directory)  # as many models as subjects would fill a disk
-    fabric.barrier()
-    return predictions
+            keep_curve(curve, directory / LOG)
+            result.write(table, task.class_names, run)
+            remove(directory)  # as many models as subjects would fill a disk
+        fabric.barrier()
+        return result
+
+
+def fold_table(directory: Path) -> Path:
+    """Where the predictions of the fold that is trained in ``directory`` are kept."""
+    return directory.with_name(f"{directory.name}.csv")
+
+
+@contextmanager
+def _alone_with(directory: Path, fabric: Fabric) -> Iterator[None]:
+    """While this lasts no other run of the command works on the fold. The lock dies with the process."""
+    if not fabric.is_global_zero:
+        yield
+        return
+    lock = directory.with_name(f".{directory.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+            lock.unlink()  # the fold is done: whoever holds another file of this name finds that
+    except Timeout:
+        raise UserError(f"another process is at work on the fold {directory}: let it end") from None
 
 
 @torch.no_grad()

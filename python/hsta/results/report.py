@@ -8,11 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import hsta_kernels
-
 from ..data.clips import DatasetIndex
 from ..files import write_text
 from ..generated.mark import NO_EVIDENCE
@@ -21,6 +16,7 @@ from .score_plots import plot_confusion_matrix, plot_unit_f1
 from .scoring import scores_of, slices
 from .tested_clips import Prediction, write_csv, write_megc_log
 from .unit_metrics import UnitScores
+from .versions import versions
 
 FILES = ("metrics.json", "predictions.csv", "megc2019.log", "confusion_matrix.png")
 UNIT_FILES = ("metrics.json", "predictions.csv", "f1_by_unit.png")  # of action units
@@ -36,7 +32,7 @@ def write_report(
     shuffled_labels: bool,
     model: str,
     seed: int,
-    device: torch.device,
+    device: str,
 ) -> Scores | UnitScores:
     """Write `FILES`, or `UNIT_FILES`, to ``directory`` and return the scores of all predictions together.
 
@@ -73,13 +69,8 @@ def write_report(
         "lost_clips": index.lost,
         "model": model,
         "seed": seed,
-        "device": str(device),
-        "versions": {
-            "hsta-kernels": hsta_kernels.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "device": device,
+        "versions": {**versions(), "python": platform.python_version()},
     }
     write_text(directory / "metrics.json", json.dumps(values, indent=2) + "\n")
     return scores

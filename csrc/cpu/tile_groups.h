@@ -1,0 +1,459 @@
+// Attention within a group of many tokens, one head, bfloat16 on a processor with tile registers: as large_groups.h, by
+// products of tiles.
+//
+// Scores are computed with keys in the rows and queries in the lanes, some keys at a time, so that they stay in the
+// first cache: maxima and sums are then of whole vectors, keys past the last are rows that nobody reads, and weights
+// are in the order in which the next products take them.
+#pragma once
+
+#include "attention_groups.h"
+#include "tiles.h"
+
+#ifdef __AMX_BF16__
+
+namespace hsta {
+namespace HSTA_ISA {
+namespace {
+
+// A vector for each 16 of a block's queries.
+template <int kVecs>
+struct Lanes {
+  Vec of[kVecs];
+
+  static Lanes all(float x) {
+    Lanes lanes;
+    for (Vec& v : lanes.of) v = broadcast(x);
+    return lanes;
+  }
+  float* floats() { return reinterpret_cast<float*>(of); }
+};
+
+// Lane numbers of vector v of a block's.
+inline IntVec query_of_lane(int v) { return lane_numbers() + broadcast(int32_t(v * kLanes)); }
+
+// 2^x for weights that are rounded to bfloat16, relative error below 2^-18; 1 for 0. x = n + f with n the integer below
+// it: 2^f by a polynomial of degree 4.
+inline Vec exp2_for_bfloat16(Vec x) {
+  constexpr int kFloor = 1;
+  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, kFloor);
+  Vec p = broadcast(1.342515442e-02f);
+  p = p * f + broadcast(5.224537404e-02f);
+  p = p * f + broadcast(2.412785561e-01f);
+  p = p * f + broadcast(6.930451545e-01f);
+  p = p * f + broadcast(1.0f);
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+
+class TileGroups {
+  // Queries of a block, and keys whose scores are held at a time.
+  static constexpr int kForwardVecs = 2, kBackwardVecs = 4;
+  static constexpr int64_t kForwardKeys = 64, kBackwardKeys = 64;
+
+  const Plan& plan;
+  const ScoreScale scale;
+  const int64_t words;      // of a row
+  const int64_t dim_depth;  // tiles of a row where head_dim is summed over
+  const int64_t dim_tiles;  // and where it is not
+  const int64_t columns;    // floats of a row of results
+  const int64_t key_depth;  // tiles of the group's rows where they are summed over
+
+ public:
+  TileGroups(const Plan& plan, const SpaceTimeAttention& op)
+      : plan(plan),
+        scale(op.scale),
+        words(row_words<Pair>(plan.dim)),
+        dim_depth(words / kLanes),
+        dim_tiles(2 * dim_depth),
+        columns(2 * words),
+        key_depth(divide_up(plan.rows, kTileDepth)) {}
+
+  int64_t scratch_floats(bool backward) const {
+    return backward ? floats_of<Backward>(*this) : floats_of<Forward>(*this);
+  }
+
+  // Queries first to last of the group. merge(prefix row, max2, sum, values) takes in what it gives to a prefix query.
+  template <typename Merge>
+  void forward(const Group<BFloat16>& group, int64_t first_query, int64_t last_query, float* base,
+               const Merge& merge) const {
+    constexpr int kVecs = kForwardVecs;
+    constexpr int64_t kQueries = kVecs * kLanes;
+    const TileRegisters registers;
+    const auto b = pieces_in<Forward>(base, *this);
+    pack_keys(group, kKey, b.rows, b.keys);
+    pack_keys_deep(group, kValue, b.rows, b.values_deep);
+
+    for (int64_t first = first_query; first < last_query; first += kQueries) {
+      const int64_t count = min(kQueries, last_query - first);
+      pack_queries(group.part(kQuery), group, first, count, kVecs, b.rows, b.queries, nullptr);
+      Lanes<kVecs> max2 = Lanes<kVecs>::all(kLowest), sum{};
+      for (int64_t key = 0; key < plan.rows; key += kForwardKeys) {
+        const int64_t keys = min(kForwardKeys, plan.rows - key);
+        multiply_keys<kVecs>(b.keys, key, keys, b.queries, b.scores);
+        const Lanes<kVecs> shrink = prepare_scores<kVecs>(group, first, key, keys, b.scores, max2);
+        if (key > 0) rescale<kVecs>(shrink, b.out, columns, sum);
+        exponentiate<kVecs>(b.scores, keys, max2, sum, b.weights);
+        tile_product(dim_tiles, kVecs, divide_up(keys, kTileDepth), keys_deep(b.values_deep).from(0, key / kTileDepth),
+                     {b.weights, kTileWords, kVecs * kTileWords}, b.out, kQueries, key > 0);
+      }
+      to_rows<kVecs>(b.out, b.out_rows);
+      for (int64_t i = 0; i < count; ++i) {
+        float* row = b.out_rows + i * columns;
+        if (first + i < plan.prefix)
+          merge(first + i, max2.floats()[i], sum.floats()[i], row);
+        else
+          write_output(group, plan.token(group.index, first + i), sum.floats()[i], row);
+      }
+    }
+  }
+
+  // Of a prefix query, as the products of its whole row have it.
+  float prefix_delta(const Group<BFloat16>& group, int64_t query, float* base) const {
+    const TileRegisters registers;
+    const auto b = pieces_in<Backward>(base, *this);
+    const Rows<BFloat16> out{group.out(0), group.out(1) - group.out(0)};
+    pack(out, group, query, 1, b.rows);
+    pack_tiles(b.rows, 1, b.keys);
+    pack_queries(group.grad_out(), group, query, 1, 1, b.rows, b.queries, nullptr);
+    multiply_keys<1>(b.keys, 0, 1, b.queries, b.scores);
+    return b.scores[0];
+  }
+
+  // Two passes over a block's keys: the first one finds maxima, sums and deltas = sum_j p_j dp_j, and keeps weights
+  // relative to the maximum so far; dp is computed once more in the second, which takes less time than to keep it. A
+  // prefix query's row is spread over the groups, so its maximum, sum and delta come from elsewhere.
+  // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
+  template <typename Add>
+  void backward(const Group<BFloat16>& group, float* base, const Add& add) const {
+    constexpr int kVecs = kBackwardVecs;
+    constexpr int64_t kQueries = kVecs * kLanes;
+    const TileRegisters registers;
+    const auto b = pieces_in<Backward>(base, *this);
+    pack_keys(group, kKey, b.rows, b.keys);
+    pack_keys_deep(group, kKey, b.rows, b.keys_deep);
+    pack_keys(group, kValue, b.rows, b.values);
+
+    for (int64_t first = 0; first < plan.rows; first += kQueries) {
+      const int64_t count = min(kQueries, plan.rows - first);
+      pack_queries(group.part(kQuery), group, first, count, kVecs, b.rows, b.queries, b.queries_deep);
+      pack_queries(group.grad_out(), group, first, count, kVecs, b.rows, b.grad_out, b.grad_out_deep);
+      Lanes<kVecs> max2 = Lanes<kVecs>::all(kLowest), sum{}, delta{};
+      for (int64_t key = 0; key < plan.rows; key += kBackwardKeys) {
+        const int64_t keys = min(kBackwardKeys, plan.rows - key);
+        float* scores = b.scores + key * kQueries;
+        multiply_keys<kVecs>(b.keys, key, keys, b.queries, scores);
+        multiply_keys<kVecs>(b.values, key, keys, b.grad_out, b.grad_probs);
+        const Lanes<kVecs> shrink = prepare_scores<kVecs>(group, first, key, keys, scores, max2);
+        for (int v = 0; v < kVecs; ++v) sum.of[v] *= shrink.of[v], delta.of[v] *= shrink.of[v];
+        weigh<kVecs>(scores, b.grad_probs, keys, max2, sum, delta);
+        b.max2[key / kBackwardKeys] = max2;
+      }
+      normalize<kVecs>(group, first, max2, sum, delta);
+      for (int64_t key = 0; key < plan.rows; key += kBackwardKeys) {
+        const int64_t keys = min(kBackwardKeys, plan.rows - key), depth = divide_up(keys, kTileDepth);
+        multiply_keys<kVecs>(b.values, key, keys, b.grad_out, b.grad_probs);
+        Lanes<kVecs> factor;
+        for (int v = 0; v < kVecs; ++v) factor.of[v] = exp2(b.max2[key / kBackwardKeys].of[v] - max2.of[v]) * sum.of[v];
+        score_gradients<kVecs>(group, first, count, key, keys, b, factor, delta);
+        const Tiles probs{b.probs, kTileWords * kVecs / 2, kTileWords}, by_key{b.grad_by_key, probs.outer, probs.inner};
+        tile_product(2 * depth, dim_tiles, kVecs / 2, probs, queries_deep(b.grad_out_deep), b.grad_v + key * columns,
+                     columns, first > 0);
+        tile_product(2 * depth, dim_tiles, kVecs / 2, by_key, queries_deep(b.queries_deep), b.grad_k + key * columns,
+                     columns, first > 0);
+        tile_product(dim_tiles, kVecs, depth, keys_deep(b.keys_deep).from(0, key / kTileDepth),
+                     {b.grad_scores, kTileWords, kVecs * kTileWords}, b.grad_q, kQueries, key > 0);
+      }
+      to_rows<kVecs>(b.grad_q, b.grad_q_rows);
+      write(group, first, count, kQuery, b.grad_q_rows, add);
+    }
+    write(group, 0, plan.rows, kKey, b.grad_k, add);
+    write(group, 0, plan.rows, kValue, b.grad_v, add);
+  }
+
+ private:
+  // Operands of a group and of a block of its queries, and room for what is computed from them.
+  struct Forward {
+    Pair *rows, *keys, *values_deep, *queries, *weights;
+    float *scores, *out, *out_rows;
+
+    Forward(Arena& arena, const TileGroups& groups) {
+      constexpr int64_t kQueries = kForwardVecs * kLanes;
+      const int64_t group_words = groups.key_depth * groups.dim_tiles * kTileWords;
+      rows = arena.take<Pair>(kTileDepth * groups.words);
+      keys = arena.take<Pair>(group_words);
+      values_deep = arena.take<Pair>(group_words);
+      queries = arena.take<Pair>(kQueries * groups.words);
+      weights = arena.take<Pair>(kForwardKeys / 2 * kQueries);
+      scores = arena.take(kForwardKeys * kQueries);
+      out = arena.take(groups.columns * kQueries);
+      out_rows = arena.take(groups.columns * kQueries);
+    }
+  };
+
+  struct Backward {
+    Pair *rows, *keys, *keys_deep, *values, *queries, *queries_deep, *grad_out, *grad_out_deep;
+    Pair *probs, *grad_by_key, *grad_scores;  // weights by key, their scores' gradients by key and by query
+    float *scores, *grad_probs, *grad_q, *grad_q_rows, *grad_k, *grad_v;
+    Lanes<kBackwardVecs>* max2;
+
+    Backward(Arena& arena, const TileGroups& groups) {
+      constexpr int64_t kQueries = kBackwardVecs * kLanes;
+      const int64_t group_words = groups.key_depth * groups.dim_tiles * kTileWords;
+      const int64_t block_words = kQueries * groups.words, pair_words = kBackwardKeys * kQueries / 2;
+      const int64_t blocks = divide_up(groups.plan.rows, kBackwardKeys);
+      rows = arena.take<Pair>(kTileDepth * groups.words);
+      for (Pair** operand : {&keys, &keys_deep, &values}) *operand = arena.take<Pair>(group_words);
+      for (Pair** operand : {&queries, &queries_deep, &grad_out, &grad_out_deep})
+        *operand = arena.take<Pair>(block_words);
+      for (Pair** operand : {&probs, &grad_by_key, &grad_scores}) *operand = arena.take<Pair>(pair_words);
+      scores = arena.take(blocks * kBackwardKeys * kQueries);
+      grad_probs = arena.take(kBackwardKeys * kQueries);
+      for (float** result : {&grad_q, &grad_q_rows}) *result = arena.take(groups.columns * kQueries);
+      for (float** result : {&grad_k, &grad_v}) *result = arena.take(groups.key_depth * kTileDepth * groups.columns);
+      max2 = reinterpret_cast<Lanes<kBackwardVecs>*>(arena.take(blocks * kQueries));
+    }
+  };
+
+  // Up to 32 rows, those past `count` zeros.
+  void pack(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, Pair* rows) const {
+    for (int64_t r = 0; r < count; ++r)
+      pack_row(from.row(plan.token(group.index, first + r)), plan.dim, rows + r * words);
+    std::memset(static_cast<void*>(rows + count * words), 0, size_t((kTileDepth - count) * words) * sizeof(Pair));
+  }
+
+  // The group's rows as tiles of A that are summed over head_dim ...
+  void pack_keys(const Group<BFloat16>& group, Part part, Pair* rows, Pair* tiles) const {
+    for (int64_t first = 0; first < plan.rows; first += kTileDepth) {
+      pack(group.part(part), group, first, min(kTileDepth, plan.rows - first), rows);
+      pack_tiles(rows, 2, tiles + first * words);
+    }
+  }
+  void pack_tiles(const Pair* rows, int64_t count, Pair* tiles) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < dim_depth; ++k, tiles += kTileWords)
+        copy_tile(rows + i * kTile * words + k * kLanes, words, tiles);
+  }
+  Tiles keys(const Pair* tiles) const { return {tiles, dim_depth * kTileWords, kTileWords}; }
+
+  // ... and, head_dim in the rows, as tiles of A that are summed over the group's rows.
+  void pack_keys_deep(const Group<BFloat16>& group, Part part, Pair* rows, Pair* tiles) const {
+    for (int64_t first = 0; first < plan.rows; first += kTileDepth) {
+      pack(group.part(part), group, first, min(kTileDepth, plan.rows - first), rows);
+      interleave_tiles(rows, words, tiles, kTileWords);
+      for (int64_t i = 0; i < dim_tiles; ++i, tiles += kTileWords) transpose_tile(tiles, kLanes, tiles);
+    }
+  }
+  Tiles keys_deep(const Pair* tiles) const { return {tiles, kTileWords, dim_tiles * kTileWords}; }
+
+  // A block's rows as tiles of B that are summed over head_dim, and, if wanted, as those that are summed over rows.
+  void pack_queries(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, int vecs,
+                    Pair* rows, Pair* tiles, Pair* deep) const {
+    for (int64_t r = 0; r < vecs * kLanes; r += kTileDepth) {
+      pack(from, group, first + r, count <= r ? 0 : min(kTileDepth, count - r), rows);
+      for (int64_t i = 0; i < 2; ++i)
+        for (int64_t k = 0; k < dim_depth; ++k, tiles += kTileWords)
+          transpose_tile(rows + i * kTile * words + k * kLanes, words, tiles);
+      if (deep) interleave_tiles(rows, words, deep + r / kTileDepth * dim_tiles * kTileWords, kTileWords);
+    }
+  }
+  Tiles queries(const Pair* tiles) const { return {tiles, dim_depth * kTileWords, kTileWords}; }
+  Tiles queries_deep(const Pair* tiles) const { return {tiles, kTileWords, dim_tiles * kTileWords}; }
+
+  // Products of keys first, first + 1, ... with a block's queries, a key in each row.
+  template <int kVecs>
+  void multiply_keys(const Pair* key_tiles, int64_t first, int64_t count, const Pair* query_tiles, float* to) const {
+    tile_product(divide_up(count, kTile), kVecs, dim_depth, keys(key_tiles).from(first / kTile, 0),
+                 queries(query_tiles), to, kVecs * kLanes, false);
+  }
+
+  // Of a block of queries from `first` on, how many see nothing of the group's prefix tokens.
+  int64_t hidden_from(const Group<BFloat16>& group, int64_t first) const {
+    return group.index > 0 && first < plan.prefix ? plan.prefix - first : 0;
+  }
+
+  // Scales scores of keys key, key + 1, ... to base 2, those that a query does not see to -inf, and takes them into the
+  // maxima; returns what earlier weights are multiplied by.
+  template <int kVecs>
+  Lanes<kVecs> prepare_scores(const Group<BFloat16>& group, int64_t first, int64_t key, int64_t keys, float* scores,
+                              Lanes<kVecs>& max2) const {
+    Lanes<kVecs> tops[2] = {max2, max2};
+    const Vec factor = broadcast(scale.high);
+    const auto take = [&](int64_t j, auto finish) {
+      for (int v = 0; v < kVecs; ++v) {
+        float* at = scores + j * kVecs * kLanes + v * kLanes;
+        const Vec s = finish(rounded(load(at) * factor), v);
+        store(at, s);
+        tops[j % 2].of[v] = max(tops[j % 2].of[v], s);
+      }
+    };
+    const int64_t hidden = hidden_from(group, first);
+    int64_t j = 0;
+    for (; hidden > 0 && j < keys && key + j < plan.prefix; ++j)
+      take(j, [&](Vec s, int v) { return is_below(query_of_lane(v), hidden) ? broadcast(-INFINITY) : s; });
+    for (; j < keys; ++j) take(j, [](Vec s, int) { return s; });
+    Lanes<kVecs> shrink;
+    for (int v = 0; v < kVecs; ++v) {
+      const Vec top = max(tops[0].of[v], tops[1].of[v]);
+      shrink.of[v] = exp2(max2.of[v] - top);
+      max2.of[v] = top;
+    }
+    return shrink;
+  }
+
+  template <int kVecs>
+  static void rescale(const Lanes<kVecs>& shrink, float* rows, int64_t count, Lanes<kVecs>& sum) {
+    bool shrinks = false;
+    for (int v = 0; v < kVecs; ++v)
+      shrinks |= _mm512_cmp_ps_mask((__m512)shrink.of[v], _mm512_set1_ps(1), _CMP_NEQ_UQ) != 0;
+    if (!shrinks) return;
+    for (int v = 0; v < kVecs; ++v) sum.of[v] *= shrink.of[v];
+    for (int64_t r = 0; r < count; ++r)
+      for (int v = 0; v < kVecs; ++v) {
+        float* at = rows + r * kVecs * kLanes + v * kLanes;
+        store(at, load(at) * shrink.of[v]);
+      }
+  }
+
+  // Weights of two neighbouring keys a row, as tiles of B.
+  template <int kVecs>
+  void exponentiate(const float* scores, int64_t keys, const Lanes<kVecs>& max2, Lanes<kVecs>& sum, Pair* tiles) const {
+    const Lanes<kVecs> tops = max2;  // copies, which no store can change
+    Lanes<kVecs> sums[2] = {sum, {}};
+    const auto weigh = [&](int64_t j, int v) {
+      return exp2_for_bfloat16(load(scores + j * kVecs * kLanes + v * kLanes) - tops.of[v]);
+    };
+    int64_t j = 0;
+    for (; j + 2 <= keys; j += 2)
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec low = weigh(j, v), high = weigh(j + 1, v);
+        sums[0].of[v] += low;
+        sums[1].of[v] += high;
+        store(weight_row<kVecs>(tiles, j, v), pair_up(low, high));
+      }
+    if (j < keys) {
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec low = weigh(j, v);
+        sums[0].of[v] += low;
+        store(weight_row<kVecs>(tiles, j, v), pair_up(low, Vec{}));
+      }
+      j += 2;
+    }
+    for (; j % kTileDepth != 0; j += 2)
+      for (int v = 0; v < kVecs; ++v) store(weight_row<kVecs>(tiles, j, v), PairVec{});
+    for (int v = 0; v < kVecs; ++v) sum.of[v] = sums[0].of[v] + sums[1].of[v];
+  }
+
+  template <int kVecs>
+  static Pair* weight_row(Pair* tiles, int64_t key, int v) {
+    return tiles + (key / kTileDepth * kVecs + v) * kTileWords + key % kTileDepth / 2 * kLanes;
+  }
+
+  // Scores become weights; adds to their sums, and to those of their products with `grad_probs`.
+  template <int kVecs>
+  void weigh(float* scores, const float* grad_probs, int64_t keys, const Lanes<kVecs>& max2, Lanes<kVecs>& sum,
+             Lanes<kVecs>& delta) const {
+    const Lanes<kVecs> tops = max2;
+    Lanes<kVecs> sums = sum, deltas = delta;
+    for (int64_t j = 0; j < keys; ++j)
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t at = j * kVecs * kLanes + v * kLanes;
+        const Vec e = exp2_for_bfloat16(load(scores + at) - tops.of[v]);
+        store(scores + at, e);
+        sums.of[v] += e;
+        deltas.of[v] += e * load(grad_probs + at);
+      }
+    sum = sums, delta = deltas;
+  }
+
+  // From sums of weights to 1 / sum and delta of the whole softmax; a prefix query's spans all groups.
+  template <int kVecs>
+  void normalize(const Group<BFloat16>& group, int64_t first, Lanes<kVecs>& max2, Lanes<kVecs>& sum,
+                 Lanes<kVecs>& delta) const {
+    for (int v = 0; v < kVecs; ++v) {
+      sum.of[v] = 1.0f / sum.of[v];
+      delta.of[v] *= sum.of[v];
+    }
+    for (int64_t i = 0; i < kVecs * kLanes && first + i < plan.prefix; ++i) {
+      max2.floats()[i] = group.stats(first + i)[0];
+      sum.floats()[i] = 1.0f / group.stats(first + i)[1];
+      delta.floats()[i] = group.delta(first + i);
+    }
+  }
+
+  // Of keys key, key + 1, ...: weights become probabilities, and grad_probs p * (grad_probs - delta); both as tiles.
+  template <int kVecs>
+  void score_gradients(const Group<BFloat16>& group, int64_t first, int64_t count, int64_t key, int64_t keys,
+                       const Backward& b, const Lanes<kVecs>& factor, const Lanes<kVecs>& delta) const {
+    const float *weights = b.scores + key * kVecs * kLanes, *grad_probs = b.grad_probs;
+    const Lanes<kVecs> factors = factor, deltas = delta;
+    // Lanes from `low` to `high` count; the others' delta may be infinite, and zero times infinity is NaN.
+    const auto take = [&](int64_t j, auto masked, int64_t low, int64_t high) {
+      for (int v = 0; v < kVecs; v += 2) {
+        Vec p[2], ds[2];
+        for (int w = 0; w < 2; ++w) {
+          const int64_t at = j * kVecs * kLanes + (v + w) * kLanes;
+          p[w] = load(weights + at) * factors.of[v + w];
+          ds[w] = p[w] * (load(grad_probs + at) - deltas.of[v + w]);
+          if constexpr (masked) {
+            const IntVec query = query_of_lane(v + w), counts = ~is_below(query, low) & is_below(query, high);
+            p[w] = counts ? p[w] : Vec{};
+            ds[w] = counts ? ds[w] : Vec{};
+          }
+        }
+        const int64_t to = ((j / kTile * kVecs / 2 + v / 2) * kTile + j % kTile) * kLanes;
+        store(b.probs + to, (PairVec)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]));
+        store(b.grad_by_key + to, (PairVec)_mm512_cvtne2ps_pbh((__m512)ds[1], (__m512)ds[0]));
+      }
+    };
+    const int64_t hidden = hidden_from(group, first);
+    int64_t j = 0;
+    for (; hidden > 0 && j < keys && key + j < plan.prefix; ++j) take(j, std::true_type{}, hidden, count);
+    if (count == kVecs * kLanes)
+      for (; j < keys; ++j) take(j, std::false_type{}, 0, 0);
+    else
+      for (; j < keys; ++j) take(j, std::true_type{}, 0, count);
+    for (; j % kTileDepth != 0; ++j)
+      for (int v = 0; v < kVecs / 2; ++v) {
+        const int64_t to = ((j / kTile * kVecs / 2 + v) * kTile + j % kTile) * kLanes;
+        store(b.probs + to, PairVec{});
+        store(b.grad_by_key + to, PairVec{});
+      }
+    // Two neighbouring keys a row.
+    for (int64_t i = 0; i < j; i += 2)
+      for (int v = 0; v < kVecs; v += 2) {
+        const Pair* from = b.grad_by_key + ((i / kTile * kVecs / 2 + v / 2) * kTile + i % kTile) * kLanes;
+        const PairVec low = load(from), high = load(from + kLanes);
+        store(weight_row<kVecs>(b.grad_scores, i, v), shuffle<Interleaved<0>>(low, high));
+        store(weight_row<kVecs>(b.grad_scores, i, v + 1), shuffle<Interleaved<kLanes>>(low, high));
+      }
+  }
+
+  template <typename Add>
+  void write(const Group<BFloat16>& group, int64_t first, int64_t count, Part part, float* values,
+             const Add& add) const {
+    for (int64_t i = 0; i < count; ++i) {
+      float* row = values + i * columns;
+      if (first + i < plan.prefix)
+        add(part, first + i, row);
+      else
+        write_gradient(group, plan.token(group.index, first + i), part, row);
+    }
+  }
+
+  // head_dim in the rows and queries in the lanes, to rows of queries.
+  template <int kVecs>
+  void to_rows(const float* from, float* to) const {
+    for (int64_t d = 0; d < columns; d += kLanes)
+      for (int v = 0; v < kVecs; ++v) {
+        Vec block[kLanes];
+        for (int i = 0; i < kLanes; ++i) block[i] = load(from + (d + i) * kVecs * kLanes + v * kLanes);
+        transpose_block(block);
+        for (int i = 0; i < kLanes; ++i) store(to + (v * kLanes + i) * columns + d, block[i]);
+      }
+  }
+};
+
+}  // namespace
+}  // namespace HSTA_ISA
+}  // namespace hsta
+
+#endif

@@ -1,0 +1,179 @@
+"""What each Triton kernel moves and multiplies, counted from its launch: see the kernels in `hsta_kernels/ops`.
+
+Bytes are counted twice. Between memory and the chip each tensor counts once a kernel, whoever rereads it, for the tiles
+that share it run at the same time; between L2 and the multiprocessors everything that every program loads and stores.
+Partial results that the next kernel reads are small and stay in L2, a LayerNorm's weights and a bias in L1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from tools.ahead_of_time import Launch
+
+
+@dataclass
+class Way:
+    """A path through a kernel's code: the share of programs that take it, and the turns of each loop on it."""
+
+    share: float = 1
+    trips: tuple[float, ...] = ()
+
+
+@dataclass
+class Work:
+    """Of all programs of a launch together."""
+
+    bytes: float
+    l2_bytes: float
+    matrix_flops: float = 0  # what is issued, thrown away or not
+    warp_matrix_flops: float = 0  # of tiles too small for the instructions of four warps
+    reread: float = 0  # bytes that an earlier kernel of the same call has moved, which L2 may still hold
+    ways: list[Way] = field(default_factory=lambda: [Way()])  # none: each of the code's, every loop once
+
+
+def _element(a: SimpleNamespace, tensor: str) -> int:
+    return getattr(a, tensor).element_size()
+
+
+def _multiplied(work: Work, a: SimpleNamespace, flops: float, rows: int) -> None:
+    """IEEE float32 is multiplied by ordinary instructions; from sm_90 on, tiles of 64 rows by groups of four warps."""
+    if a.dtype == torch.float32:
+        return
+    if rows >= 64 and a.arch >= 90:
+        work.matrix_flops += flops
+    else:
+        work.warp_matrix_flops += flops
+
+
+def _time(a: SimpleNamespace, backward: bool) -> Work:
+    batch, length, _, heads, dim = a.qkv.shape
+    e, splits = _element(a, "qkv"), -(-a.N // a.PACK)
+    programs = batch * splits * heads
+    tokens = batch * length * heads
+    rows = programs * (a.PACK * a.T + a.P) - batch * heads * (splits * a.PACK - a.N) * a.T  # loaded
+    partial = programs * a.P * (3 * dim * 4 if backward else dim * 4 + 8)
+    a_token = (7 if backward else 4) * dim * e + 8  # 8: a row's statistics
+    work = Work(tokens * a_token, rows * a_token + partial + (programs * a.P * dim * e if backward else 0))
+    products = (5 + (a.P > 0)) if backward else 2
+    _multiplied(work, a, programs * products * 2 * a.ROWS**2 * dim, a.ROWS)
+    return work
+
+
+def _tiles(a: SimpleNamespace) -> list[tuple[int, int]]:
+    """(rows, how many) of a group's tiles: full ones and tails."""
+    full = a.G // a.BLOCK_M
+    left = a.G + a.P - full * a.BLOCK_M
+    return [(a.BLOCK_M, full), (a.TAIL_M, -(-left // a.TAIL_M) if a.TAIL_M and left else 0)]
+
+
+def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: bool = False) -> Work:
+    """A tile's own rows stay on chip while those of its whole group pass by: `own` and `others` are bytes a row,
+    loaded and stored, of either."""
+    batch, length, _, heads, dim = a.qkv.shape
+    groups, rows_of_group = batch * a.groups * heads, a.G + a.P
+    tiles = [(rows, count) for rows, count in _tiles(a) if count]
+    programs = sum(count for _, count in tiles)
+    full = a.G // a.BLOCK_N
+    tails = -(-(rows_of_group - full * a.BLOCK_N) // a.TAIL_N) if a.TAIL_N else 0
+    padded = full * a.BLOCK_N + tails * a.TAIL_N
+    work = Work(batch * length * heads * (own + others), groups * rows_of_group * (own + programs * others), ways=[])
+    for rows, count in tiles:
+        flops = groups * count * (products * padded + (rows if diagonal else 0)) * 2 * rows * dim
+        _multiplied(work, a, flops, rows)
+        work.ways.append(Way(count / programs, (full, tails) if a.TAIL_N else (full,)))
+    return work
+
+
+def _row(a: SimpleNamespace) -> int:
+    return a.qkv.shape[-1] * _element(a, "qkv")
+
+
+def flash_forward(a: SimpleNamespace) -> Work:
+    return _flash(a, products=2, own=2 * _row(a) + 8, others=2 * _row(a))
+
+
+def flash_backward_q(a: SimpleNamespace) -> Work:
+    return _flash(a, products=3, own=4 * _row(a) + 12, others=2 * _row(a), diagonal=True)
+
+
+def flash_backward_kv(a: SimpleNamespace) -> Work:
+    work = _flash(a, products=4, own=4 * _row(a), others=2 * _row(a) + 12)
+    work.reread = math.prod(a.qkv.shape[:2]) * a.qkv.shape[3] * 4 * _row(a)
+    work.bytes -= work.reread
+    return work
+
+
+def _small(parts: str) -> Callable[[SimpleNamespace], Work]:
+    """A kernel that puts partial results together."""
+    return lambda a: Work(0, getattr(a, parts).nbytes, ways=[])
+
+
+def _absorbed(a: SimpleNamespace, backward: bool) -> Work:
+    batch, heads, width = a.u.shape
+    e = _element(a, "tokens")
+    programs, rows = batch * a.splits, batch * (a.N + 1)
+    moved = rows * width * e * (2 if backward else 1)
+    of_heads = batch * heads * width * 4 * (3 if backward else 1)  # u, and z and its gradient
+    parts = (a.grad_u_parts if backward else a.z_parts).nbytes
+    work = Work(moved + of_heads, moved + a.splits * of_heads + parts)
+    turns = -(-a.rows_per_split // a.BLOCK)
+    _multiplied(work, a, programs * turns * a.BLOCK * a.BLOCK_H * (a.A + a.B) * 2 * (5 if backward else 2), 16)
+    work.ways = [Way(1, (turns,))]
+    return work
+
+
+def add_layer_norm_forward(a: SimpleNamespace) -> Work:
+    size = a.rows * a.C * _element(a, "residual")
+    return Work(4 * size, 4 * size)
+
+
+def add_layer_norm_backward(a: SimpleNamespace) -> Work:
+    size, parts = a.rows * a.C * _element(a, "total"), 2 * a.programs * a.C * 4
+    work = Work(4 * size + parts, 4 * size + parts)
+    work.ways = [Way(1, (math.ceil(a.rows_per_program / a.BLOCK),))]
+    return work
+
+
+def bias_gelu_forward(a: SimpleNamespace) -> Work:
+    size = a.rows * a.C * _element(a, "x")
+    return Work(2 * size, 2 * size)
+
+
+def bias_gelu_backward(a: SimpleNamespace) -> Work:
+    size, parts = a.rows * a.C * _element(a, "x"), a.programs * a.BLOCK_C * _element(a, "bias")
+    work = Work(3 * size + parts, 3 * size + parts)
+    work.ways = [Way(1, (math.ceil(a.rows_per_program / a.BLOCK),))]
+    return work
+
+
+COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
+    "time_forward": lambda a: _time(a, False),
+    "time_backward": lambda a: _time(a, True),
+    "flash_forward": flash_forward,
+    "flash_backward_q": flash_backward_q,
+    "flash_backward_kv": flash_backward_kv,
+    "merge_prefix": _small("partial_values"),
+    "sum_prefix": _small("partial_grads"),
+    "absorbed_forward": lambda a: _absorbed(a, False),
+    "absorbed_backward": lambda a: _absorbed(a, True),
+    "merge_z": _small("z_parts"),
+    "sum_splits": _small("parts"),
+    "add_layer_norm_forward": add_layer_norm_forward,
+    "add_layer_norm_backward": add_layer_norm_backward,
+    "bias_gelu_forward": bias_gelu_forward,
+    "bias_gelu_backward": bias_gelu_backward,
+}
+
+
+def work_of(launch: Launch, arch: int) -> Work:
+    """Raises KeyError for a kernel that nobody has counted."""
+    named = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.options
+    tensors = [value for value in launch.arguments if isinstance(value, torch.Tensor)]
+    dtype = next((t.dtype for t in tensors if t.dtype != torch.float32), torch.float32)
+    return COUNTS[launch.name](SimpleNamespace(**named, programs=launch.programs, arch=arch, dtype=dtype))

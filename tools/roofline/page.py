@@ -1,0 +1,203 @@
+"""docs/roofline.md and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import triton
+
+from tools.roofline.cases import CASES, DTYPES, KNOWN, Case
+from tools.roofline.model import GPUS, SCHEDULERS, Gpu
+from tools.roofline.record import Codes, Row, kernels, known_rate, warps_of
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "roofline.md"
+PICTURE = PAGE.parent / "pictures" / "roofline.svg"
+ASKED = "H200"  # the card that targets are for
+
+_INTRODUCTION = f"""# What the Triton kernels would take on a GPU
+
+Predictions, not measurements: no GPU was at hand. `python -m tools.roofline` compiles every kernel of the benchmarks'
+shapes with Triton {triton.__version__} for sm_80, sm_90 and sm_100, counts what it moves, multiplies and issues, and
+works out a time. `tests/tools/test_roofline.py` fails when a prediction falls by more than 3 %, or a kernel spills,
+until this page is written anew knowingly. Where a GPU is, `make gpu-check` measures, and what it says counts.
+
+A share is of a device-to-device copy's bandwidth, counted as the floor's bytes over the time; attention over all tokens
+is in TFLOP/s. The floor is what any implementation must move and compute: each token's q, k, v and result once (four
+rows forward, seven backward), each token of the crossmodal pass once (twice backward), four rows of a LayerNorm, two
+(three) of a GELU. In brackets: from worse to better values of what is assumed. Times are of calls replayed in a CUDA
+graph.
+
+![Predicted over asked, for an H200](pictures/roofline.svg)
+"""
+
+_MODEL = """
+## The model, and what it leaves out
+
+- **Bytes** are counted for each kernel from its own grid (`tools/roofline/kernels.py`): between memory and the chip
+  every tensor once a kernel, between L2 and the multiprocessors everything that every program loads and stores.
+  Inputs are not in L2 beforehand, as in the benchmarks; what a kernel's predecessor has read is, if half of L2 holds
+  it.
+- **Instructions and waiting** are read from the machine code (`machine_code.py`). The compiler's control codes say
+  how many cycles an instruction waits, and for which earlier ones: a warp is followed through them, a loop as often
+  as the shape makes it turn. So loads that are waited for one after the other, or asked for a tile ahead, show as
+  such. That the products in the code are those of the shape is tested.
+- **Many warps** on a multiprocessor are a closed queueing network (`model.py`), solved by mean value analysis. Its
+  stations are memory (or L2, whichever takes longer), the pipes (instructions, or twice those that half of the lanes
+  execute, or 8 cycles for a special function) and the matrix unit. Four warps are a customer. No number was fitted.
+- **Waves**: the multiprocessor with the most programs decides. Full and tail tiles of attention are averaged.
+- **Left out**: bank conflicts and the bandwidth of shared memory, misses of the instruction cache and of address
+  translation, clocks that fall under load, L2's two halves, what barriers cost groups of warps that run apart. A
+  product of tcgen05 (sm_100) takes an assumed 150 cycles to be seen. Kernels that put partial results together take
+  each loop once. Weights of `add_layer_norm` and biases of `bias_gelu` are float32 here.
+- **PyTorch's own launches** (sums of partial gradients; about 15 and 30 around the crossmodal pass, counted in the
+  source) cost their bytes at a copy's speed and a launch each.
+- **Host time** is not predicted. Without a graph a launch takes the host some 10 µs (assumed), so where the launches
+  times that exceed the microseconds of the first table, the host is the limit.
+"""
+
+_CARDS = """
+## What the numbers of the cards rest on
+
+Multiprocessors, memory, peak rates, sizes: NVIDIA's data sheets and white papers. The clock is the one that the peak
+rates rest on, B200's assumed. A copy: measured on an H200, an estimate for the H100, elsewhere the H200's share of
+the data sheet. L2's bandwidth is assumed, of the order of published microbenchmarks of H100s; B200's is guessed. The
+matrix unit's rate is the peak's; by `mma` an H100 reaches some 62 % of it (arXiv 2402.13499), for a B200 that is
+guessed. A load's latency is assumed: following pointers through an idle H100 takes some 480 cycles (arXiv
+2402.13499), a busy one more. So are the microseconds between two kernels of a graph. The brackets of the tables come
+from 20 % less (at least a copy's) and more L2 bandwidth, latencies of 1.3 and 0.8 times these, 3 and 1 µs between
+kernels, and, for the worse end, a clock of 0.9.
+
+"""
+
+
+def _error(codes: Codes) -> str:
+    here = {head_dim: known_rate(head_dim, codes) for head_dim in KNOWN}
+    published = " and ".join(f"{rate / 1e12:.0f} at {head_dim}" for head_dim, rate in KNOWN.items())
+    ours = " and ".join(f"{rate / 1e12:.0f} ({rate / KNOWN[head_dim] - 1:+.0%})" for head_dim, rate in here.items())
+    return f"""
+## How wrong it is
+
+Nobody has measured these kernels. One published kernel is like ours, flash attention in Triton on an H100, forward,
+bfloat16, 4,096 tokens: the paper of FlashAttention-3 (arXiv 2407.08608, figure 5) shows some
+{published} elements a head, in TFLOP/s. Its tiles are not given; our kernel in tiles of
+128 × 64 with 8 warps and 3 stages comes out at {ours} here.
+One kernel is little to judge by, and not quite a test: that four warps are a customer, and not a block, was settled
+with this figure in sight (blocks give 363 at 64). A plain copy is no test, for its speed is put in, and for a LayerNorm
+or crossmodal attention there is no figure that we are sure of. Waiting is where the model knows least: where it is the
+limit, expect an error of a quarter (a guess, as long as nothing is measured), at memory's limit what the bracket says.
+Differences between two versions of a kernel are better than either figure.
+"""
+
+
+def _figure(case: Case, share: float) -> str:
+    return f"{share / 1e12:.0f}" if case.target > 1 else f"{100 * share:.0f} %"
+
+
+def _cell(case: Case, row: Row) -> str:
+    return f"{_figure(case, row.share)} ({_figure(case, row.worse)}–{_figure(case, row.better)})"
+
+
+def _asked(case: Case) -> str:
+    return f"{case.target / 1e12:.0f} TFLOP/s" if case.target > 1 else f"{100 * case.target:.0f} %"
+
+
+def _against_targets(rows: Mapping[str, Row]) -> list[str]:
+    others = [gpu.name for gpu in GPUS if gpu.name != ASKED]
+    lines = [
+        f"\n## bfloat16, against what is asked of an {ASKED}\n",
+        f"| work | asked | {ASKED} | µs | launches | limit | {' | '.join(others)} |",
+        "|" + "---|" * (6 + len(others)),
+    ]
+    for case in CASES:
+        row = rows[f"{ASKED} bf16 {case.title}"]
+        there = "**" if row.share >= case.target else ""
+        cells = [f"{there}{_cell(case, row)}{there}", f"{row.microseconds:.1f}", str(row.launches), row.limit]
+        cells += [_figure(case, rows[f"{name} bf16 {case.title}"].share) for name in others]
+        lines.append(f"| {case.title} | {_asked(case)} | {' | '.join(cells)} |")
+    return [*lines, "\nBold: as much as is asked, or more.\n"]
+
+
+def _float32(rows: Mapping[str, Row]) -> list[str]:
+    names = [gpu.name for gpu in GPUS]
+    lines = ["\n## float32\n", f"| work | {' | '.join(names)} | limit on an {ASKED} |", "|" + "---|" * (2 + len(names))]
+    for case in CASES:
+        cells = [_figure(case, rows[f"{name} fp32 {case.title}"].share) for name in names]
+        lines.append(f"| {case.title} | {' | '.join(cells)} | {rows[f'{ASKED} fp32 {case.title}'].limit} |")
+    return lines
+
+
+def _kernels(codes: Codes) -> list[str]:
+    gpu = next(gpu for gpu in GPUS if gpu.name == ASKED)
+    issued = 32 * SCHEDULERS * gpu.multiprocessors * gpu.clock / (gpu.copy / 2)
+    lines = [
+        f"\n## Every kernel, bfloat16, {ASKED}\n",
+        "Bytes and FLOP are in multiples of the case's floor; blocks are those that a multiprocessor holds at a time;"
+        " instructions are a warp's, and all threads' by element of the floor (a copy takes the time of"
+        f" {issued:.0f} for one); in flight is what a multiprocessor has asked memory for at most, of what"
+        " covers the latency at the speed of a copy (Little's law). Busy: memory, L2, pipes, matrix unit.\n",
+        "| work | kernel | registers | shared | blocks | waves | bytes | … from L2 | FLOP | instructions |"
+        " … an element | in flight | µs | busy |",
+        "|" + "---|" * 14,
+    ]
+    for index, case in enumerate(CASES):
+        if "operator" in case.name:
+            continue
+        floor = case.elements * DTYPES["bf16"].itemsize
+        for name, (launch, work, code, p) in kernels(gpu, index, "bf16", codes).items():
+            flops = work.matrix_flops + work.warp_matrix_flops
+            cells = [
+                case.title, name, code.registers, code.shared_memory, p.blocks, f"{p.waves:.2f}",
+                f"{work.bytes / floor:.2f}", f"{work.l2_bytes / floor:.2f}",
+                f"{flops / case.flops:.2f}" if flops and case.flops else "", f"{p.instructions:.0f}",
+                f"{32 * warps_of(launch) * launch.programs * p.instructions / case.elements:.1f}",
+                f"{p.in_flight / 1024:.0f} of {p.needed / 1024:.0f} KiB", f"{p.seconds * 1e6:.1f}",
+                ", ".join(f"{100 * share:.0f}" for share in (p.memory, p.l2, p.pipes, p.matrix)) + " %",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _cards() -> str:
+    columns: dict[str, Callable[[Gpu], str]] = {
+        "multiprocessors": lambda gpu: str(gpu.multiprocessors),
+        "clock, GHz": lambda gpu: f"{gpu.clock / 1e9:.2f}",
+        "a copy, TB/s": lambda gpu: f"{gpu.copy / 1e12:.2f}",
+        "L2, TB/s": lambda gpu: f"{gpu.l2 / 1e12:.1f}",
+        "L2, MB": lambda gpu: f"{gpu.l2_size / 1e6:.0f}",
+        "shared memory, KiB": lambda gpu: str(gpu.shared_memory >> 10),
+        "matrix FLOP a cycle and multiprocessor": lambda gpu: f"{gpu.matrix:,.0f}",
+        "… by mma": lambda gpu: f"{gpu.warp_matrix:,.0f}",
+        "a load, cycles": lambda gpu: f"{gpu.latency:.0f}",
+        "between kernels, µs": lambda gpu: f"{gpu.launch * 1e6:.0f}",
+    }
+    lines = [f"| card | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
+    lines += [f"| {gpu.name} | {' | '.join(of(gpu) for of in columns.values())} |" for gpu in GPUS]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(rows: Mapping[str, Row]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "roofline", "font.size": 9}
+    figure, axes = pyplot.subplots(figsize=(8, 0.24 * len(CASES) + 0.8))
+    for place, case in enumerate(reversed(CASES)):
+        row = rows[f"{ASKED} bf16 {case.title}"]
+        share, worse, better = (100 * value / case.target for value in (row.share, row.worse, row.better))
+        axes.barh(place, share, color="#5b9a5b" if share >= 100 else "#2a6f97")
+        axes.plot([worse, better], [place, place], color="#22303a", linewidth=1)
+    axes.axvline(100, color="#e07a1f")
+    axes.set_yticks(range(len(CASES)), [case.title for case in reversed(CASES)])
+    axes.set_ylim(-0.6, len(CASES) - 0.4)
+    axes.set_xlabel(f"predicted, % of what is asked of an {ASKED}, bfloat16; thin line: worse to better assumptions")
+    figure.savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def write_page(codes: Codes, rows: Mapping[str, Row]) -> None:
+    lines = [*_against_targets(rows), *_kernels(codes), *_float32(rows)]
+    PAGE.write_text(_INTRODUCTION + "\n".join(lines) + "\n" + _MODEL + _error(codes) + _CARDS + _cards())
+    _draw(rows)
