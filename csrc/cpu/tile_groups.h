@@ -51,21 +51,18 @@ class TileGroups {
 
   const Plan& plan;
   const ScoreScale scale;
-  const int64_t words;      // of a row
-  const int64_t dim_depth;  // tiles of a row where head_dim is summed over
-  const int64_t dim_tiles;  // and where it is not
-  const int64_t columns;    // floats of a row of results
-  const int64_t key_depth;  // tiles of the group's rows where they are summed over
+  const int64_t words;                   // of a row
+  const int64_t dim_panels, key_panels;  // head_dim and the group's rows in panels, or in tiles where summed over
+  const int64_t columns;                 // floats of a row of results
 
  public:
   TileGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan),
         scale(op.scale),
         words(row_words<Pair>(plan.dim)),
-        dim_depth(words / kLanes),
-        dim_tiles(2 * dim_depth),
-        columns(2 * words),
-        key_depth(divide_up(plan.rows, kTileDepth)) {}
+        dim_panels(divide_up(plan.dim, kTilePanel)),
+        key_panels(divide_up(plan.rows, kTilePanel)),
+        columns(2 * words) {}
 
   int64_t scratch_floats(bool backward) const {
     return backward ? floats_of<Backward>(*this) : floats_of<Forward>(*this);
@@ -84,7 +81,7 @@ class TileGroups {
 
     for (int64_t first = first_query; first < last_query; first += kQueries) {
       const int64_t count = min(kQueries, last_query - first);
-      pack_queries(group.part(kQuery), group, first, count, kVecs, b.rows, b.queries, nullptr);
+      pack_queries<kVecs>(group.part(kQuery), group, first, count, b.rows, b.queries, nullptr);
       Lanes<kVecs> max2 = Lanes<kVecs>::all(kLowest), sum{};
       for (int64_t key = 0; key < plan.rows; key += kForwardKeys) {
         const int64_t keys = min(kForwardKeys, plan.rows - key);
@@ -92,8 +89,8 @@ class TileGroups {
         const Lanes<kVecs> shrink = prepare_scores<kVecs>(group, first, key, keys, b.scores, max2);
         if (key > 0) rescale<kVecs>(shrink, b.out, columns, sum);
         exponentiate<kVecs>(b.scores, keys, max2, sum, b.weights);
-        tile_product(dim_tiles, kVecs, divide_up(keys, kTileDepth), keys_deep(b.values_deep).from(0, key / kTileDepth),
-                     {b.weights, kTileWords, kVecs * kTileWords}, b.out, kQueries, key > 0);
+        tile_product(keys_deep(b.values_deep, key), {b.weights, 0, 1}, divide_up(keys, kTileDepth), b.out, kQueries,
+                     key > 0);
       }
       to_rows<kVecs>(b.out, b.out_rows);
       for (int64_t i = 0; i < count; ++i) {
@@ -112,9 +109,9 @@ class TileGroups {
     const auto b = pieces_in<Backward>(base, *this);
     const Rows<BFloat16> out{group.out(0), group.out(1) - group.out(0)};
     pack(out, group, query, 1, b.rows);
-    pack_tiles(b.rows, 1, b.keys);
-    pack_queries(group.grad_out(), group, query, 1, 1, b.rows, b.queries, nullptr);
-    multiply_keys<1>(b.keys, 0, 1, b.queries, b.scores);
+    pack_panel(b.rows, b.keys);
+    pack_queries<2>(group.grad_out(), group, query, 1, b.rows, b.queries, nullptr);
+    multiply_keys<2>(b.keys, 0, 1, b.queries, b.scores);
     return b.scores[0];
   }
 
@@ -134,8 +131,8 @@ class TileGroups {
 
     for (int64_t first = 0; first < plan.rows; first += kQueries) {
       const int64_t count = min(kQueries, plan.rows - first);
-      pack_queries(group.part(kQuery), group, first, count, kVecs, b.rows, b.queries, b.queries_deep);
-      pack_queries(group.grad_out(), group, first, count, kVecs, b.rows, b.grad_out, b.grad_out_deep);
+      pack_queries<kVecs>(group.part(kQuery), group, first, count, b.rows, b.queries, b.queries_deep);
+      pack_queries<kVecs>(group.grad_out(), group, first, count, b.rows, b.grad_out, b.grad_out_deep);
       Lanes<kVecs> max2 = Lanes<kVecs>::all(kLowest), sum{}, delta{};
       for (int64_t key = 0; key < plan.rows; key += kBackwardKeys) {
         const int64_t keys = min(kBackwardKeys, plan.rows - key);
@@ -148,19 +145,21 @@ class TileGroups {
         b.max2[key / kBackwardKeys] = max2;
       }
       normalize<kVecs>(group, first, max2, sum, delta);
+
       for (int64_t key = 0; key < plan.rows; key += kBackwardKeys) {
-        const int64_t keys = min(kBackwardKeys, plan.rows - key), depth = divide_up(keys, kTileDepth);
+        const int64_t keys = min(kBackwardKeys, plan.rows - key), panels = divide_up(keys, kTilePanel);
         multiply_keys<kVecs>(b.values, key, keys, b.grad_out, b.grad_probs);
         Lanes<kVecs> factor;
         for (int v = 0; v < kVecs; ++v) factor.of[v] = exp2(b.max2[key / kBackwardKeys].of[v] - max2.of[v]) * sum.of[v];
         score_gradients<kVecs>(group, first, count, key, keys, b, factor, delta);
-        const Tiles probs{b.probs, kTileWords * kVecs / 2, kTileWords}, by_key{b.grad_by_key, probs.outer, probs.inner};
-        tile_product(2 * depth, dim_tiles, kVecs / 2, probs, queries_deep(b.grad_out_deep), b.grad_v + key * columns,
-                     columns, first > 0);
-        tile_product(2 * depth, dim_tiles, kVecs / 2, by_key, queries_deep(b.queries_deep), b.grad_k + key * columns,
-                     columns, first > 0);
-        tile_product(dim_tiles, kVecs, depth, keys_deep(b.keys_deep).from(0, key / kTileDepth),
-                     {b.grad_scores, kTileWords, kVecs * kTileWords}, b.grad_q, kQueries, key > 0);
+        constexpr int64_t kDepth = kQueries / kTileDepth, kDeepWords = tile_panel_words(kTilePanel, kQueries);
+        tile_product({b.probs, kDeepWords, panels}, {b.grad_out_deep, kDeepWords, dim_panels}, kDepth,
+                     b.grad_v + key * columns, columns, first > 0);
+        tile_product({b.grad_by_key, kDeepWords, panels}, {b.queries_deep, kDeepWords, dim_panels}, kDepth,
+                     b.grad_k + key * columns, columns, first > 0);
+        tile_product(keys_deep(b.keys_deep, key),
+                     {b.grad_by_query, tile_panel_words(kTilePanel, kBackwardKeys), kVecs / 2}, panels, b.grad_q,
+                     kQueries, key > 0);
       }
       to_rows<kVecs>(b.grad_q, b.grad_q_rows);
       write(group, first, count, kQuery, b.grad_q_rows, add);
@@ -172,17 +171,17 @@ class TileGroups {
  private:
   // Operands of a group and of a block of its queries, and room for what is computed from them.
   struct Forward {
+    static constexpr int64_t kQueries = kForwardVecs * kLanes;
     Pair *rows, *keys, *values_deep, *queries, *weights;
     float *scores, *out, *out_rows;
 
     Forward(Arena& arena, const TileGroups& groups) {
-      constexpr int64_t kQueries = kForwardVecs * kLanes;
-      const int64_t group_words = groups.key_depth * groups.dim_tiles * kTileWords;
-      rows = arena.take<Pair>(kTileDepth * groups.words);
+      const int64_t group_words = tile_panel_words(groups.plan.rows, groups.plan.dim);
+      rows = arena.take<Pair>(kTilePanel * groups.words);
       keys = arena.take<Pair>(group_words);
       values_deep = arena.take<Pair>(group_words);
-      queries = arena.take<Pair>(kQueries * groups.words);
-      weights = arena.take<Pair>(kForwardKeys / 2 * kQueries);
+      queries = arena.take<Pair>(tile_panel_words(kQueries, groups.plan.dim));
+      weights = arena.take<Pair>(tile_panel_words(kQueries, kForwardKeys));
       scores = arena.take(kForwardKeys * kQueries);
       out = arena.take(groups.columns * kQueries);
       out_rows = arena.take(groups.columns * kQueries);
@@ -190,79 +189,88 @@ class TileGroups {
   };
 
   struct Backward {
+    static constexpr int64_t kQueries = kBackwardVecs * kLanes;
     Pair *rows, *keys, *keys_deep, *values, *queries, *queries_deep, *grad_out, *grad_out_deep;
-    Pair *probs, *grad_by_key, *grad_scores;  // weights by key, their scores' gradients by key and by query
+    Pair *probs, *grad_by_key, *grad_by_query;  // the scores' gradients as operands of the sums over queries, over keys
     float *scores, *grad_probs, *grad_q, *grad_q_rows, *grad_k, *grad_v;
     Lanes<kBackwardVecs>* max2;
 
     Backward(Arena& arena, const TileGroups& groups) {
-      constexpr int64_t kQueries = kBackwardVecs * kLanes;
-      const int64_t group_words = groups.key_depth * groups.dim_tiles * kTileWords;
-      const int64_t block_words = kQueries * groups.words, pair_words = kBackwardKeys * kQueries / 2;
+      const int64_t group_words = tile_panel_words(groups.plan.rows, groups.plan.dim);
       const int64_t blocks = divide_up(groups.plan.rows, kBackwardKeys);
-      rows = arena.take<Pair>(kTileDepth * groups.words);
+      rows = arena.take<Pair>(kTilePanel * groups.words);
       for (Pair** operand : {&keys, &keys_deep, &values}) *operand = arena.take<Pair>(group_words);
       for (Pair** operand : {&queries, &queries_deep, &grad_out, &grad_out_deep})
-        *operand = arena.take<Pair>(block_words);
-      for (Pair** operand : {&probs, &grad_by_key, &grad_scores}) *operand = arena.take<Pair>(pair_words);
+        *operand = arena.take<Pair>(tile_panel_words(kQueries, groups.plan.dim));
+      for (Pair** operand : {&probs, &grad_by_key, &grad_by_query})
+        *operand = arena.take<Pair>(tile_panel_words(kQueries, kBackwardKeys));
       scores = arena.take(blocks * kBackwardKeys * kQueries);
       grad_probs = arena.take(kBackwardKeys * kQueries);
       for (float** result : {&grad_q, &grad_q_rows}) *result = arena.take(groups.columns * kQueries);
-      for (float** result : {&grad_k, &grad_v}) *result = arena.take(groups.key_depth * kTileDepth * groups.columns);
+      for (float** result : {&grad_k, &grad_v}) *result = arena.take(groups.key_panels * kTilePanel * groups.columns);
       max2 = reinterpret_cast<Lanes<kBackwardVecs>*>(arena.take(blocks * kQueries));
     }
   };
+
+  // Products of keys first, first + 1, ... with a block's queries, a key in each row.
+  template <int kVecs>
+  void multiply_keys(const Pair* keys, int64_t first, int64_t count, const Pair* queries, float* to) const {
+    const int64_t panel_words = tile_panel_words(kTilePanel, plan.dim);
+    tile_product({keys + first / kTilePanel * panel_words, panel_words, divide_up(count, kTilePanel)},
+                 {queries, panel_words, kVecs / 2}, dim_panels, to, kVecs * kLanes, false);
+  }
+
+  // Panels that are summed over the group's rows, from row `first` on.
+  TilePanels keys_deep(const Pair* panels, int64_t first) const {
+    return {panels + first / kTileDepth * 2 * kTileWords, key_panels * 2 * kTileWords, dim_panels};
+  }
 
   // Up to 32 rows, those past `count` zeros.
   void pack(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, Pair* rows) const {
     for (int64_t r = 0; r < count; ++r)
       pack_row(from.row(plan.token(group.index, first + r)), plan.dim, rows + r * words);
-    std::memset(static_cast<void*>(rows + count * words), 0, size_t((kTileDepth - count) * words) * sizeof(Pair));
+    std::memset(static_cast<void*>(rows + count * words), 0, size_t((kTilePanel - count) * words) * sizeof(Pair));
   }
 
-  // The group's rows as tiles of A that are summed over head_dim ...
-  void pack_keys(const Group<BFloat16>& group, Part part, Pair* rows, Pair* tiles) const {
-    for (int64_t first = 0; first < plan.rows; first += kTileDepth) {
-      pack(group.part(part), group, first, min(kTileDepth, plan.rows - first), rows);
-      pack_tiles(rows, 2, tiles + first * words);
+  // The group's rows as panels of A that are summed over head_dim ...
+  void pack_keys(const Group<BFloat16>& group, Part part, Pair* rows, Pair* panels) const {
+    for (int64_t first = 0; first < plan.rows; first += kTilePanel) {
+      pack(group.part(part), group, first, min(kTilePanel, plan.rows - first), rows);
+      pack_panel(rows, panels + first * words);
     }
   }
-  void pack_tiles(const Pair* rows, int64_t count, Pair* tiles) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < dim_depth; ++k, tiles += kTileWords)
+  void pack_panel(const Pair* rows, Pair* tiles) const {
+    for (int64_t k = 0; k < dim_panels; ++k)
+      for (int64_t i = 0; i < 2; ++i, tiles += kTileWords)
         copy_tile(rows + i * kTile * words + k * kLanes, words, tiles);
   }
-  Tiles keys(const Pair* tiles) const { return {tiles, dim_depth * kTileWords, kTileWords}; }
 
-  // ... and, head_dim in the rows, as tiles of A that are summed over the group's rows.
-  void pack_keys_deep(const Group<BFloat16>& group, Part part, Pair* rows, Pair* tiles) const {
-    for (int64_t first = 0; first < plan.rows; first += kTileDepth) {
+  // ... and, head_dim in the rows, as panels of A that are summed over the group's rows.
+  void pack_keys_deep(const Group<BFloat16>& group, Part part, Pair* rows, Pair* panels) const {
+    for (int64_t k = 0; k < key_panels; ++k) {
+      const int64_t first = k * kTileDepth;
       pack(group.part(part), group, first, min(kTileDepth, plan.rows - first), rows);
-      interleave_tiles(rows, words, tiles, kTileWords);
-      for (int64_t i = 0; i < dim_tiles; ++i, tiles += kTileWords) transpose_tile(tiles, kLanes, tiles);
+      for (int64_t d = 0; d < dim_panels; ++d) {
+        Pair* tiles = panels + (d * key_panels + k) * 2 * kTileWords;
+        interleave_tiles(rows + d * kLanes, words, tiles);
+        for (int64_t i = 0; i < 2; ++i) transpose_tile(tiles + i * kTileWords, kLanes, tiles + i * kTileWords);
+      }
     }
   }
-  Tiles keys_deep(const Pair* tiles) const { return {tiles, kTileWords, dim_tiles * kTileWords}; }
 
-  // A block's rows as tiles of B that are summed over head_dim, and, if wanted, as those that are summed over rows.
-  void pack_queries(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, int vecs,
-                    Pair* rows, Pair* tiles, Pair* deep) const {
-    for (int64_t r = 0; r < vecs * kLanes; r += kTileDepth) {
-      pack(from, group, first + r, count <= r ? 0 : min(kTileDepth, count - r), rows);
-      for (int64_t i = 0; i < 2; ++i)
-        for (int64_t k = 0; k < dim_depth; ++k, tiles += kTileWords)
-          transpose_tile(rows + i * kTile * words + k * kLanes, words, tiles);
-      if (deep) interleave_tiles(rows, words, deep + r / kTileDepth * dim_tiles * kTileWords, kTileWords);
-    }
-  }
-  Tiles queries(const Pair* tiles) const { return {tiles, dim_depth * kTileWords, kTileWords}; }
-  Tiles queries_deep(const Pair* tiles) const { return {tiles, kTileWords, dim_tiles * kTileWords}; }
-
-  // Products of keys first, first + 1, ... with a block's queries, a key in each row.
+  // A block's rows as panels of B that are summed over head_dim, and, if wanted, as those that are summed over rows.
   template <int kVecs>
-  void multiply_keys(const Pair* key_tiles, int64_t first, int64_t count, const Pair* query_tiles, float* to) const {
-    tile_product(divide_up(count, kTile), kVecs, dim_depth, keys(key_tiles).from(first / kTile, 0),
-                 queries(query_tiles), to, kVecs * kLanes, false);
+  void pack_queries(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, Pair* rows,
+                    Pair* panels, Pair* deep) const {
+    for (int64_t p = 0; p < kVecs / 2; ++p) {
+      const int64_t r = p * kTilePanel;
+      pack(from, group, first + r, count <= r ? 0 : min(kTilePanel, count - r), rows);
+      for (int64_t k = 0; k < dim_panels; ++k)
+        for (int64_t i = 0; i < 2; ++i, panels += kTileWords)
+          transpose_tile(rows + i * kTile * words + k * kLanes, words, panels);
+      for (int64_t d = 0; deep && d < dim_panels; ++d)
+        interleave_tiles(rows + d * kLanes, words, deep + (d * kVecs / 2 + p) * 2 * kTileWords);
+    }
   }
 
   // Of a block of queries from `first` on, how many see nothing of the group's prefix tokens.
@@ -277,19 +285,21 @@ class TileGroups {
                               Lanes<kVecs>& max2) const {
     Lanes<kVecs> tops[2] = {max2, max2};
     const Vec factor = broadcast(scale.high);
-    const auto take = [&](int64_t j, auto finish) {
+    const auto take = [&](int64_t j, Lanes<kVecs>& top, auto finish) __attribute__((always_inline)) {
       for (int v = 0; v < kVecs; ++v) {
         float* at = scores + j * kVecs * kLanes + v * kLanes;
         const Vec s = finish(rounded(load(at) * factor), v);
         store(at, s);
-        tops[j % 2].of[v] = max(tops[j % 2].of[v], s);
+        top.of[v] = max(top.of[v], s);
       }
     };
+    const auto all_see = [](Vec s, int) { return s; };
     const int64_t hidden = hidden_from(group, first);
     int64_t j = 0;
     for (; hidden > 0 && j < keys && key + j < plan.prefix; ++j)
-      take(j, [&](Vec s, int v) { return is_below(query_of_lane(v), hidden) ? broadcast(-INFINITY) : s; });
-    for (; j < keys; ++j) take(j, [](Vec s, int) { return s; });
+      take(j, tops[0], [&](Vec s, int v) { return is_below(query_of_lane(v), hidden) ? broadcast(-INFINITY) : s; });
+    for (; j + 2 <= keys; j += 2) take(j, tops[0], all_see), take(j + 1, tops[1], all_see);
+    if (j < keys) take(j, tops[0], all_see);
     Lanes<kVecs> shrink;
     for (int v = 0; v < kVecs; ++v) {
       const Vec top = max(tops[0].of[v], tops[1].of[v]);
@@ -313,38 +323,47 @@ class TileGroups {
       }
   }
 
-  // Weights of two neighbouring keys a row, as tiles of B.
+  // Weights of two neighbouring keys a row, as a panel of B.
   template <int kVecs>
-  void exponentiate(const float* scores, int64_t keys, const Lanes<kVecs>& max2, Lanes<kVecs>& sum, Pair* tiles) const {
+  void exponentiate(const float* scores, int64_t keys, const Lanes<kVecs>& max2, Lanes<kVecs>& sum, Pair* panel) const {
     const Lanes<kVecs> tops = max2;  // copies, which no store can change
     Lanes<kVecs> sums[2] = {sum, {}};
-    const auto weigh = [&](int64_t j, int v) {
+    const auto weigh = [=](int64_t j, int v) {
       return exp2_for_bfloat16(load(scores + j * kVecs * kLanes + v * kLanes) - tops.of[v]);
     };
-    int64_t j = 0;
-    for (; j + 2 <= keys; j += 2)
+    int64_t i = 0;
+    for (; i < keys / 2; ++i)
       for (int v = 0; v < kVecs; ++v) {
-        const Vec low = weigh(j, v), high = weigh(j + 1, v);
+        const Vec low = weigh(2 * i, v), high = weigh(2 * i + 1, v);
         sums[0].of[v] += low;
         sums[1].of[v] += high;
-        store(weight_row<kVecs>(tiles, j, v), pair_up(low, high));
+        store(by_query<kForwardKeys>(panel, i, v), pair_up(low, high));
       }
-    if (j < keys) {
+    if (keys % 2 == 1) {
       for (int v = 0; v < kVecs; ++v) {
-        const Vec low = weigh(j, v);
+        const Vec low = weigh(2 * i, v);
         sums[0].of[v] += low;
-        store(weight_row<kVecs>(tiles, j, v), pair_up(low, Vec{}));
+        store(by_query<kForwardKeys>(panel, i, v), pair_up(low, Vec{}));
       }
-      j += 2;
+      ++i;
     }
-    for (; j % kTileDepth != 0; j += 2)
-      for (int v = 0; v < kVecs; ++v) store(weight_row<kVecs>(tiles, j, v), PairVec{});
+    for (; i % kTile != 0; ++i)
+      for (int v = 0; v < kVecs; ++v) store(by_query<kForwardKeys>(panel, i, v), PairVec{});
     for (int v = 0; v < kVecs; ++v) sum.of[v] = sums[0].of[v] + sums[1].of[v];
   }
 
+  // In panels of B that are summed over kKeys keys: the i-th two of these, vector v of a block's queries.
+  template <int64_t kKeys>
+  static Pair* by_query(Pair* panels, int64_t i, int v) {
+    return panels + v / 2 * tile_panel_words(kTilePanel, kKeys) + (i / kTile * 2 + v % 2) * kTileWords +
+           i % kTile * kLanes;
+  }
+
+  // In panels of A that are summed over a block's queries: key j, queries from vector v on.
   template <int kVecs>
-  static Pair* weight_row(Pair* tiles, int64_t key, int v) {
-    return tiles + (key / kTileDepth * kVecs + v) * kTileWords + key % kTileDepth / 2 * kLanes;
+  static Pair* by_key(Pair* panels, int64_t j, int v) {
+    return panels + j / kTilePanel * kVecs * kTileWords + (v + j % kTilePanel / kTile) * kTileWords +
+           j % kTile * kLanes;
   }
 
   // Scores become weights; adds to their sums, and to those of their products with `grad_probs`.
@@ -379,51 +398,51 @@ class TileGroups {
     }
   }
 
-  // Of keys key, key + 1, ...: weights become probabilities, and grad_probs p * (grad_probs - delta); both as tiles.
+  // Of keys key, key + 1, ...: weights become probabilities, and grad_probs p * (grad_probs - delta); both as operands.
   template <int kVecs>
   void score_gradients(const Group<BFloat16>& group, int64_t first, int64_t count, int64_t key, int64_t keys,
                        const Backward& b, const Lanes<kVecs>& factor, const Lanes<kVecs>& delta) const {
     const float *weights = b.scores + key * kVecs * kLanes, *grad_probs = b.grad_probs;
+    const Backward to = b;
     const Lanes<kVecs> factors = factor, deltas = delta;
-    // Lanes from `low` to `high` count; the others' delta may be infinite, and zero times infinity is NaN.
-    const auto take = [&](int64_t j, auto masked, int64_t low, int64_t high) {
-      for (int v = 0; v < kVecs; v += 2) {
-        Vec p[2], ds[2];
-        for (int w = 0; w < 2; ++w) {
-          const int64_t at = j * kVecs * kLanes + (v + w) * kLanes;
-          p[w] = load(weights + at) * factors.of[v + w];
-          ds[w] = p[w] * (load(grad_probs + at) - deltas.of[v + w]);
-          if constexpr (masked) {
-            const IntVec query = query_of_lane(v + w), counts = ~is_below(query, low) & is_below(query, high);
-            p[w] = counts ? p[w] : Vec{};
-            ds[w] = counts ? ds[w] : Vec{};
-          }
+    // Of key j: 32 queries from vector v on. Of these count those from `low` to `high`: others' delta may be infinite,
+    // and zero times infinity is NaN.
+    const auto take = [=](int64_t j, int v, auto masked, int64_t low, int64_t high) __attribute__((always_inline)) {
+      Vec p[2], ds[2];
+      for (int w = 0; w < 2; ++w) {
+        const int64_t at = j * kVecs * kLanes + (v + w) * kLanes;
+        p[w] = load(weights + at) * factors.of[v + w];
+        ds[w] = p[w] * (load(grad_probs + at) - deltas.of[v + w]);
+        if constexpr (masked) {
+          const IntVec query = query_of_lane(v + w), counts = ~is_below(query, low) & is_below(query, high);
+          p[w] = counts ? p[w] : Vec{};
+          ds[w] = counts ? ds[w] : Vec{};
         }
-        const int64_t to = ((j / kTile * kVecs / 2 + v / 2) * kTile + j % kTile) * kLanes;
-        store(b.probs + to, (PairVec)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]));
-        store(b.grad_by_key + to, (PairVec)_mm512_cvtne2ps_pbh((__m512)ds[1], (__m512)ds[0]));
       }
+      const PairVec grad = (PairVec)_mm512_cvtne2ps_pbh((__m512)ds[1], (__m512)ds[0]);
+      store(by_key<kVecs>(to.probs, j, v), (PairVec)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]));
+      store(by_key<kVecs>(to.grad_by_key, j, v), grad);
+      return grad;
+    };
+    const auto store_two = [=](int64_t i, int v, PairVec low, PairVec high) __attribute__((always_inline)) {
+      store(by_query<kBackwardKeys>(to.grad_by_query, i, v), shuffle<Interleaved<0>>(low, high));
+      store(by_query<kBackwardKeys>(to.grad_by_query, i, v + 1), shuffle<Interleaved<kLanes>>(low, high));
     };
     const int64_t hidden = hidden_from(group, first);
-    int64_t j = 0;
-    for (; hidden > 0 && j < keys && key + j < plan.prefix; ++j) take(j, std::true_type{}, hidden, count);
-    if (count == kVecs * kLanes)
-      for (; j < keys; ++j) take(j, std::false_type{}, 0, 0);
-    else
-      for (; j < keys; ++j) take(j, std::true_type{}, 0, count);
-    for (; j % kTileDepth != 0; ++j)
-      for (int v = 0; v < kVecs / 2; ++v) {
-        const int64_t to = ((j / kTile * kVecs / 2 + v) * kTile + j % kTile) * kLanes;
-        store(b.probs + to, PairVec{});
-        store(b.grad_by_key + to, PairVec{});
-      }
-    // Two neighbouring keys a row.
-    for (int64_t i = 0; i < j; i += 2)
+    int64_t i = 0;
+    if (count == kVecs * kLanes && (hidden == 0 || key >= plan.prefix))
+      for (; i < keys / 2; ++i)
+        for (int v = 0; v < kVecs; v += 2) {
+          const PairVec low = take(2 * i, v, std::false_type{}, 0, 0),
+                        high = take(2 * i + 1, v, std::false_type{}, 0, 0);
+          store_two(i, v, low, high);
+        }
+    for (; i % kTile != 0 || 2 * i < keys; ++i)
       for (int v = 0; v < kVecs; v += 2) {
-        const Pair* from = b.grad_by_key + ((i / kTile * kVecs / 2 + v / 2) * kTile + i % kTile) * kLanes;
-        const PairVec low = load(from), high = load(from + kLanes);
-        store(weight_row<kVecs>(b.grad_scores, i, v), shuffle<Interleaved<0>>(low, high));
-        store(weight_row<kVecs>(b.grad_scores, i, v + 1), shuffle<Interleaved<kLanes>>(low, high));
+        PairVec grad[2];
+        for (int64_t j = 2 * i; j < 2 * i + 2; ++j)
+          grad[j % 2] = take(j, v, std::true_type{}, key + j < plan.prefix ? hidden : 0, j < keys ? count : 0);
+        store_two(i, v, grad[0], grad[1]);
       }
   }
 

@@ -1,8 +1,9 @@
-// Products of bfloat16 by tile registers (AMX): C (+)= A B, a tile of 16 x 16 floats at a time.
+// Products of bfloat16 by tile registers (AMX): C (+)= A B, 32 x 32 floats at a time.
 //
-// All operands are made of whole tiles of 1 KB, 16 rows of 64 bytes. A tile of A has 16 rows of 32 elements along the
-// summed-over index. A tile of B has 16 columns: each of its rows has two neighbours along the summed-over index of
-// every column. A tile of A with its words transposed is hence a tile of B with A's rows as columns.
+// A tile has 16 rows of 64 bytes. Of A these are 16 rows of 32 elements along the summed-over index. A tile of B has 16
+// columns: each of its rows has two neighbours along the summed-over index of every column. So a tile of A with its
+// words transposed is a tile of B with A's rows as columns. Operands lie in panels of 32 rows of A or columns of B: two
+// tiles for each 32 of the summed-over index.
 #pragma once
 
 #include "panels.h"
@@ -13,8 +14,14 @@ namespace hsta {
 namespace HSTA_ISA {
 
 constexpr int64_t kTile = 16;        // rows of a tile, and columns of a tile of floats
-constexpr int64_t kTileDepth = 32;   // elements of bfloat16 in a row
+constexpr int64_t kTileDepth = 32;   // elements of bfloat16 in a tile's row
 constexpr int64_t kTileWords = 256;  // of a tile
+constexpr int64_t kTilePanel = 32;   // rows or columns of a panel
+
+// What panels need of memory, and where one begins.
+constexpr int64_t tile_panel_words(int64_t rows, int64_t depth) {
+  return divide_up(rows, kTilePanel) * divide_up(depth, kTileDepth) * 2 * kTileWords;
+}
 
 // While it lives, all tile registers of this thread have their full size.
 class TileRegisters {
@@ -34,67 +41,67 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// Tile (i, k) of an operand, i along the result's rows or columns and k along the summed-over index, is at
-// data + i * outer + k * inner, in words.
-struct Tiles {
-  const Pair* data;
-  int64_t outer, inner;
+// Instructions on tile registers. GCC's own intrinsics are macros that do not say which memory they read.
+template <int kTo>
+HSTA_INLINE void tile_zero() {
+  __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTo));
+}
+template <int kTo>
+HSTA_INLINE void tile_load(const void* from, int64_t row_bytes) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTo));
+}
+template <int kFrom>
+HSTA_INLINE void tile_store(void* to, int64_t row_bytes) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(kFrom));
+}
+template <int kTo, int kA, int kB>
+HSTA_INLINE void tile_multiply_add() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kA), "i"(kB));
+}
 
-  Tiles from(int64_t i, int64_t k) const { return {data + i * outer + k * inner, outer, inner}; }
-};
-
-// Up to 2 x 2 tiles of C: registers 0 to 3 hold them, 4 and 5 A, 6 and 7 B. The compiler knows nothing of what these
-// registers read and write, hence the fences in tile_product.
-template <int kRows, int kColumns>
-inline __attribute__((always_inline)) void tile_block(int64_t depth, Tiles a, Tiles b, float* c, int64_t ldc,
-                                                      bool accumulate) {
+// One panel of A by one of B, `depth` tiles long. Registers 0 to 3 hold C, 4 and 5 A, 6 and 7 B.
+static inline void tile_product(const Pair* a, const Pair* b, int64_t depth, float* c, int64_t ldc, bool accumulate) {
   const int64_t row_bytes = ldc * int64_t(sizeof(float));
   float* below = c + kTile * ldc;
   if (accumulate) {
-    _tile_loadd(0, c, row_bytes);
-    if (kColumns > 1) _tile_loadd(1, c + kTile, row_bytes);
-    if (kRows > 1) _tile_loadd(2, below, row_bytes);
-    if (kRows > 1 && kColumns > 1) _tile_loadd(3, below + kTile, row_bytes);
+    tile_load<0>(c, row_bytes);
+    tile_load<1>(c + kTile, row_bytes);
+    tile_load<2>(below, row_bytes);
+    tile_load<3>(below + kTile, row_bytes);
   } else {
-    _tile_zero(0);
-    if (kColumns > 1) _tile_zero(1);
-    if (kRows > 1) _tile_zero(2);
-    if (kRows > 1 && kColumns > 1) _tile_zero(3);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
   }
-  for (int64_t k = 0; k < depth; ++k, a.data += a.inner, b.data += b.inner) {
-    _tile_loadd(6, b.data, 64);
-    _tile_loadd(4, a.data, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if (kColumns > 1) {
-      _tile_loadd(7, b.data + b.outer, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if (kRows > 1) {
-      _tile_loadd(5, a.data + a.outer, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      if (kColumns > 1) _tile_dpbf16ps(3, 5, 7);
-    }
+  for (int64_t k = 0; k < depth; ++k, a += 2 * kTileWords, b += 2 * kTileWords) {
+    tile_load<6>(b, 64);
+    tile_load<4>(a, 64);
+    tile_multiply_add<0, 4, 6>();
+    tile_load<7>(b + kTileWords, 64);
+    tile_multiply_add<1, 4, 7>();
+    tile_load<5>(a + kTileWords, 64);
+    tile_multiply_add<2, 5, 6>();
+    tile_multiply_add<3, 5, 7>();
   }
-  _tile_stored(0, c, row_bytes);
-  if (kColumns > 1) _tile_stored(1, c + kTile, row_bytes);
-  if (kRows > 1) _tile_stored(2, below, row_bytes);
-  if (kRows > 1 && kColumns > 1) _tile_stored(3, below + kTile, row_bytes);
+  tile_store<0>(c, row_bytes);
+  tile_store<1>(c + kTile, row_bytes);
+  tile_store<2>(below, row_bytes);
+  tile_store<3>(below + kTile, row_bytes);
 }
 
-template <int kRows>
-inline void tile_rows(int64_t columns, int64_t depth, Tiles a, Tiles b, float* c, int64_t ldc, bool accumulate) {
-  int64_t n = 0;
-  for (; n + 2 <= columns; n += 2) tile_block<kRows, 2>(depth, a, b.from(n, 0), c + n * kTile, ldc, accumulate);
-  if (n < columns) tile_block<kRows, 1>(depth, a, b.from(n, 0), c + n * kTile, ldc, accumulate);
-}
+// Panels that lie one every `words`.
+struct TilePanels {
+  const Pair* data;
+  int64_t words, count;
+};
 
-// All counts in tiles.
-static inline void tile_product(int64_t rows, int64_t columns, int64_t depth, Tiles a, Tiles b, float* c, int64_t ldc,
-                                bool accumulate) {
-  __asm__ volatile("" ::: "memory");
-  int64_t m = 0;
-  for (; m + 2 <= rows; m += 2) tile_rows<2>(columns, depth, a.from(m, 0), b, c + m * kTile * ldc, ldc, accumulate);
-  if (m < rows) tile_rows<1>(columns, depth, a.from(m, 0), b, c + m * kTile * ldc, ldc, accumulate);
+// C (+)= A B, sums over `depth` tiles.
+static inline void tile_product(TilePanels a, TilePanels b, int64_t depth, float* c, int64_t ldc, bool accumulate) {
+  __asm__ volatile("" ::: "memory");  // the compiler knows nothing of what tile registers read and write
+  for (int64_t m = 0; m < a.count; ++m)
+    for (int64_t n = 0; n < b.count; ++n)
+      tile_product(a.data + m * a.words, b.data + n * b.words, depth, c + (m * ldc + n) * kTilePanel, ldc, accumulate);
   __asm__ volatile("" ::: "memory");
 }
 
@@ -111,15 +118,13 @@ static inline void transpose_tile(const Pair* from, int64_t words, Pair* tile) {
   for (int r = 0; r < kLanes; ++r) std::memcpy(static_cast<void*>(tile + r * kLanes), &block[r], sizeof(Vec));
 }
 
-// 32 rows of bfloat16 as tiles of B that sum over these rows: one tile every `apart` words for 16 columns each.
-static inline void interleave_tiles(const Pair* from, int64_t words, Pair* tiles, int64_t apart) {
-  for (int64_t r = 0; r < kTile; ++r, from += 2 * words)
-    for (int64_t w = 0; w < words; w += kLanes) {
-      const PairVec low = load(from + w), high = load(from + words + w);
-      Pair* to = tiles + 2 * w / kLanes * apart + r * kLanes;
-      store(to, shuffle<Interleaved<0>>(low, high));
-      store(to + apart, shuffle<Interleaved<kLanes>>(low, high));
-    }
+// 32 rows of 16 words as the two tiles of B that sum over these rows.
+static inline void interleave_tiles(const Pair* from, int64_t words, Pair* tiles) {
+  for (int64_t r = 0; r < kTile; ++r, from += 2 * words, tiles += kLanes) {
+    const PairVec low = load(from), high = load(from + words);
+    store(tiles, shuffle<Interleaved<0>>(low, high));
+    store(tiles + kTileWords, shuffle<Interleaved<kLanes>>(low, high));
+  }
 }
 
 }  // namespace HSTA_ISA

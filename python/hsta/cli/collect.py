@@ -8,9 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
-from .evaluate import FOLDS, Evaluate
-from .run_folder import alone_in, identity, restored
+from .evaluate import Evaluate
+from .run_folder import identity, restored
 
 
 @dataclass
@@ -27,27 +26,4 @@ class Collect:
     def run(self) -> None:
         command, run = restored(Evaluate, self.evaluation), identity(self.evaluation)
         index, folds, *_ = command.plan()
-
-        from ..results.evaluation import fold_table
-        from ..results.fold_result import FoldResult
-
-        directories = command.directories()
-        tables = {seed: [fold_table(at / FOLDS / fold.name) for fold in folds] for seed, at in directories.items()}
-        missing = [
-            f"{number} ({fold.name})"
-            for number, (fold, *of_seeds) in enumerate(zip(folds, *tables.values(), strict=True), 1)
-            if not all(table.is_file() for table in of_seeds)
-        ]
-        if missing:
-            named = ", ".join(missing)
-            raise UserError(f"{len(missing)} of {len(folds)} folds are missing in {self.evaluation}: {named}")
-        tested, task = [[index.clips[i] for i in fold.test] for fold in folds], command.task(index)
-        results = {
-            seed: [FoldResult.read(*one, task, run) for one in zip(of_seed, tested, strict=True)]
-            for seed, of_seed in tables.items()
-        }
-        with alone_in(self.evaluation):
-            by_seed = {
-                seed: command.score(index, results[seed], seed, at, write=True) for seed, at in directories.items()
-            }
-            command.conclude(index, by_seed)
+        command.gather(index, folds, run)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..training.recipe import Recipe
-from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, Preset, check_seed
+from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, Preset, RayOptions, check_seed
 from .report import FILES as REPORT
-from .run_folder import begin
+from .run_folder import RUN_FILE, alone_in, begin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 
 FOLDS = "folds"
 SEEDS = "seeds"
+# Seconds that a fold on another machine waits for the process before it, of a machine that was lost, to be gone.
+PATIENCE = 600
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluate:
     """Train and test with no subject in both, and score all predictions together, in one confusion matrix.
 
@@ -66,6 +70,10 @@ class Evaluate:
     fold: OptionalInt = None
     """Do this one of the folds alone, counted from 1, in a folder where others may be done at the same time, such as by
     the jobs of an array; `hsta collect` puts them together. It joins the evaluation that was begun there."""
+    launcher: Literal["local", "ray"] = "local"
+    """Who does the folds: local is this process, one after the other, ray the machines of a Ray cluster, as many at a
+    time as they have room for, in folders that all of them share."""
+    ray: RayOptions = field(default_factory=RayOptions)
     resume: bool = False
     """Go on with an evaluation that was stopped; folds that are done are not done again."""
     overwrite: bool = False
@@ -73,16 +81,14 @@ class Evaluate:
 
     def run(self) -> list[Scores | UnitScores]:
         """The scores of each seed; none of one fold."""
+        if self.launcher == "ray":
+            return self._run_on_ray()
         index, folds, config, start = self.plan()
         if self.fold is not None and not 1 <= self.fold <= len(folds):
             raise UserError(f"fold must be from 1 to {len(folds)}, the number of folds, got {self.fold}")
         fabric = self.machine.fabric()
-
-        from ..results.learning_curves import CURVES
-        from ..results.report import FILES, UNIT_FILES
-
         begun = self if self.fold is None else replace(self, fold=None, resume=True)
-        run = begin(begun, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS), folds=folds)
+        run = begun.begin(index, folds, fabric)
         by_seed = {}
         for seed, directory in self.directories().items():
             results = [
@@ -100,9 +106,68 @@ class Evaluate:
                 print(f"fold {self.fold} of {len(folds)}, {name}, is done; when all are: hsta collect {self.output}")
         return list(by_seed.values())
 
+    def _run_on_ray(self) -> list[Scores | UnitScores]:
+        from .ray_tasks import cluster, run_tasks
+
+        index, folds, *_ = self.plan()
+        takes = replace(self.ray, gpus_per_task=0) if self.machine.accelerator == "cpu" else self.ray
+        with cluster(takes):
+            run = self.begin(index, folds, MachineOptions(accelerator="cpu").fabric())
+            tasks = {
+                fold.name if self.repeats == 1 else f"{fold.name} of seed {seed}": (number, seed)
+                for seed in self.directories()
+                for number, fold in enumerate(folds)
+            }
+            run_tasks(replace(self, resume=True, overwrite=False).do_fold, tasks, takes, unit="fold")
+        return self.gather(index, folds, run)
+
+    def do_fold(self, number: int, seed: int) -> None:
+        """In a process elsewhere: a fold, counted from 0, of the run that was begun in the folder that all share."""
+        index, folds, config, start, fabric, run = _joined(self)
+        directory = self.directories()[seed]
+        self._evaluate(index, folds, number, config, start, fabric, directory, seed, run, patience=PATIENCE)
+
+    def begin(self, index: DatasetIndex, folds: Sequence[Fold], fabric: Fabric) -> dict[str, object]:
+        """Make ``output`` the folder of this evaluation; what its results depend on, as of `run_folder.begin`."""
+        from ..results.learning_curves import CURVES
+        from ..results.report import FILES, UNIT_FILES
+
+        return begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS), folds=folds)
+
+    def gather(
+        self, index: DatasetIndex, folds: Sequence[Fold], run: Mapping[str, object]
+    ) -> list[Scores | UnitScores]:
+        """The scores of folds that were done one at a time; writes what they are together.
+
+        ``run`` is what they must depend on. Raises `UserError` where folds are missing, and for those of another run.
+        """
+        from ..results.evaluation import fold_table
+        from ..results.fold_result import FoldResult
+
+        directories = self.directories()
+        tables = {seed: [fold_table(at / FOLDS / fold.name) for fold in folds] for seed, at in directories.items()}
+        missing = [
+            f"{number} ({fold.name})"
+            for number, (fold, *of_seeds) in enumerate(zip(folds, *tables.values(), strict=True), 1)
+            if not all(table.is_file() for table in of_seeds)
+        ]
+        if missing:
+            named = ", ".join(missing)
+            raise UserError(f"{len(missing)} of {len(folds)} folds are missing in {self.output}: {named}")
+        tested, task = [[index.clips[i] for i in fold.test] for fold in folds], self.task(index)
+        results = {
+            seed: [FoldResult.read(*one, task, run) for one in zip(of_seed, tested, strict=True)]
+            for seed, of_seed in tables.items()
+        }
+        with alone_in(self.output):
+            by_seed = {seed: self.score(index, results[seed], seed, at, write=True) for seed, at in directories.items()}
+            self.conclude(index, by_seed)
+        return list(by_seed.values())
+
     def plan(self) -> tuple[DatasetIndex, list[Fold], HSTAConfig, Start | None]:
         """What is learned from, who is tested, and the model with the weights that it begins with, if any."""
         check_seed(self.seed)
+        self._check_launcher()
         if self.fold is not None and self.overwrite:
             raise UserError("--fold and --overwrite exclude each other: each fold would delete those done before")
         if self.repeats < 1:
@@ -162,6 +227,19 @@ class Evaluate:
 
         return Task(index.name, index.class_names, self.data.special, index.generated, action_units=index.action_units)
 
+    def _check_launcher(self) -> None:
+        self.ray.check()
+        if self.launcher == "local":
+            if self.ray != RayOptions():
+                raise UserError("--address, --cpus-per-task and --gpus-per-task go with --launcher ray")
+            return
+        if self.fold is not None:
+            raise UserError("--fold and --launcher ray exclude each other: Ray does all folds")
+        if self.machine.devices != "1":
+            raise UserError(f"with --launcher ray devices must be 1, those of a fold, got {self.machine.devices}")
+        if self.machine.accelerator == "cpu" and self.ray.gpus_per_task:
+            raise UserError("--gpus-per-task and --accelerator cpu exclude each other")
+
     def _folds(self, index: DatasetIndex) -> list[Fold]:
         from ..data.fold_tables import read_folds
         from ..data.folds import dataset_folds, subject_folds
@@ -188,6 +266,7 @@ class Evaluate:
         directory: Path,
         seed: int,
         run: Mapping[str, object],
+        patience: float = 0,
     ) -> FoldResult:
         from ..data.folds import shuffled_labels
         from ..results.evaluation import evaluate_fold
@@ -212,4 +291,21 @@ class Evaluate:
             title=f"fold {number + 1}/{len(folds)} {fold.name}",
             run=run,
             start=start,
+            patience=patience,
         )
+
+
+@cache
+def _joined(
+    command: Evaluate,
+) -> tuple[DatasetIndex, list[Fold], HSTAConfig, Start | None, Fabric, dict[str, object]]:
+    """What the folds of a process share that joins a run begun elsewhere; all data are read, to know that they are the
+    same. Raises `UserError` where they are not, nor the versions, and where the folder is not that of the run."""
+    if not (command.output / RUN_FILE).is_file():
+        raise UserError(
+            f"{command.output.absolute()} is not the run's folder on {socket.gethostname()}: machines must share a "
+            "file system"
+        )
+    index, folds, config, start = command.plan()
+    fabric = command.machine.fabric()
+    return index, folds, config, start, fabric, command.begin(index, folds, fabric)

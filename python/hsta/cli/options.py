@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Preset = Annotated[Literal["authors-casme3", "quick"] | None, tyro.conf.arg(metavar="{authors-casme3,quick}")]
 # Left out unless given; --help shows the type alone.
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 UNIT_CLIPS = 10  # of fewer clips there is little to learn, and an F1 means nothing
 
@@ -209,6 +210,24 @@ class MachineOptions:
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"cannot use {self.devices} device(s) of {self.accelerator}: {error}") from error
         return fabric
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """With --launcher ray, where the cluster is found, or auto for one that was started on this machine; RAY_ADDRESS if
+    left out; without both one is started on this machine and ends with the command."""
+    cpus_per_task: int = 1
+    """With --launcher ray, processor cores that a fold takes."""
+    gpus_per_task: OptionalFloat = None
+    """With --launcher ray, GPUs that a fold takes: up to 1, such as 0.25 where four folds fit one; 1 if left out, and 0
+    where the cluster has none."""
+
+    def check(self) -> None:
+        if self.cpus_per_task < 1:
+            raise UserError(f"cpus_per_task must be at least 1, got {self.cpus_per_task}")
+        if self.gpus_per_task is not None and not 0 <= self.gpus_per_task <= 1:
+            raise UserError(f"gpus_per_task must be from 0 to 1, got {self.gpus_per_task:g}")
 
 
 def check_seed(seed: int) -> None:

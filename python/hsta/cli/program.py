@@ -27,6 +27,7 @@ EXTRAS = {
     },
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
     "serve": {"aiohttp", "yarl"},
+    "ray": {"ray"},
 }
 GOES_ON = {  # how a command that was stopped goes on
     "train": "the same command with --resume goes on from here",

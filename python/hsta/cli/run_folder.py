@@ -29,6 +29,7 @@ LOCK = ".lock"
 # Where a run was written, how it was begun and what may differ when it goes on without changing its result. The data
 # may have moved: what they are is told by `fingerprints`.
 FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from", "fold"}
+FREE |= {"launcher", "address", "cpus_per_task", "gpus_per_task"}
 
 T = TypeVar("T")
 
@@ -37,10 +38,15 @@ class Command(Protocol):
     """A data class of a command that has a run."""
 
     __dataclass_fields__: ClassVar[dict[str, Field]]
-    output: Path
-    resume: bool
-    overwrite: bool
-    model: ModelOptions
+
+    @property
+    def output(self) -> Path: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def overwrite(self) -> bool: ...
+    @property
+    def model(self) -> ModelOptions: ...
 
 
 def begin(

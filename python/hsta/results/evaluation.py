@@ -41,15 +41,16 @@ def evaluate_fold(
     title: str,
     run: Mapping[str, object],
     start: Start | None = None,
+    patience: float = 0,
 ) -> FoldResult:
     """Predictions of ``tested`` by a model that is trained on ``learned`` now, or those that are there from before.
 
     They are kept in a table beside ``directory``, which holds the training while it lasts; its loss over the epochs is
     left at ``curve``. ``run`` is all that they depend on. Raises `UserError` when the table is of other clips or of
-    another run, and while another process is at work on the fold.
+    another run, and where another process is at work on the fold and still is ``patience`` seconds later.
     """
     table = fold_table(directory)
-    with _alone_with(directory, fabric):
+    with _alone_with(directory, fabric, patience):
         if table.is_file():
             result = FoldResult.read(table, tested, task, run)
             fabric.barrier()
@@ -86,7 +87,7 @@ def fold_table(directory: Path) -> Path:
 
 
 @contextmanager
-def _alone_with(directory: Path, fabric: Fabric) -> Iterator[None]:
+def _alone_with(directory: Path, fabric: Fabric, patience: float) -> Iterator[None]:
     """While this lasts no other run of the command works on the fold. The lock dies with the process."""
     if not fabric.is_global_zero:
         yield
@@ -94,7 +95,7 @@ def _alone_with(directory: Path, fabric: Fabric) -> Iterator[None]:
     lock = directory.with_name(f".{directory.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=patience):
             yield
             lock.unlink()  # the fold is done: whoever holds another file of this name finds that
     except Timeout:
