@@ -16,12 +16,16 @@ $(VENV)/installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt ray playwright
+	@touch $@
+
 install: $(VENV)/installed  ## virtual environment, dependencies, build
 
 demo: install  ## generate data, train, predict, evaluate, compare speed; pictures in demo/
 	$(QUIETLY) $(BIN)/hsta demo --output demo
 
-test: install  ## the whole test suite (what needs a GPU is skipped without one)
+test: $(VENV)/installed-for-tests  ## the whole test suite (what needs a GPU is skipped without one)
 	# Two processes: Triton's interpreter, the emulator and the compilers take one core each.
 	$(QUIETLY) $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 

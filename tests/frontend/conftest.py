@@ -5,6 +5,8 @@ from hsta.cli import main
 from hsta.generated.writer import generate_dataset
 from hypothesis import HealthCheck, settings
 
+from tests.frontend.serving import filmed, serving, somebody, untrained
+
 # A busy machine is no failure.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -49,3 +51,24 @@ def trained(learning, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
     assert main(["train", *learning, "--output", str(run)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Of a model that nobody trained."""
+    return untrained(tmp_path_factory.mktemp("untrained"))
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint, tmp_path_factory):
+    """`hsta serve` with small limits."""
+    pytest.importorskip("aiohttp", reason="hsta-kernels[serve] is not installed")
+    with serving(checkpoint, tmp_path_factory.mktemp("serving")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Two films of unlike lengths."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [filmed(folder / f"{seed}.mp4", somebody(seed)) for seed in (3, 4)]

@@ -20,6 +20,7 @@ COMMANDS = (
     "report",
     "compare",
     "predict",
+    "serve",
     "export",
     "demo",
 )
@@ -89,6 +90,11 @@ WRONG = {
     "predict {missing} --checkpoint {trained}": "no such file or folder: {missing}",
     "predict {empty} --checkpoint {trained}": "no images (.avif, .bmp, .dib",
     PREDICT: "cannot read {film} as a video",
+    "serve --checkpoint {empty}": "no checkpoint in {empty}",
+    "serve --checkpoint {trained} --megabytes 0": "megabytes must be a positive number, got 0",
+    "serve --checkpoint {trained} --frames 1": "frames must be 2 or more, got 1",
+    "serve --checkpoint {trained} --at-once 0": "at_once must be 1 or more, got 0",
+    "serve --checkpoint {trained} --port 65536": "port must be from 0 to 65535, got 65536",
     "generate --output {film}": "is a file; the data set needs a folder",
     "generate --output {run} --subjects 0": "subjects must be at least 1, got 0",
     "generate --output {run} --emotions joy": "emotions must be some of others, disgust",
@@ -138,7 +144,7 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_how(mine, monkeypatch
     assert found == (mine or {"GOMP_SPINCOUNT": "20000"})
 
 
-SLOW = "torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
+SLOW = "aiohttp torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
     **{f"{command} --help": 0 for command in COMMANDS},
@@ -161,6 +167,8 @@ AT_ONCE = {
     "predict . --checkpoint . --spot --fps -1": 2,
     "predict . . --checkpoint .": 2,  # no checkpoint there
     "predict webcam --checkpoint . --onset 3": 2,
+    "serve --checkpoint nowhere": 2,
+    "serve --checkpoint . --timeout nan": 2,
     "report nowhere": 2,
     "compare nowhere .": 2,
     "export . --output m.pt": 2,
@@ -197,6 +205,7 @@ assert not loaded, loaded
         ),
         ("evaluate", "--dataset --data --protocol --folds --fold --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
+        ("serve", "--checkpoint --host --port --detector --megabytes --seconds --frames --timeout --at-once --memory"),
         ("report", "--output"),
         ("compare", "--format --output"),
         ("export", "--output --overwrite"),

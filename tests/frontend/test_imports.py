@@ -14,6 +14,7 @@ ROOT = Path(hsta.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("serving",),
     ("results",),
     ("training",),
     ("data",),

@@ -92,6 +92,11 @@ def test_attention_is_a_map_for_each_branch(folder, predict):
     for weights in (special, video):
         assert (weights > 0).all()
         assert weights.sum() < 1
+    assert result["moments"] == [sorted(moment) for moment in result["moments"]]
+    first, *_, last = (frame for moment in result["moments"] for frame in moment)
+    assert result["onset"] <= first <= last <= result["offset"]
+    assert len(result["moments"]) == len(result["attention_over_time"]) == 1  # two frames, one tubelet
+    assert sum(result["attention_over_time"]) == pytest.approx(video.sum())
 
 
 def test_what_people_read(folder, trained, tmp_path, capsys):

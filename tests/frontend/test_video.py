@@ -1,6 +1,7 @@
 """Reading and writing videos: when each frame was taken, and how it is shown."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -43,6 +44,14 @@ def read(path, fps=None):
 
 def difference(frames, others):
     return max(np.abs(a.astype(int) - b).mean() for a, b in zip(frames, others, strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells how many threads a process has")
+def test_no_frame_leaves_threads_behind(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, scene(10) * 4, 25.0)
+    threads = [len(list(Path("/proc/self/task").iterdir())) for _ in Video(path)]
+    assert threads[-1] <= threads[10]
 
 
 def test_a_video_comes_back(tmp_path):

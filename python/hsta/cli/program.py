@@ -11,21 +11,24 @@ import sys
 from ..errors import UserError
 
 # What the extras install, as it is imported.
-FRONTEND = {
-    "av",
-    "cv2",
-    "filelock",
-    "lightning_fabric",
-    "matplotlib",
-    "openpyxl",
-    "PIL",
-    "skimage",
-    "tensorboard",
-    "tqdm",
-    "tyro",
+EXTRAS = {
+    "frontend": {
+        "av",
+        "cv2",
+        "filelock",
+        "lightning_fabric",
+        "matplotlib",
+        "openpyxl",
+        "PIL",
+        "skimage",
+        "tensorboard",
+        "tqdm",
+        "tyro",
+    },
+    "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
+    "serve": {"aiohttp", "yarl"},
+    "ray": {"ray"},
 }
-EXPORT = {"onnx", "onnxruntime", "onnxscript", "openvino"}
-EXTRAS = dict.fromkeys(FRONTEND, "frontend") | dict.fromkeys(EXPORT, "export") | {"ray": "ray"}
 GOES_ON = {  # how a command that was stopped goes on
     "train": "the same command with --resume goes on from here",
     "evaluate": "the same command with --resume goes on from here",
@@ -51,9 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"{error.strerror or error}{where}")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
-        _complain(f"{error.name} is not installed: pip install hsta-kernels[{EXTRAS[package]}]")
+        _complain(f"{error.name} is not installed: pip install hsta-kernels[{extra}]")
     except KeyboardInterrupt:
         hint = GOES_ON.get(arguments[0] if arguments else "")
         print(f"\nhsta: stopped{f': {hint}' if hint else ''}", file=sys.stderr)
@@ -82,6 +86,7 @@ def _run(arguments: list[str]) -> int:
     from .prepare import Prepare
     from .presets import expand
     from .report import Report
+    from .serve import Serve
     from .train import Train
 
     complaint = io.StringIO()
@@ -98,6 +103,7 @@ def _run(arguments: list[str]) -> int:
                     "report": Report,
                     "compare": Compare,
                     "predict": Predict,
+                    "serve": Serve,
                     "export": Export,
                     "demo": Demo,
                 },

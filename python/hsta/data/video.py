@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ..errors import UserError
@@ -35,6 +36,7 @@ class Video:
         self.path = path
         self.fps = fps
         self.notes: list[str] = []
+        self._to_rgb = VideoReformatter()  # one for all frames: each has threads of its own
 
     def __iter__(self) -> Iterator[Frame]:
         if not self.path.is_file():
@@ -122,7 +124,7 @@ class Video:
     def _upright(self, frame: av.VideoFrame, pixel: Fraction | None) -> np.ndarray:
         if frame.color_trc in HDR:
             self._note(f"high dynamic range ({HDR[frame.color_trc]}): read as it is, without tone mapping")
-        picture: np.ndarray = frame.to_ndarray(format="rgb24")
+        picture: np.ndarray = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
         if pixel and pixel != 1:
             # The longer side grows: no detail is lost.
             height, width = picture.shape[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import hsta_kernels
 
 from ..data.film import Film, hold
 from ..data.inputs import make_inputs
-from ..data.sampling import even_in_time
+from ..data.sampling import choose_frames, even_in_time
 from ..errors import UserError
 from ..face.framing import Finder, Square, finder
 from ..face.spotting import Events, Motion, spot
@@ -47,6 +48,10 @@ class Recognition:
     """For each frame, motion from the onset in pixels of a 224 frame."""
     attention: dict[str, list[list[float]]]
     """Of the branches video and special: CLS attention to the patches, mean over heads and time."""
+    moments: list[list[int]]
+    """The frames that the video branch saw, those of one moment together."""
+    attention_over_time: list[float]
+    """CLS attention of the video branch to each moment, mean over heads."""
     generated: bool
     """The model learned from generated data."""
     action_units: bool
@@ -82,11 +87,11 @@ def recognize(
         clip = framing.crop(frames[onset : offset + 1], size)
     elif size > MEASURED:  # larger crops show it more
         clip = framing.crop(frames[onset : offset + 1], size)
-    probabilities, attention = classify(model, task, clip, times[onset : offset + 1], apex - onset)
+    told = classify(model, task, clip, times[onset : offset + 1], apex - onset)
     recognition = Recognition(
         file=file,
-        label=said(probabilities, task.action_units),
-        probabilities=probabilities,
+        label=said(told.probabilities, task.action_units),
+        probabilities=told.probabilities,
         onset=onset,
         apex=apex,
         offset=offset,
@@ -96,7 +101,9 @@ def recognize(
         face_turned=framing.turned,
         face_found=found is not None,
         motion_curve=motion.since(onset).tolist(),
-        attention=attention,
+        attention=told.attention,
+        moments=[[onset + frame for frame in moment] for moment in told.moments],
+        attention_over_time=told.attention_over_time,
         generated=task.generated,
         action_units=task.action_units,
         notes=film.notes + ([] if found else ["no face found, the centre is taken"]),
@@ -115,10 +122,17 @@ def how_to_find(model: hsta_kernels.HSTA, task: Task, detector: str | None) -> t
     return finder(detector or (prepared.detector if prepared else None)), size
 
 
-def classify(
-    model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int
-) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
-    """Probabilities and attention (as in `Recognition`) for the face crops of one micro-expression.
+class Told(NamedTuple):
+    """What the model tells of one micro-expression, as in `Recognition`; frames are counted from its onset."""
+
+    probabilities: dict[str, float]
+    attention: dict[str, list[list[float]]]
+    moments: list[list[int]]
+    attention_over_time: list[float]
+
+
+def classify(model: hsta_kernels.HSTA, task: Task, clip: Sequence[np.ndarray], times: np.ndarray, apex: int) -> Told:
+    """What the model tells of the face crops of one micro-expression.
 
     ``clip`` is onset to offset, RGB uint8, taken at ``times`` (seconds); ``apex`` indexes it.
     """
@@ -141,7 +155,9 @@ def classify(
         hook.remove()
     probabilities = probabilities_of(logits[0][0], task.action_units).tolist()
     attention = {branch: weights[0].mean(dim=(0, 1)).tolist() for branch, weights in maps.items()}
-    return dict(zip(task.class_names, probabilities, strict=True)), attention
+    seen = even[choose_frames(len(even), config.num_frames)].reshape(-1, config.tubelet_size)
+    over_time = maps["video"][0].mean(dim=0).sum(dim=(-2, -1))
+    return Told(dict(zip(task.class_names, probabilities, strict=True)), attention, seen.tolist(), over_time.tolist())
 
 
 def _events(motion: Motion, times: np.ndarray, onset: int | None, apex: int | None, offset: int | None) -> Events:

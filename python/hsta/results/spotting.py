@@ -83,7 +83,7 @@ def spot_film(
     def tell(found: Sequence[Found]) -> Iterator[Interval]:
         for events, times, score, faces in found:
             apex = events.apex - events.onset
-            probabilities, _ = classify(model, task, faces, np.array(times), apex)
+            probabilities = classify(model, task, faces, np.array(times), apex).probabilities
             yield Interval(
                 file, times[0], times[apex], times[-1], *events, score,
                 said(probabilities, task.action_units), probabilities, task.generated,
