@@ -1,6 +1,7 @@
 """A generated data set and a training so small that they take no time."""
 
 import pytest
+import torch
 from hsta.cli import main
 from hsta.generated.writer import generate_dataset
 from hypothesis import HealthCheck, settings
@@ -42,6 +43,19 @@ def evaluated(short, tmp_path_factory):
     """The folder of that evaluation, one fold after the other in one process."""
     output = tmp_path_factory.mktemp("evaluated") / "run"
     assert main([*short, "--protocol", "loso", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def evaluated_by_one_thread(short, tmp_path_factory):
+    """The same by one thread, as processes that share a machine have it: PyTorch's products round by their number."""
+    output = tmp_path_factory.mktemp("by_one_thread") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main([*short, "--protocol", "loso", "--output", str(output)]) == 0
+    finally:
+        torch.set_num_threads(threads)
     return output
 
 

@@ -83,7 +83,7 @@ def test_folds_in_any_order_become_the_whole(short, evaluated, begun, capsys):
     assert contents(begun) == contents(evaluated)
 
 
-def test_processes_at_the_same_time_in_one_folder(short, evaluated, tmp_path):
+def test_processes_at_the_same_time_in_one_folder(short, evaluated_by_one_thread, tmp_path):
     """The folder is begun by one of four; of the two that want one fold the second is refused or finds it done."""
     output = tmp_path / "run"
     child = subprocess.run(
@@ -96,7 +96,7 @@ def test_processes_at_the_same_time_in_one_folder(short, evaluated, tmp_path):
     codes = child.stdout.splitlines()[-1]
     assert codes in ("codes [(1, 0), (2, 0), (3, 0), (3, 0)]", "codes [(1, 0), (2, 0), (3, 0), (3, 2)]"), child.stderr
     assert main(["collect", str(output)]) == 0
-    assert contents(output) == contents(evaluated)
+    assert contents(output) == contents(evaluated_by_one_thread)
 
 
 def test_a_fold_that_another_process_is_at_is_refused(short, begun, capsys):

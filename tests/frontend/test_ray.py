@@ -39,7 +39,7 @@ sys.addaudithook(hook)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process's parent is called is asked of Linux")
-def test_a_machine_that_dies_in_the_middle_of_a_fold(short, evaluated, tmp_path, capfd):
+def test_a_machine_that_dies_in_the_middle_of_a_fold(short, evaluated_by_one_thread, tmp_path, capfd):
     """The fold goes on elsewhere after its last epoch; nothing of the kill is on the terminal."""
     pytest.importorskip("ray", reason=MISSING)
     from ray.cluster_utils import Cluster
@@ -58,7 +58,7 @@ def test_a_machine_that_dies_in_the_middle_of_a_fold(short, evaluated, tmp_path,
     finally:
         cluster.shutdown()
     assert killed.read_text() == "raylet"
-    assert contents(output)[0] == contents(evaluated)[0]
+    assert contents(output)[0] == contents(evaluated_by_one_thread)[0]
     printed, shown = capfd.readouterr()
     assert printed.startswith("casme3, 2 classes: UF1 0.")
     assert "3/3" in shown
