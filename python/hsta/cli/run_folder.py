@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import Field, asdict, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -76,7 +76,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink()
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                lock.unlink()
 
 
 def identity(folder: Path) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -97,7 +97,8 @@ def _alone_with(directory: Path, fabric: Fabric, patience: float) -> Iterator[No
     try:
         with FileLock(lock, timeout=patience):
             yield
-            lock.unlink()  # the fold is done: whoever holds another file of this name finds that
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                lock.unlink()  # the fold is done: whoever holds another file of this name finds that
     except Timeout:
         raise UserError(f"another process is at work on the fold {directory}: let it end") from None
 
