@@ -26,15 +26,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of hsta_kernels; called by hsta_kernels.ops, never directly.";
   m.def("cpu_isa", [] { return hsta::kernels().isa; });
   m.def("runnable_cpu_isas", &hsta::runnable_isas);
-  m.def("exp2", [](const py::args& values) {
-    hsta::Arguments in("exp2", values, kAnyAddress);
-    hsta::TensorView x, y;
-    int64_t count;
-    in.tensor("x", x, hsta::DType::kFloat32, {&count});
-    in.tensor("y", y, hsta::DType::kFloat32, {count});
-    in.end();
-    hsta::kernels().exp2(x.as<float>(), y.as<float>(), count);
+#define HSTA_DEFINE_FUNCTION(name)                             \
+  m.def(#name, [](const py::args& values) {                    \
+    hsta::Arguments in(#name, values, kAnyAddress);            \
+    hsta::TensorView x, y;                                     \
+    int64_t count;                                             \
+    in.tensor("x", x, hsta::DType::kFloat32, {&count});        \
+    in.tensor("y", y, hsta::DType::kFloat32, {count});         \
+    in.end();                                                  \
+    hsta::kernels().name(x.as<float>(), y.as<float>(), count); \
   });
+  HSTA_DEFINE_FUNCTION(exp2)
+  HSTA_DEFINE_FUNCTION(exp2_for_bfloat16)
 #define HSTA_DEFINE(name, Operator) \
   define<hsta::Operator>(m, #name, hsta::read_##name, [](const hsta::Operator& op) { hsta::kernels().name(op); });
   HSTA_KERNELS(HSTA_DEFINE)

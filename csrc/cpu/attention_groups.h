@@ -170,6 +170,21 @@ void write_gradient(const Group<T>& group, int64_t token, Part part, const float
   write_scaled(group.plan, values, part == kValue ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
+// Gradients of the group's rows first, first + 1, ..., so many floats each; add(part, prefix row, values) takes in what
+// belongs to a prefix token's.
+template <typename T, typename Add>
+void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, const float* values,
+                     int64_t row_floats, const Add& add) {
+  const Plan& plan = group.plan;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* row = values + i * row_floats;
+    if (first + i < plan.prefix)
+      add(part, first + i, row);
+    else
+      write_gradient(group, plan.token(group.index, first + i), part, row);
+  }
+}
+
 // The maximum of a prefix query's scores is no lower than this. A group may have no score above -inf while others have:
 // its weights are then zeros and not, as in a whole row of -inf, NaN.
 constexpr float kLowest = -FLT_MAX;

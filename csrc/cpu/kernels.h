@@ -8,7 +8,9 @@ namespace hsta {
 
 struct KernelTable {
   const char* isa;
-  void (*exp2)(const float* x, float* y, int64_t count);  // for the test of its error bound
+  // For the tests of their error bounds.
+  void (*exp2)(const float* x, float* y, int64_t count);
+  void (*exp2_for_bfloat16)(const float* x, float* y, int64_t count);
 #define HSTA_MEMBER(name, Operator) void (*name)(const Operator&);
   HSTA_KERNELS(HSTA_MEMBER)
 #undef HSTA_MEMBER

@@ -239,10 +239,10 @@ struct LargeGroups {
                  panels_of(b.q_deep, kBlockDepth), b.grad_k, plan.dim_padded, first > 0);
       gemm<Word>(plan.rows, plan.dim_padded, count_depth, {b.probs_by_key, 1, plan.rows_padded},
                  panels_of(b.grad_out_deep, kBlockDepth), b.grad_v, plan.dim_padded, first > 0);
-      write(group, first, count, kQuery, b.values, add);
+      write_gradients(group, first, count, kQuery, b.values, plan.dim_padded, add);
     }
-    write(group, 0, plan.rows, kKey, b.grad_k, add);
-    write(group, 0, plan.rows, kValue, b.grad_v, add);
+    write_gradients(group, 0, plan.rows, kKey, b.grad_k, plan.dim_padded, add);
+    write_gradients(group, 0, plan.rows, kValue, b.grad_v, plan.dim_padded, add);
   }
 
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).
@@ -285,17 +285,6 @@ struct LargeGroups {
       }
   }
 #endif
-
-  template <typename Add>
-  void write(const Group<T>& group, int64_t first, int64_t count, Part part, float* values, const Add& add) const {
-    for (int64_t i = 0; i < count; ++i) {
-      float* row = values + i * plan.dim_padded;
-      if (first + i < plan.prefix)
-        add(part, first + i, row);
-      else
-        write_gradient(group, plan.token(group.index, first + i), part, row);
-    }
-  }
 };
 
 }  // namespace

@@ -286,6 +286,23 @@ static inline Vec exp2(Vec x) {
   return p * power;
 }
 
+// 2^x for weights that are rounded to bfloat16, relative error below 2^-18; 1 for 0. x = n + f with n the integer below
+// it: 2^f by a polynomial of degree 4.
+static inline Vec exp2_for_bfloat16(Vec x) {
+#ifdef __AVX512F__
+  constexpr int kFloor = 1;
+  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, kFloor);
+  Vec p = broadcast(1.342515442e-02f);
+  p = p * f + broadcast(5.224537404e-02f);
+  p = p * f + broadcast(2.412785561e-01f);
+  p = p * f + broadcast(6.930451545e-01f);
+  p = p * f + broadcast(1.0f);
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+  return exp2(x);
+#endif
+}
+
 // The elements of a whole vector as floats, and floats rounded to elements.
 using Whole = std::integral_constant<int64_t, kLanes>;
 

@@ -31,19 +31,6 @@ struct Lanes {
 // Lane numbers of vector v of a block's.
 inline IntVec query_of_lane(int v) { return lane_numbers() + broadcast(int32_t(v * kLanes)); }
 
-// 2^x for weights that are rounded to bfloat16, relative error below 2^-18; 1 for 0. x = n + f with n the integer below
-// it: 2^f by a polynomial of degree 4.
-inline Vec exp2_for_bfloat16(Vec x) {
-  constexpr int kFloor = 1;
-  const Vec f = (Vec)_mm512_reduce_ps((__m512)x, kFloor);
-  Vec p = broadcast(1.342515442e-02f);
-  p = p * f + broadcast(5.224537404e-02f);
-  p = p * f + broadcast(2.412785561e-01f);
-  p = p * f + broadcast(6.930451545e-01f);
-  p = p * f + broadcast(1.0f);
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
-}
-
 class TileGroups {
   // Queries of a block, and keys whose scores are held at a time.
   static constexpr int kForwardVecs = 2, kBackwardVecs = 4;
@@ -162,10 +149,10 @@ class TileGroups {
                      kQueries, key > 0);
       }
       to_rows<kVecs>(b.grad_q, b.grad_q_rows);
-      write(group, first, count, kQuery, b.grad_q_rows, add);
+      write_gradients(group, first, count, kQuery, b.grad_q_rows, columns, add);
     }
-    write(group, 0, plan.rows, kKey, b.grad_k, add);
-    write(group, 0, plan.rows, kValue, b.grad_v, add);
+    write_gradients(group, 0, plan.rows, kKey, b.grad_k, columns, add);
+    write_gradients(group, 0, plan.rows, kValue, b.grad_v, columns, add);
   }
 
  private:
@@ -444,18 +431,6 @@ class TileGroups {
           grad[j % 2] = take(j, v, std::true_type{}, key + j < plan.prefix ? hidden : 0, j < keys ? count : 0);
         store_two(i, v, grad[0], grad[1]);
       }
-  }
-
-  template <typename Add>
-  void write(const Group<BFloat16>& group, int64_t first, int64_t count, Part part, float* values,
-             const Add& add) const {
-    for (int64_t i = 0; i < count; ++i) {
-      float* row = values + i * columns;
-      if (first + i < plan.prefix)
-        add(part, first + i, row);
-      else
-        write_gradient(group, plan.token(group.index, first + i), part, row);
-    }
   }
 
   // head_dim in the rows and queries in the lanes, to rows of queries.
