@@ -12,6 +12,10 @@ namespace hsta {
 
 enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
 
+enum class PrefixAttention : int { kAll = 0, kNone = 1, kFrameMean = 2 };
+
+enum class TokenOrder : int { kTimeMajor = 0, kPatchMajor = 1 };
+
 enum class Layout { kContiguous, kRows };
 
 // Absorbed attention: cross_modal_attention without its projections, over the rows [query, tokens] of a sample: z_h =
@@ -201,41 +205,47 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
   in.number("gelu", op.gelu);
 }
 
-// space_time_attention over qkv (B, L, 3, H, D), L = prefix + frames * patches. Stats belong to queries whose keys are
-// in several groups: the prefix, except with joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j =
-// scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of several
-// ulp on the recomputed probabilities.
+// space_time_attention over q, k and v, each (B, L, H, D) with L = prefix + frames * patches. They may be parts of one
+// tensor (B, L, 3, H, D); so may their gradients. Stats belong to queries whose softmax is over several groups: the
+// prefix, with PrefixAttention::kAll and unless joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j
+// = scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of
+// several ulp on the recomputed probabilities.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
+  TokenOrder order;
+  PrefixAttention prefix_attention;
   int64_t batch, prefix, frames, patches, heads, head_dim;
   double scale;
-  TensorView qkv;
+  TensorView qkv[3];
   TensorView out, stats;  // written by the forward pass, read by the backward pass
-  TensorView grad_out, grad_qkv;
+  TensorView grad_out, grad_qkv[3];
   float* workspace;
+
+  bool has_stats() const { return axis != Axis::kJoint && prefix_attention == PrefixAttention::kAll; }
 };
 
 template <typename Arguments>
 void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
   in.choice("axis", op.axis, 3);
+  in.choice("token_order", op.order, 2);
+  in.choice("prefix", op.prefix_attention, 3);
   in.size("num_prefix_tokens", op.prefix);
   in.size("num_frames", op.frames);
   in.size("num_patches", op.patches);
   in.number("scale", op.scale);
   const int64_t tokens = op.prefix + op.frames * op.patches;
-  in.tensor("qkv", op.qkv, &op.dtype, {&op.batch, tokens, 3, &op.heads, &op.head_dim}, Layout::kRows);
+  in.parts("qkv", op.qkv, &op.dtype, {&op.batch, tokens, &op.heads, &op.head_dim}, Layout::kRows);
   in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});
-  const int64_t with_stats = op.axis == Axis::kJoint ? 0 : op.prefix;
-  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, with_stats, 2});
+  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, op.has_stats() ? op.prefix : 0, 2});
 }
 
 template <typename Arguments>
 void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
   read_space_time_attention_forward(in, op);
-  const int64_t tokens = op.qkv.shape[1];
+  const int64_t tokens = op.qkv[0].shape[1];
   in.tensor("grad_out", op.grad_out, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kRows);
-  in.tensor("grad_qkv", op.grad_qkv, op.dtype, {op.batch, tokens, 3, op.heads, op.head_dim});
+  in.parts("grad_qkv", op.grad_qkv, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kContiguous);
 }
 
 // The one list of the CPU kernels: a function's name and the struct that it takes. The members of KernelTable are made

@@ -59,25 +59,29 @@ def quantize_rows(x: Tensor, most: int, integers: Tensor, scale: Tensor, /) -> N
 def scale_rows(y: Tensor, scale: Tensor, bias: Tensor, gelu: bool, /) -> None: ...
 def space_time_attention_forward(
     axis: int,
+    token_order: int,
+    prefix: int,
     num_prefix_tokens: int,
     num_frames: int,
     num_patches: int,
     scale: float,
-    qkv: Tensor,
+    qkv: Tensor | tuple[Tensor, ...],
     out: Tensor,
     stats: Tensor,
     /,
 ) -> None: ...
 def space_time_attention_backward(
     axis: int,
+    token_order: int,
+    prefix: int,
     num_prefix_tokens: int,
     num_frames: int,
     num_patches: int,
     scale: float,
-    qkv: Tensor,
+    qkv: Tensor | tuple[Tensor, ...],
     out: Tensor,
     stats: Tensor,
     grad_out: Tensor,
-    grad_qkv: Tensor,
+    grad_qkv: Tensor | tuple[Tensor, ...],
     /,
 ) -> None: ...

@@ -18,6 +18,10 @@ needs_cpu = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are
 ATTENTION = backends.OPERATORS["space_time_attention"]
 
 
+def choice(dtype: torch.dtype = torch.float32) -> str:
+    return ATTENTION.choose(*ATTENTION.example(lambda *shape: torch.zeros(shape, dtype=dtype)))
+
+
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -34,13 +38,13 @@ def test_reference_is_always_available():
 
 @needs_cpu
 def test_auto_prefers_kernels_and_falls_back_by_dtype():
-    assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8)) == "cpu"
-    assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8, dtype=torch.float64)) == "reference"
+    assert choice() == "cpu"
+    assert choice(torch.float64) == "reference"
 
 
 def test_context_manager_restores_even_after_an_error():
     with pytest.raises(KeyError), hsta_kernels.backend("reference"):
-        assert ATTENTION.choose(torch.zeros(1, 7, 3, 1, 8)) == "reference"
+        assert choice() == "reference"
         raise KeyError
     assert backends._requested == "auto"
 
@@ -62,13 +66,12 @@ def test_unavailable_backend_raises_and_says_why(name):
 
 
 def test_automatic_choice_takes_no_backend_that_must_be_asked_for(monkeypatch):
-    qkv = torch.zeros(1, 7, 3, 1, 8)
     monkeypatch.setattr(backends, "cuda", object())
     monkeypatch.setattr(backends, "cuda_emulated", True)  # then it takes tensors on the CPU
-    assert ATTENTION.refusal("cuda", qkv) is None
-    assert ATTENTION.choose(qkv) != "cuda"
+    assert ATTENTION.refusal("cuda", *ATTENTION.example(torch.zeros)) is None
+    assert choice() != "cuda"
     with hsta_kernels.backend("cuda"):
-        assert ATTENTION.choose(qkv) == "cuda"
+        assert choice() == "cuda"
 
 
 def test_automatic_choice_says_why_when_logging_is_on(caplog):
@@ -80,7 +83,8 @@ def test_automatic_choice_says_why_when_logging_is_on(caplog):
 def test_environment_variable():
     code = (
         "import torch, hsta_kernels.backends as b;"
-        "print(b.OPERATORS['space_time_attention'].choose(torch.zeros(1, 7, 3, 1, 8)))"
+        "operator = b.OPERATORS['space_time_attention'];"
+        "print(operator.choose(*operator.example(torch.zeros)))"
     )
     assert python(code, HSTA_BACKEND="reference").stdout == "reference\n"
     bad = python(code, HSTA_BACKEND="fast")

@@ -7,6 +7,7 @@ import torch
 
 from hsta_kernels.ops.add_layer_norm.reference import add_layer_norm
 from hsta_kernels.ops.bias_gelu.reference import bias_gelu
+from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.reference import space_time_attention
 from tests.tolerances import ROUNDOFF, SMALLEST, assert_close_to_reference, nearby
 
@@ -15,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def attention(qkv: torch.Tensor) -> torch.Tensor:
     """Over time: 3 frames of 5 patches and a prefix token."""
-    return space_time_attention(qkv, 3, 5, "time", 1, qkv.shape[-1] ** -0.5)
+    return space_time_attention((qkv,), Grid(3, 5, "time", 1, qkv.shape[-1] ** -0.5))
 
 
 def gelu_gradient(x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +130,7 @@ def test_scores_of_a_wrong_scale_do_not_pass():
     """sqrt(D + 1) for sqrt(D), at scores large enough for float32 to know their probabilities to three digits only."""
     qkv = torch.randn(2, 16, 3, 2, 64) * 50
     exact, near = attention(qkv.double()), attention(nearby(qkv))
-    wrong = space_time_attention(qkv.double(), 3, 5, "time", 1, 65**-0.5).float()
+    wrong = space_time_attention((qkv.double(),), Grid(3, 5, "time", 1, 65**-0.5)).float()
     with pytest.raises(AssertionError, match="exceeds"):
         assert_close_to_reference(wrong, attention(qkv), exact, nearby64=near)
 

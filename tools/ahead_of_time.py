@@ -39,6 +39,7 @@ from hsta_kernels.ops.bias_gelu import triton as bias_gelu
 from hsta_kernels.ops.cross_modal_attention import triton as cross_modal_attention
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as space_time_attention
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "triton-resources.md"
 ARCHITECTURES = (80, 90, 100)
@@ -141,10 +142,10 @@ def attention(axis: str, frames: int, patches: int, prefix: int, head_dim: int, 
     """Forward and backward pass of space_time_attention, to be given a dtype."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid = (frames, patches, axis, prefix, head_dim**-0.5)
+        grid = Grid(frames, patches, axis, prefix, head_dim**-0.5)
         qkv = torch.randn(batch, prefix + frames * patches, 3, 12, head_dim, dtype=dtype, device=device)
-        out, stats = space_time_attention.forward(qkv, *grid)
-        space_time_attention.backward(out, qkv, out, stats, *grid)
+        out, stats = space_time_attention.forward((qkv,), grid)
+        space_time_attention.backward(out, (qkv,), out, stats, grid)
 
     return run
 

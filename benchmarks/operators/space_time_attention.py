@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hsta_kernels
 from benchmarks.case import HEAD_DIM, HEADS, PATCHES, WIDTH, Case, Work, dtypes, operator_case, sdpa_takes
 from hsta_kernels.ops.space_time_attention import reference
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (S, H, length, D) each
 
@@ -69,7 +70,7 @@ def contenders(
     scale = qkv.shape[-1] ** -0.5
 
     def eager(x: torch.Tensor) -> torch.Tensor:
-        return reference.space_time_attention(x, *grid, axis, prefix, scale)
+        return reference.space_time_attention((x,), Grid(*grid, axis, prefix, scale))
 
     def sdpa(x: torch.Tensor) -> torch.Tensor:
         return grouped(F.scaled_dot_product_attention, x, grid, axis, prefix)

@@ -6,9 +6,9 @@
 
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../operators.h"
 
@@ -38,21 +38,28 @@ class Arguments {
   Arguments(const char* function, const py::args& values, int64_t row_bytes)
       : function_(function), values_(values), row_bytes_(row_bytes) {}
 
-  void tensor(const char* name, TensorView& to, Wanted<DType> dtype, std::initializer_list<Wanted<int64_t>> shape,
+  using Shape = std::vector<Wanted<int64_t>>;
+
+  void tensor(const char* name, TensorView& to, Wanted<DType> dtype, const Shape& shape,
               Layout layout = Layout::kContiguous) {
-    PyObject* tensor = next(name);
-    read(name, tensor, to);
-    bool fits = to.dims == int(shape.size()) && dtype.accepts(to.dtype);
-    int dim = 0;
-    for (const auto& size : shape) fits = fits && size.accepts(to.shape[dim++]);
-    if (fits && lies(to, layout)) return;
-    std::string expected = dtype.taken ? "float32, bfloat16 or float16" : dtype_name(dtype.value);
-    expected += " of shape (";
-    for (const auto& size : shape) expected += size.taken ? "any, " : std::to_string(size.value) + ", ";
-    expected.resize(expected.size() - 2);
-    expected += layout == Layout::kContiguous ? "), contiguous" : "), rows contiguous";
-    if (row_bytes_ > 1) expected += ", beginning at multiples of " + std::to_string(row_bytes_) + " bytes";
-    fail(name, "is " + described(to) + "; expected " + expected);
+    take(name, next(name), to, dtype, shape, layout);
+  }
+
+  // A tuple of three tensors of `shape`, or one tensor that has them side by side in a dimension after the first two.
+  void parts(const char* name, TensorView (&to)[3], Wanted<DType> dtype, Shape shape, Layout layout) {
+    PyObject* value = next(name);
+    if (!PyTuple_Check(value)) {
+      TensorView packed;
+      shape.insert(shape.begin() + 2, int64_t(3));
+      take(name, value, packed, dtype, shape, layout);
+      for (int part = 0; part < 3; ++part) to[part] = select(packed, 2, part);
+      return;
+    }
+    if (PyTuple_GET_SIZE(value) != 3)
+      fail(name, "has " + std::to_string(PyTuple_GET_SIZE(value)) + " tensors; expected 3");
+    take(name, PyTuple_GET_ITEM(value, 0), to[0], dtype, shape, layout);
+    const Shape known(to[0].shape, to[0].shape + to[0].dims);
+    for (int part : {1, 2}) take(name, PyTuple_GET_ITEM(value, part), to[part], to[0].dtype, known, layout);
   }
 
   template <typename T>
@@ -102,6 +109,32 @@ class Arguments {
   }
 
  private:
+  void take(const char* name, PyObject* tensor, TensorView& to, Wanted<DType> dtype, const Shape& shape,
+            Layout layout) const {
+    read(name, tensor, to);
+    bool fits = to.dims == int(shape.size()) && dtype.accepts(to.dtype);
+    for (int dim = 0; fits && dim < to.dims; ++dim) fits = shape[dim].accepts(to.shape[dim]);
+    if (fits && lies(to, layout)) return;
+    std::string expected = dtype.taken ? "float32, bfloat16 or float16" : dtype_name(dtype.value);
+    expected += " of shape (";
+    for (const auto& size : shape) expected += size.taken ? "any, " : std::to_string(size.value) + ", ";
+    expected.resize(expected.size() - 2);
+    expected += layout == Layout::kContiguous ? "), contiguous" : "), rows contiguous";
+    if (row_bytes_ > 1) expected += ", beginning at multiples of " + std::to_string(row_bytes_) + " bytes";
+    fail(name, "is " + described(to) + "; expected " + expected);
+  }
+
+  // Element `index` of dimension `dim`.
+  static TensorView select(const TensorView& from, int dim, int64_t index) {
+    TensorView to = from;
+    to.data = static_cast<char*>(from.data) + index * from.stride[dim] * bytes_of(from.dtype);
+    --to.dims;
+    for (int i = dim; i < to.dims; ++i) to.shape[i] = from.shape[i + 1], to.stride[i] = from.stride[i + 1];
+    return to;
+  }
+
+  static int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kUInt8 ? 1 : 2; }
+
   struct Names {
     PyObject *data_ptr = PyUnicode_InternFromString("data_ptr"), *dtype = PyUnicode_InternFromString("dtype");
     PyObject *shape = PyUnicode_InternFromString("shape"), *stride = PyUnicode_InternFromString("stride");
@@ -136,7 +169,7 @@ class Arguments {
     // Where there is nothing to read, PyTorch calls any strides contiguous.
     for (int i = 0; i < tensor.dims; ++i)
       if (tensor.shape[i] == 0) return true;
-    const int64_t bytes = tensor.dtype == DType::kFloat32 ? 4 : tensor.dtype == DType::kUInt8 ? 1 : 2;
+    const int64_t bytes = bytes_of(tensor.dtype);
     int64_t expected = 1;
     for (int i = tensor.dims - 1; i >= 0; --i) {
       if (tensor.shape[i] == 1) continue;

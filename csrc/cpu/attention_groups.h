@@ -4,8 +4,9 @@
 // Patches fall into groups that attend among themselves: a group is one position over all frames (time) or all
 // positions of one frame (space). Prefix tokens belong to every group, as its first rows. As keys they are simply
 // there; as queries they see all groups, which are dealt out in splits: every split contributes a partial softmax for
-// them, and a second stage merges the partials in a fixed order. With `joint` there is one group of all tokens and
-// nothing to merge.
+// them, and a second stage merges the partials in a fixed order. With PrefixAttention::kFrameMean a prefix query is one
+// in each group by itself, and what is merged are its results, to their mean. With `joint` there is one group of all
+// tokens and nothing to merge; with PrefixAttention::kNone the prefix is in no group.
 #pragma once
 
 #include <cfloat>
@@ -27,6 +28,7 @@ namespace {
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dealt out to several items
 constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
+constexpr float kLowest = -FLT_MAX;       // of a maximum that others are merged with
 
 // Which of a token's three vectors, in qkv and in its gradient.
 enum Part : int { kQuery, kKey, kValue };
@@ -54,7 +56,8 @@ inline int64_t query_runs_of(int64_t rows, int64_t items) {
 
 // Which tokens form a group, and how groups, heads and queries are dealt out to work items.
 struct Plan {
-  int64_t tokens, prefix, groups, group_patches, group_step, patch_step;
+  int64_t tokens, prefix, first_patch, groups, group_patches, group_step, patch_step;
+  bool mean;  // PrefixAttention::kFrameMean
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
@@ -62,12 +65,16 @@ struct Plan {
   float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
 
   Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : writer(writer) {
+    const bool time_major = op.order == TokenOrder::kTimeMajor, joint = op.axis == Axis::kJoint;
+    const int64_t frame_step = time_major ? op.patches : 1, position_step = time_major ? 1 : op.frames;
     tokens = op.prefix + op.frames * op.patches;
-    prefix = op.axis == Axis::kJoint ? 0 : op.prefix;
+    prefix = joint || op.prefix_attention == PrefixAttention::kNone ? 0 : op.prefix;
+    first_patch = joint && op.prefix_attention == PrefixAttention::kAll ? 0 : op.prefix;
+    mean = op.prefix_attention == PrefixAttention::kFrameMean;
     groups = op.axis == Axis::kTime ? op.patches : op.axis == Axis::kSpace ? op.frames : 1;
-    group_patches = op.axis == Axis::kTime ? op.frames : op.axis == Axis::kSpace ? op.patches : tokens;
-    group_step = op.axis == Axis::kTime ? 1 : op.patches;
-    patch_step = op.axis == Axis::kTime ? op.patches : 1;
+    group_patches = op.axis == Axis::kTime ? op.frames : op.axis == Axis::kSpace ? op.patches : tokens - first_patch;
+    group_step = op.axis == Axis::kTime ? position_step : frame_step;
+    patch_step = joint ? 1 : op.axis == Axis::kTime ? frame_step : position_step;
     rows = prefix + group_patches;
     rows_padded = round_up(rows, kLanes);
     dim = op.head_dim;
@@ -86,11 +93,23 @@ struct Plan {
 
   // Row r of group g: the prefix tokens come first.
   int64_t token(int64_t g, int64_t r) const {
-    return r < prefix ? r : prefix + g * group_step + (r - prefix) * patch_step;
+    return r < prefix ? r : first_patch + g * group_step + (r - prefix) * patch_step;
   }
 
-  // A prefix query's keys are the group's patches; the prefix itself counts once, in group 0.
-  int64_t first_visible(int64_t g, int64_t row) const { return row < prefix && g > 0 ? prefix : 0; }
+  // Of a prefix query whose softmax is over all groups the keys are the group's patches; the prefix itself counts once,
+  // in group 0.
+  bool hides_prefix(int64_t g) const { return g > 0 && !mean; }
+  int64_t first_visible(int64_t g, int64_t row) const { return row < prefix && hides_prefix(g) ? prefix : 0; }
+
+  // Whether a row's softmax is over several groups.
+  bool spans_groups(int64_t row) const { return row < prefix && !mean; }
+
+  // The maximum of a row's scores is no lower than this. A group may have no score above -inf while others have: its
+  // weights are then zeros and not, as in a whole row of -inf, NaN.
+  float lowest(int64_t row) const { return spans_groups(row) ? kLowest : -INFINITY; }
+
+  // What a group's gradients of a row's query count.
+  float share(int64_t row) const { return row < prefix && mean ? 1.0f / float(groups) : 1.0f; }
 };
 
 struct Item {
@@ -129,14 +148,12 @@ struct Group {
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
 
-  Rows<T> part(Part part) const { return {op.qkv.at<const T>(sample, 0, part, head), op.qkv.stride[1]}; }
+  Rows<T> part(Part part) const { return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1]}; }
   Rows<T> grad_out() const { return {op.grad_out.at<const T>(sample, 0, head), op.grad_out.stride[1]}; }
   T* out(int64_t token) const { return op.out.as<T>() + ((sample * plan.tokens + token) * op.heads + head) * plan.dim; }
   float* stats(int64_t p) const { return op.stats.as<float>() + prefix_row(p) * 2; }
   float& delta(int64_t p) const { return plan.deltas[prefix_row(p)]; }
-  T* grad(int64_t token, Part part) const {
-    return op.grad_qkv.as<T>() + (((sample * plan.tokens + token) * 3 + part) * op.heads + head) * plan.dim;
-  }
+  T* grad(int64_t token, Part part) const { return op.grad_qkv[part].at<T>(sample, token, head); }
 
  private:
   int64_t prefix_row(int64_t p) const { return (sample * op.heads + head) * plan.prefix + p; }
@@ -185,10 +202,6 @@ void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part p
   }
 }
 
-// The maximum of a prefix query's scores is no lower than this. A group may have no score above -inf while others have:
-// its weights are then zeros and not, as in a whole row of -inf, NaN.
-constexpr float kLowest = -FLT_MAX;
-
 // A partial softmax of one prefix query, over some of its keys: maximum (base 2), sum, and weighted sum of values.
 struct Partial {
   float *max2, *sum, *values;
@@ -207,6 +220,13 @@ struct Partial {
     for (int64_t d = 0; d < plan.dim_padded; d += kLanes)
       store(values + d, load(values + d) * mine + load(other_values + d) * theirs);
     *max2 = new_max2;
+  }
+  // The results of one group more, of which the whole is the mean.
+  void add_mean(const Plan& plan, float group_sum, const float* group_values) const {
+    *max2 = 0, *sum += 1;
+    const Vec factor = broadcast(1.0f / group_sum);
+    for (int64_t d = 0; d < plan.dim_padded; d += kLanes)
+      store(values + d, load(values + d) + load(group_values + d) * factor);
   }
 };
 

@@ -181,8 +181,7 @@ struct LargeGroups {
         ask_for_next(group, first + i, false);
         float* row = b.scores + i * plan.rows_padded;
         const int64_t visible = plan.first_visible(group.index, first + i);
-        const float lowest = first + i < plan.prefix ? kLowest : -INFINITY;
-        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, lowest);
+        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, plan.lowest(first + i));
         row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
       }
       gemm<Word>(count, plan.dim_padded, depth, {b.weights, padded_words, 1}, panels_of(b.v_deep, depth), b.values,
@@ -204,9 +203,9 @@ struct LargeGroups {
     return dot(plan.dim, b.rows, group.out(query));
   }
 
-  // Probabilities are recomputed, and a patch's delta = sum_j p_j dp_j with them: its whole row is at hand. A prefix
-  // query's row is spread over the groups, so its maximum, sum and delta come from elsewhere.
-  // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
+  // Probabilities are recomputed, and a row's delta = sum_j p_j dp_j with them. Where a prefix query's row is spread
+  // over the groups, its maximum, sum and delta come from elsewhere. add(part, prefix row, values) takes in what the
+  // group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<T>& group, float* base, const Add& add) const {
     const auto b = pieces_in<Buffers>(base, *this, true);
@@ -248,10 +247,10 @@ struct LargeGroups {
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).
   void score_gradients(const Group<T>& group, int64_t query, const Buffers& b, int64_t i) const {
     float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
-    const bool prefix = query < plan.prefix;
+    const bool spread = plan.spans_groups(query);
     const int64_t visible = plan.first_visible(group.index, query);
     const float own_max2 = prepare_scores(p, visible, plan.rows, plan.rows_padded, scale);
-    const Vec max2 = broadcast(prefix ? group.stats(query)[0] : own_max2);
+    const Vec max2 = broadcast(spread ? group.stats(query)[0] : own_max2);
     Vec sum{}, sum_dp{};
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
       const Vec e = exp2(load(p + j) - max2);
@@ -259,10 +258,11 @@ struct LargeGroups {
       sum += e;
       sum_dp += e * load(dp + j);
     }
-    const float inverse = 1 / (prefix ? group.stats(query)[1] : reduce_add(sum));
-    const float delta = prefix ? group.delta(query) : reduce_add(sum_dp) * inverse;
+    const float inverse = 1 / (spread ? group.stats(query)[1] : reduce_add(sum));
+    const float delta = spread ? group.delta(query) : reduce_add(sum_dp) * inverse;
+    const Vec factor = broadcast(inverse * plan.share(query));
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {
-      const Vec prob = load(p + j) * broadcast(inverse);
+      const Vec prob = load(p + j) * factor;
       Vec ds = prob * (load(dp + j) - broadcast(delta));
       if (j < visible)  // delta may be infinite, and zero times infinity is NaN
         ds = where_visible(ds, j, visible, plan.rows, 0);

@@ -8,11 +8,11 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-// Puts `value` where prefix queries of row of tiles i meet prefix keys, which they see in group 0 alone.
+// Puts `value` where prefix queries of row of tiles i meet prefix keys that they do not see.
 template <typename T>
 void mask_prefix(const Group<T>& group, const TileMatrix& matrix, int64_t i, Vec value, Vec* tiles) {
   const int64_t prefix = group.plan.prefix, queries = prefix - matrix.row(i);
-  if (group.index == 0 || queries <= 0) return;
+  if (!group.plan.hides_prefix(group.index) || queries <= 0) return;
   for (int64_t t = 0; t * kTileKeys < prefix; ++t)
     tiles[t] = is_below(query_of_lane(), queries) & is_below(key_of_lane(), prefix - t * kTileKeys) ? value : tiles[t];
 }
@@ -32,7 +32,7 @@ struct PrefixInTilesForward {
     mask_prefix(group, matrix, i, broadcast(-INFINITY), s);
     const Vec found = max_in_fours(matrix.row_max(s));
     const int64_t queries = group.plan.prefix - matrix.row(i);
-    return queries > 0 && is_below(query_of_lane(), queries) ? max(found, broadcast(kLowest)) : found;
+    return queries > 0 && is_below(query_of_lane(), queries) ? max(found, broadcast(group.plan.lowest(0))) : found;
   }
   void end_scores() const {}
   void add_weights(int64_t, Vec, Vec&) const {}
@@ -58,16 +58,22 @@ struct PrefixInTilesBackward {
   Vec row_max(int64_t i, Vec* s) const {
     mask_prefix(group, matrix, i, broadcast(-INFINITY), s);
     Vec found = max_in_fours(matrix.row_max(s));
-    for_prefix_queries(i, [&](int64_t p, IntVec lanes) { found = lanes ? broadcast(group.stats(p)[0]) : found; });
+    for_prefix_queries(i, [&](int64_t p, IntVec lanes) {
+      if (group.plan.spans_groups(p)) found = lanes ? broadcast(group.stats(p)[0]) : found;
+    });
     return found;
   }
-  // 1 / sum and delta of the whole softmax, from the rows' sums; a prefix query's spans all groups.
+  // What weights are multiplied by, and delta, from the rows' sums; a prefix query's softmax may span all groups.
   void normalize(int64_t i, Vec, Vec sum, Vec& inverse, Vec& delta) const {
     inverse = 1.0f / add_in_fours(sum);
     delta = add_in_fours(delta) * inverse;
     for_prefix_queries(i, [&](int64_t p, IntVec lanes) {
-      inverse = lanes ? broadcast(1.0f / group.stats(p)[1]) : inverse;
-      delta = lanes ? broadcast(group.delta(p)) : delta;
+      if (group.plan.spans_groups(p)) {
+        inverse = lanes ? broadcast(1.0f / group.stats(p)[1]) : inverse;
+        delta = lanes ? broadcast(group.delta(p)) : delta;
+      } else {
+        inverse = lanes ? inverse * broadcast(group.plan.share(p)) : inverse;
+      }
     });
   }
   void score_gradients(int64_t i, Vec, Vec, Vec* ds) const { mask_prefix(group, matrix, i, Vec{}, ds); }

@@ -6,6 +6,8 @@
 // they would fill vectors alone, so their rows of scores are computed one by one, with the keys in the lanes.
 #pragma once
 
+#include <tuple>
+
 #include "attention_groups.h"
 #include "small_tiles.h"
 
@@ -216,7 +218,7 @@ struct QueryLanes {
       float weights[kMaxSmallRows];
       pack_row(group.part(kQuery).row(p), dim, b.q);
       multiply_row(b.q, k + first, keys, words, weights);
-      Vec row_max = broadcast(kLowest), sum{};
+      Vec row_max = broadcast(plan.lowest(p)), sum{};
       for_lanes(keys, weights, [&](Vec s, IntVec present) {
         const Vec score = present ? scaled(s, scale) : broadcast(-INFINITY);
         row_max = max(row_max, score);
@@ -353,6 +355,24 @@ struct QueryLanes {
     return found;
   }
 
+  // Maximum, 1 / sum and delta of a row of `count` products, and those of its gradient with the values.
+  std::tuple<float, float, float> own_softmax(const float* s, const float* dp, int64_t count) const {
+    const auto score = [&](int64_t j) {
+      return is_below(lane_numbers(), count - j) ? scaled(load(s + j), scale) : broadcast(-INFINITY);
+    };
+    Vec found = broadcast(-INFINITY), sum{}, delta{};
+    for (int64_t j = 0; j < count; j += kLanes) found = max(found, score(j));
+    const float max2 = reduce_max(found);
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Vec weight = exp2(score(j) - broadcast(max2));
+      sum += weight;
+      // Products past the last are those of a copy: zero times infinity is NaN.
+      delta += is_below(lane_numbers(), count - j) ? weight * load(dp + j) : Vec{};
+    }
+    const float inverse = 1.0f / reduce_add(sum);
+    return {max2, inverse, reduce_add(delta) * inverse};
+  }
+
   // A prefix query's probabilities and gradients of scores, into its column.
   void add_prefix_column(const Group<T>& group, int64_t p, const float* q, const float* grad_out, const float* const* k,
                          const float* const* v, const Buffers& b) const {
@@ -360,26 +380,30 @@ struct QueryLanes {
     float s[kMaxSmallRows], dp[kMaxSmallRows];
     multiply_row(q, k + first, keys, words, s);
     multiply_row(grad_out, v + first, keys, words, dp);
-    const Vec row_max = broadcast(group.stats(p)[0]), inverse = broadcast(1.0f / group.stats(p)[1]);
-    const Vec delta = broadcast(group.delta(p));
+    float max2, inverse, delta;
+    if (plan.spans_groups(p)) {
+      max2 = group.stats(p)[0], inverse = 1.0f / group.stats(p)[1], delta = group.delta(p);
+    } else {
+      std::tie(max2, inverse, delta) = own_softmax(s, dp, keys);
+    }
     for (int64_t j = 0; j < keys; j += kLanes) {
-      const Vec probs = exp2(scaled(load(s + j), scale) - row_max) * inverse;
+      const Vec weight = exp2(scaled(load(s + j), scale) - broadcast(max2));
+      const Vec probs = weight * broadcast(inverse * plan.share(p));
       store(s + j, probs);
-      store(dp + j, probs * (load(dp + j) - delta));
+      store(dp + j, probs * (load(dp + j) - broadcast(delta)));
     }
     const int64_t column = first * kColumns + patches + p;
     for (int64_t j = 0; j < keys; ++j)
       b.scores[column + j * kColumns] = s[j], b.products[column + j * kColumns] = dp[j];
   }
 
-  // Gradients of keys or values: sums over queries' rows, which come in the order of the columns. Prefix keys are not
-  // seen by prefix queries but in group 0.
+  // Gradients of keys or values: sums over queries' rows, which come in the order of the columns.
   template <typename Add>
   void sum_over_queries(const Group<T>& group, const float* weights, const float* const* rows_of, Part part,
                         float* values, NextRows& next, const Add& add) const {
     const float* queries[kMaxSmallRows];
     for (int64_t c = 0; c < rows; ++c) queries[c] = rows_of[c < patches ? prefix + c : c - patches];
-    const int64_t seen_by = group.index == 0 ? rows : patches;
+    const int64_t seen_by = plan.hides_prefix(group.index) ? patches : rows;
     weighted_sums(prefix, OfKeys{weights}, queries, seen_by, values, next,
                   [&](int64_t p, const float* sums) { add(part, p, sums); });
     weighted_sums(

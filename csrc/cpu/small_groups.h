@@ -89,9 +89,9 @@ struct SmallGroups {
 
   bool fills_lanes() const { return plan.rows - plan.prefix >= kLanes; }
 
-  // Group 0 has all rows in its tiles: there prefix tokens look at each other.
+  // A group where prefix tokens look at each other has all rows in its tiles.
   bool has_border(const Group<T>& group) const {
-    return group.index > 0 && plan.prefix > 0 && plan.prefix <= kMaxBorderTokens &&
+    return plan.hides_prefix(group.index) && plan.prefix > 0 && plan.prefix <= kMaxBorderTokens &&
            (plan.rows - plan.prefix) % kTileKeys == 0;
   }
 

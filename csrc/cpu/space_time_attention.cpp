@@ -6,6 +6,8 @@
 // Softmax works in base 2: scores are multiplied by scale * log2(e), so a score is an exponent of 2. Forward and
 // backward pass compute it by the same operations, to the same bits, so that a probability of one is recovered as
 // exactly one, however large the scores.
+#include <cstring>
+
 #include "attention_groups.h"
 #include "large_groups.h"
 #include "memory.h"
@@ -50,6 +52,29 @@ void sum_nan_columns(const Group<T>& group, int64_t query, const ScoreScale& sca
     if (std::isnan(values[d])) values[d] = sums[d];
 }
 
+// f(group, token) for the prefix tokens of all samples and heads that are in no group: each sees itself alone.
+template <typename T, typename F>
+void for_tokens_alone(const Plan& plan, const SpaceTimeAttention& op, const F& f) {
+  if (op.prefix_attention != PrefixAttention::kNone) return;
+  for (int64_t b = 0; b < op.batch; ++b)
+    for (int64_t p = 0; p < op.prefix; ++p)
+      for (int64_t h = 0; h < op.heads; ++h) f(Group<T>{plan, op, b, 0, h}, p);
+}
+
+template <typename T>
+void copy_row(const Plan& plan, const T* from, T* to) {
+  std::memcpy(static_cast<void*>(to), from, size_t(plan.dim) * sizeof(T));
+}
+
+// Of the gradients: of one tensor that packs all three, or of each.
+template <typename T>
+Writer gradient_writer(const SpaceTimeAttention& op) {
+  const auto& grad = op.grad_qkv;
+  const int64_t bytes = tokens_bytes<T>(op), run = op.head_dim * int64_t(sizeof(T));
+  if (grad[kQuery].stride[1] == 3 * op.heads * op.head_dim) return Writer(grad[kQuery].data, 3 * bytes, run);
+  return Writer({grad[kQuery].data, grad[kKey].data, grad[kValue].data}, bytes, run);
+}
+
 template <typename T>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out.data, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
@@ -66,7 +91,8 @@ void forward(const SpaceTimeAttention& op) {
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
         const Group<T> group{plan, op, item.sample, g, h};
         const auto merge = [&](int64_t p, float max2, float sum, const float* values) {
-          partials.of(item.sample, item.split, h, p).merge(plan, max2, sum, values);
+          const Partial partial = partials.of(item.sample, item.split, h, p);
+          plan.mean ? partial.add_mean(plan, sum, values) : partial.merge(plan, max2, sum, values);
         };
         if (plan.small)
           small.forward(group, buffer, merge);
@@ -84,11 +110,17 @@ void forward(const SpaceTimeAttention& op) {
       total.merge(plan, *partial.max2, *partial.sum, partial.values);
     }
     const Group<T> group{plan, op, b, 0, h};
-    group.stats(p)[0] = *total.max2, group.stats(p)[1] = *total.sum;
-    if (std::isnan(reduce_add(sum_vectors(plan.dim_padded, [&](int64_t d) { return load(total.values + d); }))))
-      sum_nan_columns(group, p, small.scale, *total.max2, total.values);
+    if (!plan.mean) {
+      group.stats(p)[0] = *total.max2, group.stats(p)[1] = *total.sum;
+      if (std::isnan(reduce_add(sum_vectors(plan.dim_padded, [&](int64_t d) { return load(total.values + d); }))))
+        sum_nan_columns(group, p, small.scale, *total.max2, total.values);
+    }
     write_output(group, p, *total.sum, total.values);
   }
+
+  for_tokens_alone<T>(plan, op, [&](const Group<T>& group, int64_t token) {
+    copy_row(plan, group.part(kValue).row(token), group.out(token));
+  });
 }
 
 struct PrefixGradients {
@@ -102,7 +134,7 @@ struct PrefixGradients {
 
 template <typename T>
 void backward(const SpaceTimeAttention& op) {
-  Plan plan(op, false, Writer(op.grad_qkv.data, 3 * tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
+  Plan plan(op, false, gradient_writer<T>(op));
   const SmallGroups<T> small(plan, op);
   const typename LargeGroupsOf<T>::type large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
@@ -113,8 +145,9 @@ void backward(const SpaceTimeAttention& op) {
   };
 
   const int64_t buffer_floats = plan.small ? small.scratch_floats(true) : large.scratch_floats(true);
+  const int64_t spread_rows = plan.mean ? 0 : op.batch * op.heads * plan.prefix;
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < op.batch * op.heads * plan.prefix; ++row) {
+  for (int64_t row = 0; row < spread_rows; ++row) {
     const int64_t p = row % plan.prefix, h = row / plan.prefix % op.heads, b = row / plan.prefix / op.heads;
     const Group<T> group{plan, op, b, 0, h};
     float* buffer = scratch(Scratch::kThread, buffer_floats);
@@ -153,6 +186,12 @@ void backward(const SpaceTimeAttention& op) {
       for (int64_t p = 0; p < plan.prefix; ++p)
         write_gradient(Group<T>{plan, op, b, 0, h}, p, part, total + (part * plan.prefix + p) * plan.dim_padded);
   }
+
+  for_tokens_alone<T>(plan, op, [&](const Group<T>& group, int64_t token) {
+    for (const Part part : {kQuery, kKey})
+      std::memset(static_cast<void*>(group.grad(token, part)), 0, size_t(plan.dim) * sizeof(T));
+    copy_row(plan, group.grad_out().row(token), group.grad(token, kValue));
+  });
 }
 
 }  // namespace

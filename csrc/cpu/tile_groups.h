@@ -103,9 +103,9 @@ class TileGroups {
   }
 
   // Two passes over a block's keys: the first one finds maxima, sums and deltas = sum_j p_j dp_j, and keeps weights
-  // relative to the maximum so far; dp is computed once more in the second, which takes less time than to keep it. A
-  // prefix query's row is spread over the groups, so its maximum, sum and delta come from elsewhere.
-  // add(part, prefix row, values) takes in what the group gives to a prefix token's gradients.
+  // relative to the maximum so far; dp is computed once more in the second, which takes less time than to keep it.
+  // Where a prefix query's row is spread over the groups, its maximum, sum and delta come from elsewhere. add(part,
+  // prefix row, values) takes in what the group gives to a prefix token's gradients.
   template <typename Add>
   void backward(const Group<BFloat16>& group, float* base, const Add& add) const {
     constexpr int kVecs = kBackwardVecs;
@@ -262,7 +262,7 @@ class TileGroups {
 
   // Of a block of queries from `first` on, how many see nothing of the group's prefix tokens.
   int64_t hidden_from(const Group<BFloat16>& group, int64_t first) const {
-    return group.index > 0 && first < plan.prefix ? plan.prefix - first : 0;
+    return plan.hides_prefix(group.index) && first < plan.prefix ? plan.prefix - first : 0;
   }
 
   // Scales scores of keys key, key + 1, ... to base 2, those that a query does not see to -inf, and takes them into the
@@ -370,7 +370,7 @@ class TileGroups {
     sum = sums, delta = deltas;
   }
 
-  // From sums of weights to 1 / sum and delta of the whole softmax; a prefix query's spans all groups.
+  // From sums of weights to what weights are multiplied by, and delta; a prefix query's softmax may span all groups.
   template <int kVecs>
   void normalize(const Group<BFloat16>& group, int64_t first, Lanes<kVecs>& max2, Lanes<kVecs>& sum,
                  Lanes<kVecs>& delta) const {
@@ -379,9 +379,13 @@ class TileGroups {
       delta.of[v] *= sum.of[v];
     }
     for (int64_t i = 0; i < kVecs * kLanes && first + i < plan.prefix; ++i) {
-      max2.floats()[i] = group.stats(first + i)[0];
-      sum.floats()[i] = 1.0f / group.stats(first + i)[1];
-      delta.floats()[i] = group.delta(first + i);
+      if (plan.spans_groups(first + i)) {
+        max2.floats()[i] = group.stats(first + i)[0];
+        sum.floats()[i] = 1.0f / group.stats(first + i)[1];
+        delta.floats()[i] = group.delta(first + i);
+      } else {
+        sum.floats()[i] *= plan.share(first + i);
+      }
     }
   }
 

@@ -6,6 +6,8 @@
 // that is a matrix product, which has time for it.
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels.h"
 #include "memory.h"
 #include "simd.h"
@@ -29,10 +31,15 @@ static inline void stream(void* to, V v) {
 
 class Writer {
  public:
-  // An output of `bytes`, every byte of which is written once, in runs of `run` bytes at multiples of `run`.
-  Writer(void* data, int64_t bytes, int64_t run)
-      : streams_(bytes >= kCached && run % kLine == 0 && reinterpret_cast<uintptr_t>(data) % kLine == 0) {
-    expect_writes(data, bytes);
+  Writer(void* data, int64_t bytes, int64_t run) : Writer({data}, bytes, run) {}
+
+  // Outputs of `bytes` each, every byte of which is written once, in runs of `run` bytes at multiples of `run`.
+  Writer(std::initializer_list<void*> outputs, int64_t bytes, int64_t run)
+      : streams_(int64_t(outputs.size()) * bytes >= kCached && run % kLine == 0) {
+    for (void* data : outputs) {
+      streams_ = streams_ && reinterpret_cast<uintptr_t>(data) % kLine == 0;
+      expect_writes(data, bytes);
+    }
   }
 
   template <typename T>

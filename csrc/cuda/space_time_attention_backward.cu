@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   const uint32_t visible = tile.visible_squares(first / kSquare);
 
   const auto copy_all_but_v = [&](int column) {
-    tile.copy_rows(tile.part<T>(0), op.qkv.stride[1], d, column, tiles.q);
-    tile.copy_rows(tile.part<T>(1), op.qkv.stride[1], d, column, tiles.k);
+    tile.copy_part(0, d, column, tiles.q);
+    tile.copy_part(1, d, column, tiles.k);
     const T* grad_out = op.grad_out.at<const T>(tile.sample, 0, tile.head);
     tile.copy_rows(grad_out, op.grad_out.stride[1], d, column, tiles.grad);
   };
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   for (int column = 0; column < d.padded; column += d.span) {
     if (column) block_barrier();  // all are done with the columns before
     copy_all_but_v(column);
-    tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, column, tiles.v);
+    tile.copy_part(2, d, column, tiles.v);
     if (tile.prefix) {
       const T* out = op.out.as<const T>() + (tile.sample * tile.tokens() * op.heads + tile.head) * d.dim;
       tile.copy_prefix(out, op.heads * d.dim, d, column, tiles.prefix_out);
@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
       put(sum, tiles.v.from(first, column));
     }
     warp_barrier();
-    T* to = op.grad_qkv.as<T>() + ((tile.sample * tile.tokens() * 3 + part) * op.heads + tile.head) * d.dim;
-    tile.store_rows(tiles.v, first, d.valid_columns(begin), to + begin, 3 * op.heads * d.dim);
+    T* to = op.grad_qkv[part].at<T>(tile.sample, 0, tile.head);
+    tile.store_rows(tiles.v, first, d.valid_columns(begin), to + begin, op.grad_qkv[part].stride[1]);
     warp_barrier();
   };
   const float scale = float(op.scale);
@@ -161,11 +161,11 @@ struct ToPrefixGradients {
   // `i` counts (3, heads, prefix, head_dim).
   __device__ void operator()(int64_t sample, int64_t i, const Vector<float, 4>& values) const {
     const int64_t column = i % op.head_dim, token = i / op.head_dim % op.prefix;
-    const int64_t part_and_head = i / op.head_dim / op.prefix, tokens = op.prefix + op.frames * op.patches;
+    const int64_t part_and_head = i / op.head_dim / op.prefix;
     Vector<T, 4> narrow;
     for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
-    const int64_t row = (sample * tokens + token) * 3 * op.heads + part_and_head;
-    store(op.grad_qkv.as<T>() + row * op.head_dim + column, narrow);
+    const TensorView& grad = op.grad_qkv[part_and_head / op.heads];
+    store(grad.at<T>(sample, token, part_and_head % op.heads) + column, narrow);
   }
 };
 

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   Square s[kMaxSquares];
   for (int column = 0; column < d.padded; column += d.span) {
     if (column) block_barrier();  // all are done with the columns before
-    tile.copy_rows(tile.part<T>(0), op.qkv.stride[1], d, column, q);
-    tile.copy_rows(tile.part<T>(1), op.qkv.stride[1], d, column, k);
-    if (column == d.last_span()) tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, column, v);
+    tile.copy_part(0, d, column, q);
+    tile.copy_part(1, d, column, k);
+    if (column == d.last_span()) tile.copy_part(2, d, column, v);
     commit_copies();
     wait_copies<0>();
     block_barrier();
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(2 * kMaxRows, 3)
   for (int begin = d.last_span(); begin >= 0; begin -= d.span) {
     if (begin < d.last_span()) {
       block_barrier();
-      tile.copy_rows(tile.part<T>(2), op.qkv.stride[1], d, begin, v);
+      tile.copy_part(2, d, begin, v);
       commit_copies();
       wait_copies<0>();
       block_barrier();

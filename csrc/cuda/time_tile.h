@@ -20,7 +20,9 @@ struct TimePlan {
   ScoreScale scale;
 
   explicit TimePlan(const SpaceTimeAttention& op) : scale(op.scale) {
-    if (op.axis != Axis::kTime) throw std::runtime_error("the CUDA kernels attend over time");
+    if (op.axis != Axis::kTime || op.order != TokenOrder::kTimeMajor ||
+        (op.prefix && op.prefix_attention != PrefixAttention::kAll))
+      throw std::runtime_error("the CUDA kernels attend over time, tokens time-major, the prefix to all");
     const int sequence = int(op.frames + op.prefix);
     // Rows of float take twice the shared memory, and gain nothing from larger tiles.
     const int limit = sequence <= 32 && op.dtype == DType::kFloat32 ? 32 : sequence <= 64 ? 64 : kMaxRows;
@@ -143,9 +145,9 @@ struct TimeTile {
     }
   }
 
-  template <typename T>
-  __device__ const T* part(int part) const {
-    return op.qkv.at<const T>(sample, 0, part, head);
+  template <typename T, int kDim>
+  __device__ void copy_part(int part, const HeadDim<T, kDim>& d, int first, Matrix<T> to) const {
+    copy_rows(op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], d, first, to);
   }
 
  private:

@@ -52,11 +52,12 @@ def call(op: Any, *arguments: Any) -> Any:
     ):
         return op(*arguments)
     for argument in arguments:
-        if type(argument) in _TENSORS:
-            if argument.is_neg() or argument._is_zerotensor():
+        for value in argument if type(argument) is tuple else (argument,):
+            if type(value) in _TENSORS:
+                if value.is_neg() or value._is_zerotensor():
+                    return op(*arguments)
+            elif type(value) not in _SCALARS:
                 return op(*arguments)
-        elif type(argument) not in _SCALARS:
-            return op(*arguments)
     return op._init_fn(*arguments)
 
 

@@ -9,12 +9,26 @@ using Values = std::vector<double>;
 struct Shape {
   Axis axis;
   int64_t batch, prefix, frames, patches, heads, dim;
+  TokenOrder order = TokenOrder::kTimeMajor;
+  PrefixAttention prefix_attention = PrefixAttention::kAll;
 
   int64_t tokens() const { return prefix + frames * patches; }
-  bool sees(int64_t i, int64_t j) const {
-    if (i < prefix || j < prefix || axis == Axis::kJoint) return true;
-    const int64_t a = i - prefix, b = j - prefix;
-    return axis == Axis::kTime ? a % patches == b % patches : a / patches == b / patches;
+  int64_t frame(int64_t token) const {
+    return order == TokenOrder::kTimeMajor ? (token - prefix) / patches : (token - prefix) % frames;
+  }
+  int64_t position(int64_t token) const {
+    return order == TokenOrder::kTimeMajor ? (token - prefix) % patches : (token - prefix) / frames;
+  }
+  // How many softmaxes a query has, of whose results the mean is taken, and whether the n-th one is over token j.
+  int64_t softmaxes(int64_t i) const {
+    return i < prefix && prefix_attention == PrefixAttention::kFrameMean ? frames : 1;
+  }
+  bool sees(int64_t i, int64_t j, int64_t n) const {
+    const bool alone = prefix_attention == PrefixAttention::kNone;
+    if (i < prefix && j >= prefix && softmaxes(i) > 1) return frame(j) == n;
+    if (i < prefix || j < prefix) return alone ? i == j : true;
+    if (axis == Axis::kJoint) return true;
+    return axis == Axis::kTime ? position(i) == position(j) : frame(i) == frame(j);
   }
 };
 
@@ -35,31 +49,43 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
   Values p(length), dp(length);
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t h = 0; h < s.heads; ++h)
-      for (int64_t i = 0; i < length; ++i) {
-        const int64_t o = ((b * length + i) * s.heads + h) * dim, q = row(b, i, 0, h);
-        double sum = 0, delta = 0;
-        for (int64_t j = 0; j < length; ++j) {
-          p[j] = s.sees(i, j) ? std::exp(scale * dot(&qkv[q], &qkv[row(b, j, 1, h)])) : 0;
-          sum += p[j];
-        }
-        for (int64_t j = 0; j < length; ++j) {
-          if (!s.sees(i, j)) continue;
-          p[j] /= sum;
-          dp[j] = dot(&grad_out[o], &qkv[row(b, j, 2, h)]);
-          delta += p[j] * dp[j];
-        }
-        for (int64_t j = 0; j < length; ++j) {
-          if (!s.sees(i, j)) continue;
-          const int64_t k = row(b, j, 1, h), v = row(b, j, 2, h);
-          const double ds = scale * p[j] * (dp[j] - delta);
-          for (int64_t d = 0; d < dim; ++d) {
-            out[o + d] += p[j] * qkv[v + d];
-            grad_qkv[q + d] += ds * qkv[k + d];
-            grad_qkv[k + d] += ds * qkv[q + d];
-            grad_qkv[v + d] += p[j] * grad_out[o + d];
+      for (int64_t i = 0; i < length; ++i)
+        for (int64_t n = 0; n < s.softmaxes(i); ++n) {
+          const int64_t o = ((b * length + i) * s.heads + h) * dim, q = row(b, i, 0, h);
+          double sum = 0, delta = 0;
+          for (int64_t j = 0; j < length; ++j) {
+            p[j] = s.sees(i, j, n) ? std::exp(scale * dot(&qkv[q], &qkv[row(b, j, 1, h)])) : 0;
+            sum += p[j];
+          }
+          for (int64_t j = 0; j < length; ++j) {
+            if (!s.sees(i, j, n)) continue;
+            p[j] /= sum;
+            dp[j] = dot(&grad_out[o], &qkv[row(b, j, 2, h)]);
+            delta += p[j] * dp[j];
+          }
+          for (int64_t j = 0; j < length; ++j) {
+            if (!s.sees(i, j, n)) continue;
+            p[j] /= double(s.softmaxes(i));
+            const int64_t k = row(b, j, 1, h), v = row(b, j, 2, h);
+            const double ds = scale * p[j] * (dp[j] - delta);
+            for (int64_t d = 0; d < dim; ++d) {
+              out[o + d] += p[j] * qkv[v + d];
+              grad_qkv[q + d] += ds * qkv[k + d];
+              grad_qkv[k + d] += ds * qkv[q + d];
+              grad_qkv[v + d] += p[j] * grad_out[o + d];
+            }
           }
         }
-      }
+}
+
+// Part `part` of a packed tensor (B, L, 3, H, D).
+TensorView part_of(const TensorView& packed, int part, int64_t bytes) {
+  TensorView view{static_cast<char*>(packed.data) + part * packed.stride[2] * bytes, packed.dtype, 4, {}, {}};
+  for (int d = 0; d < 4; ++d) {
+    view.shape[d] = packed.shape[d < 2 ? d : d + 1];
+    view.stride[d] = packed.stride[d < 2 ? d : d + 1];
+  }
+  return view;
 }
 
 template <typename T>
@@ -67,24 +93,27 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   std::mt19937 random(7);
   qkv.randomize(random), grad_out.randomize(random);
   Tensor<T> out({s.batch, s.tokens(), s.heads, s.dim}), grad_qkv(qkv.sizes);
-  Tensor<float> stats({s.batch, s.heads, s.axis == Axis::kJoint ? 0 : s.prefix, 2});
 
   SpaceTimeAttention op{};
-  op.dtype = dtype_of<T>(), op.axis = s.axis;
+  op.dtype = dtype_of<T>(), op.axis = s.axis, op.order = s.order, op.prefix_attention = s.prefix_attention;
+  Tensor<float> stats({s.batch, s.heads, op.has_stats() ? s.prefix : 0, 2});
   op.batch = s.batch, op.prefix = s.prefix, op.frames = s.frames, op.patches = s.patches;
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
-  op.qkv = qkv.view();
-  op.out = out.view(), op.stats = stats.view();
-  op.grad_out = grad_out.view(), op.grad_qkv = grad_qkv.view();
+  for (int part = 0; part < 3; ++part) {
+    op.qkv[part] = part_of(qkv.view(), part, sizeof(T));
+    op.grad_qkv[part] = part_of(grad_qkv.view(), part, sizeof(T));
+  }
+  op.out = out.view(), op.stats = stats.view(), op.grad_out = grad_out.view();
   in_new_thread([&] { kernels().space_time_attention_forward(op); });
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 
   Values exact_out, exact_grad;
   naive(s, qkv.values(), grad_out.values(), exact_out, exact_grad);
-  const std::string what = "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " +
-                           std::to_string(int(s.axis)) + ", T=" + std::to_string(s.frames) +
-                           " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
-                           " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + ", " + layout;
+  const std::string what =
+      "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
+      ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
+      " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
+      " prefix " + std::to_string(int(s.prefix_attention)) + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
 }
@@ -99,8 +128,24 @@ void check_layouts(const Shape& s, bool all) {
   check(s, Tensor<T>(qkv), Tensor<T>(out, {0, 0, 0, 1}), "expanded gradient");
 }
 
+// Who attends to whom in other ways: small groups with and without a border, groups of a vector and more, large ones.
+template <typename T>
+void test_orders_and_prefixes() {
+  for (TokenOrder order : {TokenOrder::kTimeMajor, TokenOrder::kPatchMajor})
+    for (PrefixAttention prefix_attention :
+         {PrefixAttention::kAll, PrefixAttention::kNone, PrefixAttention::kFrameMean})
+      for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
+        if (prefix_attention == PrefixAttention::kFrameMean && axis != Axis::kSpace) continue;
+        for (int64_t prefix : {0, 1, 3})
+          for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {2, 11}, {17, 3}, {3, 67}})
+            check_layouts<T>({axis, 2, prefix, frames, patches, 2, 24, order, prefix_attention}, false);
+        check_layouts<T>({axis, 1, 40, 2, 33, 1, 40, order, prefix_attention}, false);
+      }
+}
+
 template <typename T>
 void test() {
+  test_orders_and_prefixes<T>();
   for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
     for (int64_t prefix : {0, 1, 2}) check_layouts<T>({axis, 2, prefix, 3, 7, 3, 40}, true);
     for (int64_t dim : {5, 8, 16, 64, 128}) check_layouts<T>({axis, 1, 1, 2, 5, 2, dim}, false);

@@ -14,15 +14,16 @@ import tests.kernels  # noqa: F401 (puts the kernels in place)
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
+from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.cuda_on_host.counters import SHARED_MEMORY, shared_memory_of, take_shared_memory
 
 
 def _attention(frames: int, prefix: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
-    grid = (frames, 64 // frames, "time", prefix, 0.125)
+    grid = Grid(frames, 64 // frames, "time", prefix, 0.125)
     qkv = torch.zeros(1, prefix + grid[0] * grid[1], 3, 1, head_dim, dtype=dtype)
-    out, stats = attention.forward(qkv, *grid)
+    out, stats = attention.forward((qkv,), grid)
     forward, _ = take_shared_memory()
-    attention.backward(out, qkv, out, stats, *grid)
+    attention.backward(out, (qkv,), out, stats, grid)
     return forward, take_shared_memory()[0]
 
 

@@ -7,6 +7,7 @@ import torch
 
 from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
+from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.cuda_on_host.counters import take_shared_memory
 from tests.cuda_on_host.shared_memory import table
 from tools.cuda_resources import DOCUMENT
@@ -18,12 +19,12 @@ def launches() -> int:
 
 @pytest.mark.parametrize("prefix", (0, 1, 2))
 def test_attention_is_one_launch_and_a_small_one_for_the_prefix(prefix):
-    grid = (3, 40, "time", prefix, 0.125)
+    grid = Grid(3, 40, "time", prefix, 0.125)
     qkv = torch.randn(2, prefix + 3 * 40, 3, 1, 32, dtype=torch.float16)
     launches()
-    out, stats = attention.forward(qkv, *grid)
+    out, stats = attention.forward((qkv,), grid)
     assert launches() == 1 + (prefix > 0)
-    attention.backward(out, qkv, out, stats, *grid)
+    attention.backward(out, (qkv,), out, stats, grid)
     assert launches() == 1 + (prefix > 0)
 
 

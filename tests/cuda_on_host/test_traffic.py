@@ -12,6 +12,7 @@ import torch
 from hsta_kernels.ops.add_layer_norm import cuda as norm
 from hsta_kernels.ops.cross_modal_attention import cuda as absorbed_attention
 from hsta_kernels.ops.space_time_attention import cuda as attention
+from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.cuda_on_host.counters import SHARED_MEMORY, share, shared_memory_of
 from tests.cuda_on_host.counters import take_traffic as take
 
@@ -27,23 +28,23 @@ def nothing_counted() -> None:
 @pytest.mark.parametrize("frames", (3, 8, 16))
 @pytest.mark.parametrize("prefix", (0, 1))
 def test_attention_over_time(frames, prefix):
-    grid = (frames, 49, "time", prefix, 0.125)
+    grid = Grid(frames, 49, "time", prefix, 0.125)
     qkv = torch.randn(1, prefix + frames * 49, 3, 1, 64, dtype=HALF)
-    out, stats = attention.forward(qkv, *grid)
+    out, stats = attention.forward((qkv,), grid)
     tensor = out.numel() * E
     assert 4 * tensor <= take() <= 1.2 * 4 * tensor
-    attention.backward(out, qkv, out, stats, *grid)
+    attention.backward(out, (qkv,), out, stats, grid)
     assert 7 * tensor <= take() <= 1.2 * 7 * tensor
 
 
 @pytest.mark.parametrize("gpu", SHARED_MEMORY)
 def test_attention_over_a_long_time(gpu):
-    grid = (64, 5, "time", 1, 0.125)
+    grid = Grid(64, 5, "time", 1, 0.125)
     qkv = torch.randn(1, 1 + 64 * 5, 3, 1, 128)
     with shared_memory_of(gpu):
-        out, stats = attention.forward(qkv, *grid)
+        out, stats = attention.forward((qkv,), grid)
         assert 4 * out.nbytes <= take() <= 1.2 * 4 * out.nbytes
-        attention.backward(out, qkv, out, stats, *grid)
+        attention.backward(out, (qkv,), out, stats, grid)
         assert 7 * out.nbytes <= take() <= 1.2 * 7 * out.nbytes
 
 

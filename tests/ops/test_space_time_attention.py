@@ -12,6 +12,7 @@ import torch
 from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
+from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS, Grid
 from tests.kernels import SIMULATED, Kernel
 from tests.ops.parity import assert_parity, assert_same_bits, run
 from tests.tolerances import assert_close_to_reference
@@ -19,7 +20,7 @@ from tests.tolerances import assert_close_to_reference
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 OPERATOR = backends.OPERATORS["space_time_attention"]
-AXES = ("time", "space", "joint")
+WHO_SEES_WHOM = [*itertools.product(AXES, ("all", "none")), ("space", "frame_mean")]
 EXAMPLES = {
     f"space_time_attention_{axis}": (
         partial(space_time_attention, grid_size=(3, 4), axis=axis),
@@ -71,30 +72,48 @@ def random(shape, kernel: Kernel) -> dict[str, torch.Tensor]:
     return {"qkv": torch.randn(shape).to(kernel.device)}
 
 
-def looped(qkv: torch.Tensor, grid, axis: str, prefix: int) -> torch.Tensor:
+def looped(qkv: torch.Tensor, grid, axis: str, prefix: int, prefix_sees: str, token_order: str) -> torch.Tensor:
     """Who sees whom, spelled out token by token."""
     frames, patches = grid
     out = torch.empty(qkv.shape[:2] + qkv.shape[3:], dtype=qkv.dtype)
-    place = [None] * prefix + [(t, n) for t in range(frames) for n in range(patches)]
-    for i, mine in enumerate(place):
-        seen = [
+    if token_order == "time_major":
+        place = [(t, n) for t in range(frames) for n in range(patches)]
+    else:
+        place = [(t, n) for n in range(patches) for t in range(frames)]
+    place = [None] * prefix + place
+
+    def seen_by(i: int) -> list[list[int]]:
+        """The keys of a query; several lists where its output is the mean of several."""
+        mine = place[i]
+        if mine is None and prefix_sees == "frame_mean":
+            return [[j for j, other in enumerate(place) if other is None or other[0] == t] for t in range(frames)]
+        if mine is None:
+            return [list(range(len(place)))] if prefix_sees == "all" else [[i]]
+        alike = [
             j for j, other in enumerate(place)
-            if mine is None or other is None or axis == "joint" or mine[axis == "time"] == other[axis == "time"]
+            if other and (axis == "joint" or mine[axis == "time"] == other[axis == "time"])
         ]  # fmt: skip
+        return [alike if prefix_sees == "none" else [*range(prefix), *alike]]
+
+    for i in range(len(place)):
         for h in range(qkv.shape[3]):
-            q, k, v = qkv[:, i, 0, h], qkv[:, seen, 1, h], qkv[:, seen, 2, h]
-            p = torch.softmax((k @ q[..., None]).squeeze(-1) / math.sqrt(qkv.shape[4]), dim=-1)
-            out[:, i, h] = (p[:, None] @ v).squeeze(1)
+            outs = []
+            for seen in seen_by(i):
+                q, k, v = qkv[:, i, 0, h], qkv[:, seen, 1, h], qkv[:, seen, 2, h]
+                p = torch.softmax((k @ q[..., None]).squeeze(-1) / math.sqrt(qkv.shape[4]), dim=-1)
+                outs.append((p[:, None] @ v).squeeze(1))
+            out[:, i, h] = torch.stack(outs).mean(0)
     return out
 
 
-@pytest.mark.parametrize("seen_along", AXES)
+@pytest.mark.parametrize(("seen_along", "prefix_sees"), WHO_SEES_WHOM)
 @pytest.mark.parametrize("prefix", (0, 1, 2))
-def test_reference_sees_what_the_definition_says(seen_along, prefix):
+@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
+def test_reference_sees_what_the_definition_says(seen_along, prefix_sees, prefix, token_order):
     qkv = torch.randn(2, prefix + 12, 3, 2, 8, dtype=torch.float64)
     with backend("reference"):
-        out = space_time_attention(qkv, (3, 4), seen_along, prefix)
-    torch.testing.assert_close(out, looped(qkv, (3, 4), seen_along, prefix))
+        out = space_time_attention(qkv, (3, 4), seen_along, prefix, prefix=prefix_sees, token_order=token_order)
+    torch.testing.assert_close(out, looped(qkv, (3, 4), seen_along, prefix, prefix_sees, token_order))
 
 
 @pytest.mark.parametrize("seen_along", AXES)
@@ -115,6 +134,39 @@ def test_parity(axis, dtype, kernel, shape):
         pytest.skip("is refused: tests/cuda_on_host/test_parity.py")
     qkv = torch.randn(batch, prefix + grid[0] * grid[1], 3, heads, head_dim, dtype=torch.float64)
     check(qkv, grid, axis, prefix, dtype, kernel)
+
+
+# Groups of a few tokens, with and without whole tiles of patches, of more than a vector, and of many.
+@pytest.mark.parametrize(("axis", "prefix_sees"), WHO_SEES_WHOM, indirect=["axis"])
+@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
+@pytest.mark.parametrize("grid", ((3, 4), (2, 11), (17, 3), (3, 67)), ids=str)
+@pytest.mark.parametrize("prefix", (0, 1, 3))
+def test_parity_of_orders_and_prefixes(axis, prefix_sees, token_order, grid, prefix, dtype, kernel):
+    function = partial(attention(grid, axis, prefix), prefix=prefix_sees, token_order=token_order)
+    qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 24).to(kernel.device, dtype)
+    if (not prefix or prefix_sees == "all") and (token_order == "time_major" or axis == "joint"):
+        pytest.skip("test_parity has these")
+    if kernel.name != "cpu":
+        with pytest.raises(BackendError, match=r"(prefix|token_order) is "):
+            function(qkv, backend=kernel.name)
+        return
+    grad = torch.randn(2, qkv.shape[1], 2, 24).to(qkv)
+    assert_parity(function, {"qkv": qkv}, [grad], kernel, case=f"{axis} {grid} {prefix_sees} P={prefix} {token_order}")
+
+
+def test_order_of_tokens_changes_no_bit(axis, kernel):
+    """The same patches in another order: the same products in the same order, but joint."""
+    if kernel.name != "cpu" or axis == "joint":
+        pytest.skip("a GPU's kernels take one order, and joint attention has none")
+    grid = (5, 37)
+    qkv = random((2, 1 + 5 * 37, 3, 2, 16), kernel)["qkv"]
+
+    def patch_major(x):
+        return torch.cat([x[:, :1], x[:, 1:].unflatten(1, grid).transpose(1, 2).flatten(1, 2)], 1)
+
+    ours = run(attention(grid, axis), {"qkv": qkv}, kernel.name)
+    theirs = run(partial(attention(grid, axis), token_order="patch_major"), {"qkv": patch_major(qkv)}, kernel.name)
+    assert_same_bits(theirs, {key: patch_major(result) for key, result in ours.items()})
 
 
 @pytest.mark.parametrize("magnitude", (1e4, 1e-4))
@@ -193,6 +245,61 @@ def test_layouts(axis, kernel):
     assert_same_bits(*(run(function, {"qkv": t}, kernel.name) for t in (expanded, expanded.contiguous())))
 
 
+def of_three(function):
+    """As a function of q, k and v."""
+    return lambda q, k, v, **more: function((q, k, v), **more)
+
+
+def test_three_tensors_are_read_where_they_lie_and_have_gradients_of_their_own(axis, dtype, kernel):
+    """The bits of the packed one, whichever layout each has, and no gradient is part of another's memory."""
+    grid, length, heads, dim = (3, 21), 64, 2, 32
+    function = attention(grid, axis)
+    qkv = torch.randn(2, length, 3, heads, dim).to(kernel.device, dtype)
+    packed = run(function, {"qkv": qkv}, "cpu" if kernel.name == "triton" else kernel.name)
+    q, k, v = qkv.clone().unbind(2)
+    layouts = (
+        (q.contiguous(), k.contiguous(), v.contiguous()),
+        tuple(part.transpose(1, 2).contiguous().transpose(1, 2) for part in (q, k, v)),  # (B, H, L, D)
+        (q.contiguous(), *torch.stack([k, v], 2).unbind(2)),
+    )
+    for parts in layouts:
+        tensors = dict(zip("qkv", parts, strict=True))
+        if kernel.name == "triton":
+            with pytest.raises(BackendError, match="qkv is three tensors"):
+                of_three(function)(**tensors, backend=kernel.name)
+            continue
+        ours = run(of_three(function), tensors, kernel.name)
+        assert torch.equal(ours["out 0"], packed["out 0"])
+        grads = [ours[f"grad of {name}"] for name in "qkv"]
+        assert torch.equal(torch.stack(grads, 2), packed["grad of qkv"])
+        assert all(grad.is_contiguous() for grad in grads)
+        assert len({grad.untyped_storage().data_ptr() for grad in grads}) == 3
+
+
+def test_three_tensors_through_the_compiler_and_twice_differentiated(axis, kernel):
+    if kernel.name != "cpu":
+        pytest.skip("what the compiler sees is the same for every backend")
+    function = of_three(attention((3, 5), axis))
+    parts = [torch.randn(2, 16, 2, 16, requires_grad=True) for _ in range(3)]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(
+        *(torch.autograd.grad(f(*parts).square().sum(), parts) for f in (compiled, function)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    small = [torch.randn(1, 7, 1, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradgradcheck(of_three(attention((2, 3), axis)), small)
+
+
+def test_a_query_without_its_gradient(kernel):
+    """Of three tensors some may need none."""
+    q, k, v = (torch.randn(2, 16, 2, 16, device=kernel.device) for _ in range(3))
+    name = "reference" if kernel.name == "triton" else kernel.name
+    out = space_time_attention((q, k.requires_grad_(), v), (3, 5), "time", backend=name)
+    (grad,) = torch.autograd.grad(out.sum(), [k])
+    exact = space_time_attention((q.double(), k.double(), v.double()), (3, 5), "time")
+    torch.testing.assert_close(grad, torch.autograd.grad(exact.sum(), [k])[0])
+
+
 def test_empty_batch(kernel):
     results = run(attention((2, 3), "time"), random((0, 7, 3, 2, 8), kernel), kernel.name)
     assert results["out 0"].shape == (0, 7, 2, 8) and results["grad of qkv"].shape == (0, 7, 3, 2, 8)
@@ -253,7 +360,7 @@ def test_export(kernel):
 @pytest.mark.parametrize("seen_along", ("time", "space"))
 def test_statistics_of_prefix_queries_are_those_of_their_softmax(seen_along):
     qkv = torch.randn(2, 16, 3, 2, 16)
-    _, stats = autograd._forward(qkv, 3, 5, seen_along, 1, 0.25, "cpu")
+    _, stats = autograd._forward([qkv], *Grid(3, 5, seen_along, 1, 0.25), "cpu")
     q, k = qkv[:, :1, 0], qkv[:, :, 1]  # the prefix query sees everything
     natural = (torch.einsum("bihd,bjhd->bhij", q, k) * 0.25).logsumexp(-1)
     torch.testing.assert_close((stats[..., :1, 0] + stats[..., :1, 1].log2()) * math.log(2), natural)
@@ -269,7 +376,7 @@ def test_autocast_casts_as_torch_attention_does():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"qkv": [1.0]}, TypeError, "qkv must be a tensor"),
+        ({"qkv": 1.0}, TypeError, "qkv must be a tensor"),
         ({"qkv": torch.zeros(1, 16, 3, 2)}, ValueError, r"qkv must have shape \(B, L, 3, H, D\)"),
         ({"qkv": torch.zeros(1, 16, 2, 2, 8)}, ValueError, r"qkv must have shape \(B, L, 3, H, D\)"),
         (
@@ -278,6 +385,21 @@ def test_autocast_casts_as_torch_attention_does():
             "qkv must be float32.*torch.int64",
         ),
         ({"qkv": torch.zeros(1, 15, 3, 2, 8)}, ValueError, r"1 \+ 3\*5 = 16 tokens.*got 15"),
+        ({"qkv": (torch.zeros(1, 16, 2, 8),) * 2}, ValueError, "a packed tensor or three tensors q, k and v; got 2"),
+        ({"qkv": (torch.zeros(1, 16, 2),) * 3}, ValueError, r"q of qkv must have shape \(B, L, H, D\)"),
+        (
+            {"qkv": (torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8).double(), torch.zeros(1, 16, 2, 8))},
+            TypeError,
+            "k of qkv must have the dtype of q of qkv, torch.float32; got torch.float64",
+        ),
+        (
+            {"qkv": (torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 1, 8))},
+            ValueError,
+            r"v of qkv must have shape \(B, L, H, D\) of q = \(1, 16, 2, 8\); got \(1, 16, 1, 8\)",
+        ),
+        ({"prefix": "mean"}, ValueError, "prefix must be 'all', 'none' or 'frame_mean'; got 'mean'"),
+        ({"prefix": "frame_mean"}, ValueError, "prefix='frame_mean' goes with axis='space'; got axis='time'"),
+        ({"token_order": "frames"}, ValueError, "token_order must be 'time_major' or 'patch_major'; got 'frames'"),
         ({"grid_size": (4, 5)}, ValueError, r"1 \+ 4\*5 = 21 tokens.*got 16"),
         ({"grid_size": (0, 5)}, ValueError, "grid_size must be two positive integers"),
         ({"grid_size": 15}, ValueError, "grid_size must be two integers"),

@@ -17,6 +17,7 @@ from hsta_kernels.ops.bias_gelu import triton as gelu
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_attention
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as attention
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
 HALF = torch.float16
 E = HALF.itemsize
@@ -75,12 +76,12 @@ def work(request, monkeypatch) -> Work:
 @pytest.mark.parametrize("frames", (3, 8, 16))
 @pytest.mark.parametrize("prefix", (0, 1))
 def test_attention_over_time(frames, prefix, work):
-    grid = (frames, 49, "time", prefix, 0.125)
+    grid = Grid(frames, 49, "time", prefix, 0.125)
     qkv = torch.randn(1, prefix + frames * 49, 3, 1, 64, dtype=HALF)
-    out, stats = attention.forward(qkv, *grid)
+    out, stats = attention.forward((qkv,), grid)
     tensor = out.numel() * E
     assert work.take()[0] <= 1.2 * 4 * tensor
-    attention.backward(out, qkv, out, stats, *grid)
+    attention.backward(out, (qkv,), out, stats, grid)
     assert work.take()[0] <= 1.2 * 7 * tensor
 
 
@@ -142,9 +143,9 @@ def test_flash_tiles_fit(patches, prefix, work):
     """Products in the tiles over the products needed; 7 products in the backward pass, δ's included, instead of 5."""
     rows = patches + prefix
     qkv = torch.randn(1, rows, 3, 1, 32, dtype=HALF)
-    grid = (1, patches, "space", prefix, 0.125)
-    out, stats = attention.forward(qkv, *grid)
+    grid = Grid(1, patches, "space", prefix, 0.125)
+    out, stats = attention.forward((qkv,), grid)
     product = 2 * rows * rows * 32
     assert work.take()[1] <= 1.2 * 2 * product
-    attention.backward(out, qkv, out, stats, *grid)
+    attention.backward(out, (qkv,), out, stats, grid)
     assert work.take()[1] <= 1.25 * 7 * product + 2 * rows * 64 * 32

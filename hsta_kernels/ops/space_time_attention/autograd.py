@@ -10,42 +10,44 @@ from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 from hsta_kernels.ops.space_time_attention import cpu, cuda, reference, triton
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
-# Each module has forward(qkv, T, N, axis, P, scale) -> (out, stats), stats_shape(qkv, axis, P),
-# and backward(grad_out, qkv, out, stats, T, N, axis, P, scale) -> grad_qkv.
+# Each module has forward(qkv, grid) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv, out, stats,
+# grid) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the gradients.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
-    lambda tensor: (tensor(1, 9, 3, 2, 32), 2, 4, "time", 1),
+    lambda tensor: ((tensor(1, 9, 3, 2, 32),), Grid(2, 4, "time", 1, 1.0)),
 )
 
 
 @custom_op("space_time_attention_forward")
 def _forward(
-    qkv: torch.Tensor,
+    qkv: list[torch.Tensor],
     num_frames: int,
     num_patches: int,
     axis: str,
     num_prefix_tokens: int,
     scale: float,
+    prefix: str,
+    token_order: str,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
-    return OPERATOR.implementations[backend].forward(rows_contiguous(qkv), *grid)
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
+    return OPERATOR.implementations[backend].forward(tuple(map(rows_contiguous, qkv)), grid)
 
 
 @_forward.register_fake
-def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
-    batch, length, _, heads, head_dim = qkv.shape
-    out = qkv.new_empty((batch, length, heads, head_dim))
-    stats_shape = OPERATOR.implementations[backend].stats_shape(qkv, axis, num_prefix_tokens)
-    return out, qkv.new_empty(stats_shape, dtype=torch.float32)
+def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, backend):
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
+    stats_shape = OPERATOR.implementations[backend].stats_shape(qkv, grid)
+    return qkv[0].new_empty(cpu.out_shape(qkv)), qkv[0].new_empty(stats_shape, dtype=torch.float32)
 
 
 @custom_op("space_time_attention_backward")
 def _backward(
     grad_out: torch.Tensor,
-    qkv: torch.Tensor,
+    qkv: list[torch.Tensor],
     out: torch.Tensor,
     stats: torch.Tensor,
     num_frames: int,
@@ -53,16 +55,18 @@ def _backward(
     axis: str,
     num_prefix_tokens: int,
     scale: float,
+    prefix: str,
+    token_order: str,
     backend: str,
-) -> torch.Tensor:
-    grid = (num_frames, num_patches, axis, num_prefix_tokens, scale)
-    tensors = (rows_contiguous(grad_out), rows_contiguous(qkv), out, stats)
-    return OPERATOR.implementations[backend].backward(*tensors, *grid)
+) -> list[torch.Tensor]:
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
+    tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
+    return list(OPERATOR.implementations[backend].backward(*tensors, grid))
 
 
 @_backward.register_fake
-def _(grad_out, qkv, out, stats, num_frames, num_patches, axis, num_prefix_tokens, scale, backend):
-    return qkv.new_empty(qkv.shape)
+def _(grad_out, qkv, *_):
+    return [part.new_empty(part.shape) for part in qkv]
 
 
 class SpaceTimeAttention(torch.autograd.Function):
@@ -74,21 +78,20 @@ class SpaceTimeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *arguments)
-        ctx.save_for_backward(qkv, out, stats)
-        ctx.arguments = arguments
+    def forward(ctx: Any, grid: Grid, backend: str, *qkv: torch.Tensor) -> torch.Tensor:
+        out, stats = call(_forward, qkv, *grid, backend)
+        ctx.save_for_backward(out, stats, *qkv)
+        ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        qkv, out, stats = ctx.saved_tensors
-        *grid, backend = ctx.arguments
+        out, stats, *qkv = ctx.saved_tensors
 
-        def kernel(grad_out: torch.Tensor, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (call(_backward, grad_out, qkv, out, stats, *grid, backend),)
+        def kernel(grad_out: torch.Tensor, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, ctx.backend))
 
-        def formula(qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.space_time_attention(qkv, *grid),)
+        def formula(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (reference.space_time_attention(qkv, ctx.grid),)
 
-        return *gradient(kernel, formula, grad_outputs, (qkv,)), *(None for _ in ctx.arguments)
+        return None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))

@@ -2,58 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
-
-_AXES = {"time": 0, "space": 1, "joint": 2}  # csrc/operators.h
-
-
-def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
-    return launch.refuse("qkv", qkv)
+from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
 
 
-def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
-    """(B, H, P, 2): only the prefix queries' keys are in several groups."""
-    return qkv.shape[0], qkv.shape[3], 0 if axis == "joint" else num_prefix_tokens, 2
+def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    return launch.refuse("qkv", qkv[0])
+
+
+def out_shape(qkv: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """(B, L, H, D)"""
+    batch, length, heads, head_dim = (*qkv[0].shape[:2], *qkv[0].shape[-2:])
+    return batch, length, heads, head_dim
+
+
+def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
+    """(B, H, P, 2), where the keys of prefix queries are in several groups."""
+    return qkv[0].shape[0], qkv[0].shape[-2], grid.stats_of_prefix, 2
 
 
 def forward(
-    qkv: torch.Tensor,
-    num_frames: int,
-    num_patches: int,
-    axis: str,
-    num_prefix_tokens: int,
-    scale: float,
-    run: Callable[..., None] = launch.run,
+    qkv: Sequence[torch.Tensor], grid: Grid, run: Callable[..., None] = launch.run
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, length, _, heads, head_dim = qkv.shape
-    out = qkv.new_empty((batch, length, heads, head_dim))
-    stats = qkv.new_empty(stats_shape(qkv, axis, num_prefix_tokens), dtype=torch.float32)
-    if qkv.numel():
-        grid = _AXES[axis], num_prefix_tokens, num_frames, num_patches
-        run("space_time_attention_forward", *grid, scale, qkv, out, stats)
+    out = qkv[0].new_empty(out_shape(qkv))
+    stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
+    if out.numel():
+        run("space_time_attention_forward", *_numbers(grid), _parts(qkv), out, stats)
     return out, stats
 
 
 def backward(
     grad_out: torch.Tensor,
-    qkv: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
     out: torch.Tensor,
     stats: torch.Tensor,
-    num_frames: int,
-    num_patches: int,
-    axis: str,
-    num_prefix_tokens: int,
-    scale: float,
+    grid: Grid,
     run: Callable[..., None] = launch.run,
-) -> torch.Tensor:
-    grad_qkv = contiguous_like(qkv)
-    if qkv.numel():
-        grid = _AXES[axis], num_prefix_tokens, num_frames, num_patches
-        run("space_time_attention_backward", *grid, scale, qkv, out, stats, grad_out, grad_qkv)
-    return grad_qkv
+) -> tuple[torch.Tensor, ...]:
+    grads = tuple(map(contiguous_like, qkv))
+    if out.numel():
+        tensors = (_parts(qkv), out, stats, grad_out, _parts(grads))
+        run("space_time_attention_backward", *_numbers(grid), *tensors)
+    return grads
+
+
+def _numbers(grid: Grid) -> tuple[int | float, ...]:
+    """As csrc/operators.h reads them."""
+    choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
+    return *choices, grid.num_prefix_tokens, grid.num_frames, grid.num_patches, grid.scale
+
+
+def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """The packed tensor, or a tuple of three."""
+    return qkv[0] if len(qkv) == 1 else tuple(qkv)

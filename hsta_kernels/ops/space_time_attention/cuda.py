@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from hsta_kernels.ops.launch import cuda as launch
 from hsta_kernels.ops.space_time_attention import cpu
 from hsta_kernels.ops.space_time_attention.cpu import stats_shape as stats_shape
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
 _MAX_FRAMES, _MAX_PREFIX, _MAX_HEAD_DIM = 64, 16, 128
 
 
-def refuse(
-    qkv: torch.Tensor, num_frames: int = 1, num_patches: int = 1, axis: str = "time", num_prefix_tokens: int = 0
-) -> str | None:
-    if axis != "time":
-        return f"axis is {axis!r}; the kernels attend over time"
-    if num_frames > _MAX_FRAMES or num_prefix_tokens > _MAX_PREFIX:
+def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.axis != "time":
+        return f"axis is {grid.axis!r}; the kernels attend over time"
+    if grid.num_prefix_tokens and grid.prefix != "all":
+        return f"prefix is {grid.prefix!r}; the kernels have 'all'"
+    if grid.token_order != "time_major":
+        return f"token_order is {grid.token_order!r}; the kernels take 'time_major'"
+    if grid.num_frames > _MAX_FRAMES or grid.num_prefix_tokens > _MAX_PREFIX:
         return (
-            f"there are {num_frames} frames and {num_prefix_tokens} prefix tokens; the kernels take up to "
+            f"there are {grid.num_frames} frames and {grid.num_prefix_tokens} prefix tokens; the kernels take up to "
             f"{_MAX_FRAMES} and {_MAX_PREFIX}"
         )
-    if qkv.shape[-1] % 8 or qkv.shape[-1] > _MAX_HEAD_DIM:
-        return f"qkv has a head_dim of {qkv.shape[-1]}; the kernels take multiples of 8 up to {_MAX_HEAD_DIM}"
-    return launch.refuse("qkv", qkv)
+    head_dim = qkv[0].shape[-1]
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
+        return f"qkv has a head_dim of {head_dim}; the kernels take multiples of 8 up to {_MAX_HEAD_DIM}"
+    return launch.refuse("qkv", qkv[0])
 
 
-def forward(
-    qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(launch.aligned(qkv), num_frames, num_patches, axis, num_prefix_tokens, scale, launch.run)
+def forward(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, launch.run)
 
 
 def backward(
-    grad_out: torch.Tensor,
-    qkv: torch.Tensor,
-    out: torch.Tensor,
-    stats: torch.Tensor,
-    num_frames: int,
-    num_patches: int,
-    axis: str,
-    num_prefix_tokens: int,
-    scale: float,
-) -> torch.Tensor:
-    grid = num_frames, num_patches, axis, num_prefix_tokens, scale
-    return cpu.backward(launch.aligned(grad_out), launch.aligned(qkv), out, stats, *grid, launch.run)
+    grad_out: torch.Tensor, qkv: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, ...]:
+    tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), out, stats)
+    return cpu.backward(*tensors, grid, launch.run)

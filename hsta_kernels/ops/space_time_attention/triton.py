@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from hsta_kernels.ops.launch.triton import (
     precision,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
+from hsta_kernels.ops.space_time_attention.grid import Grid
 
 _MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
 
@@ -51,28 +53,34 @@ class Groups(NamedTuple):
         return self.members // block + (-(-left // self.tail(block)) if left else 0)
 
 
-def refuse(qkv: torch.Tensor, *grid: Any) -> str | None:
-    return refuse_tensor("qkv", qkv, "flash_backward_kv")
+def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if len(qkv) == 3:
+        return "qkv is three tensors; the kernels take a packed one"
+    if grid.num_prefix_tokens and grid.prefix != "all":
+        return f"prefix is {grid.prefix!r}; the kernels have 'all'"
+    if grid.token_order != "time_major" and grid.axis != "joint":
+        return f"token_order is {grid.token_order!r}; the kernels take 'time_major'"
+    return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
-def stats_shape(qkv: torch.Tensor, axis: str, num_prefix_tokens: int) -> tuple[int, ...]:
+def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
     """(B, H, L, 2), maximum and inverse sum: tiles of keys come one after the other, no row is at hand at once."""
-    return qkv.shape[0], qkv.shape[3], qkv.shape[1], 2
+    return qkv[0].shape[0], qkv[0].shape[3], qkv[0].shape[1], 2
 
 
-def forward(
-    qkv: torch.Tensor, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(packed: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
     from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_forward
 
+    (qkv,) = packed
+    num_patches, axis, scale = grid.num_patches, grid.axis, grid.scale
     batch, length, _, heads, head_dim = qkv.shape
     out = qkv.new_empty((batch, length, heads, head_dim))
     stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
     if not qkv.numel():
         return out, stats
-    groups = Groups.of(num_frames, num_patches, axis, num_prefix_tokens)
+    groups = Groups.of(*grid[:4])
     strides, unit = in_units(qkv.stride()[:4])
     common = {"P": groups.prefix, **_columns(head_dim), "UNIT": unit, "PRECISION": precision(qkv.dtype)}
     factor = in_two_parts(scale * math.log2(math.e))
@@ -112,25 +120,19 @@ def forward(
 
 
 def backward(
-    grad_out: torch.Tensor,
-    qkv: torch.Tensor,
-    out: torch.Tensor,
-    stats: torch.Tensor,
-    num_frames: int,
-    num_patches: int,
-    axis: str,
-    num_prefix_tokens: int,
-    scale: float,
-) -> torch.Tensor:
+    grad_out: torch.Tensor, packed: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
     from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_backward
 
+    (qkv,) = packed
+    num_patches, axis, scale = grid.num_patches, grid.axis, grid.scale
     batch, length, _, heads, head_dim = qkv.shape
     grad_qkv = qkv.new_empty(qkv.shape)
     if not qkv.numel():
-        return grad_qkv
-    groups = Groups.of(num_frames, num_patches, axis, num_prefix_tokens)
+        return (grad_qkv,)
+    groups = Groups.of(*grid[:4])
     strides, unit = in_units(qkv.stride()[:4])
     grad_strides, grad_unit = in_units(grad_out.stride()[:3])
     common = {
@@ -163,7 +165,7 @@ def backward(
                 partial_grads, grad_qkv, splits, length, heads,
                 P=groups.prefix, BLOCK=_MERGED_SPLITS, **_columns(head_dim), enable_fp_fusion=False,
             )  # fmt: skip
-    return grad_qkv
+    return (grad_qkv,)
 
 
 def _columns(head_dim: int) -> dict[str, int]:

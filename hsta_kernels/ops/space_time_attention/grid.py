@@ -1,0 +1,26 @@
+"""Which tokens attend to which: what every implementation of space-time attention is told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+AXES = ("time", "space", "joint")
+PREFIXES = ("all", "none", "frame_mean")
+TOKEN_ORDERS = ("time_major", "patch_major")
+
+
+class Grid(NamedTuple):
+    """The arguments of `space_time_attention` but the tensors, checked."""
+
+    num_frames: int
+    num_patches: int
+    axis: str
+    num_prefix_tokens: int
+    scale: float
+    prefix: str = "all"
+    token_order: str = "time_major"
+
+    @property
+    def stats_of_prefix(self) -> int:
+        """How many prefix tokens there are whose softmax is over several groups."""
+        return self.num_prefix_tokens if self.prefix == "all" and self.axis != "joint" else 0
