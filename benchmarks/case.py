@@ -53,11 +53,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Work:
-    """A case that is not made yet. `weight` is its share of a run's time, that of an operator's being 1."""
+    """A case that is not made yet. `weight` is its share of a run's time, that of an operator's being 1; one
+    `on_request` is measured where ``--only`` is given."""
 
     name: str
     make: Callable[[], Case]
     weight: float = 1
+    on_request: bool = False
 
 
 def operator_case(

@@ -6,7 +6,7 @@ the parent's) above what was resident before the model was made: weights, gradie
 
 from __future__ import annotations
 
-import json
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +20,17 @@ def measurable(device: torch.device) -> bool:
     return device.type == "cuda" or _STATUS.exists()
 
 
-def of_training_step(size: dict, attention: str, who: str, batch: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes at the peak of a training step of ``create_model(**size)``, or for "SDPA" of the reference on SDPA."""
-    arguments = (json.dumps(size), attention, who, str(batch), str(dtype).removeprefix("torch."), str(device))
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+def of_step(module: str, *arguments: object) -> int:
+    """Bytes at the peak of the step that ``step_of`` of a module of this package makes.
+
+    Args:
+        module: its name.
+        arguments: of ``step_of``, which gets them as strings; the last one is the device.
+    """
+    command = [sys.executable, "-m", "benchmarks.memory", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the memory of {who} could not be measured:\n{done.stderr}")
+        raise RuntimeError(f"the memory of {module} {arguments} could not be measured:\n{done.stderr}")
     return int(done.stdout)
 
 
@@ -35,16 +39,12 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(size: str, attention: str, who: str, batch: str, dtype: str, device: str) -> None:
-    from benchmarks.operators import model
-
-    where = torch.device(device)
+def main(name: str, *arguments: str) -> None:
+    module, where = importlib.import_module(name), torch.device(arguments[-1])
     before = _resident("VmRSS") if where.type == "cpu" else 0
-    fused, reference, inputs = model.build(json.loads(size), attention, int(batch), where)
-    module = fused if who == "ours" else model.with_sdpa(reference)
-    del fused, reference
+    step = module.step_of(*arguments)
     for _ in range(2):
-        model.training_step(module, inputs, getattr(torch, dtype))
+        step()
     print(torch.cuda.max_memory_allocated(where) if where.type == "cuda" else _resident("VmHWM") - before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -185,7 +186,8 @@ def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device:
     others = {name: partial(training_step, module, inputs, dtype) for name, module in contenders(reference).items()}
 
     def peaks() -> float:
-        ours, theirs = (memory.of_training_step(size, attention, who, 8, dtype, device) for who in ("ours", "SDPA"))
+        common = (json.dumps(size), attention, 8, str(dtype).removeprefix("torch."), device)
+        ours, theirs = (memory.of_step(__name__, who, *common) for who in ("ours", "SDPA"))
         return ours / theirs
 
     notes = {"peak memory at B=8 over SDPA's": peaks} if memory.measurable(device) else {}
@@ -194,6 +196,13 @@ def training(size: dict, attention: str, batch: int, dtype: torch.dtype, device:
         "HSTA", work, dtype, device, partial(training_step, fused, inputs, dtype), others,
         flops=3 * forward_flops(fused.config, batch), check=partial(agrees, dtype=dtype), notes=notes,
     )  # fmt: skip
+
+
+def step_of(who: str, size: str, attention: str, batch: str, dtype: str, device: str) -> Callable[[], object]:
+    """A training step of ``create_model(**size)``, or for "SDPA" of the reference on SDPA, for benchmarks/memory.py."""
+    fused, reference, inputs = build(json.loads(size), attention, int(batch), torch.device(device))
+    module = fused if who == "ours" else with_sdpa(reference)
+    return partial(training_step, module, inputs, getattr(torch, dtype))
 
 
 def agrees(name: str, theirs: torch.Tensor, ours: torch.Tensor, dtype: torch.dtype) -> None:

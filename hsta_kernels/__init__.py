@@ -8,6 +8,7 @@ if torch.__version__ < "2.6":  # a TorchVersion, which compares as versions do
 from hsta_kernels import export, inference, ops, tensor_files
 from hsta_kernels.backends import BackendError, available_backends, backend, set_backend
 from hsta_kernels.models import HSTA, HSTAConfig, cls_attention, create_model, list_models, reference
+from hsta_kernels.patching import PatchReport, patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "HSTA",
     "BackendError",
     "HSTAConfig",
+    "PatchReport",
     "available_backends",
     "backend",
     "cls_attention",
@@ -23,7 +25,9 @@ __all__ = [
     "inference",
     "list_models",
     "ops",
+    "patch",
     "reference",
     "set_backend",
     "tensor_files",
+    "unpatch",
 ]

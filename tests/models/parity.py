@@ -94,14 +94,14 @@ def assert_parity(
         ours.append(run(forward, twin, *inputs, seed, autocast))
         theirs.append(run(model, model, *inputs, seed, autocast))
         exact.append(run(exact_model, exact_model, *(x.double() for x in inputs), seed))
-    _assert_results_agree(*map(_stack, (ours, theirs, exact)))
+    assert_results_agree(*map(stack, (ours, theirs, exact)))
 
 
-def _stack(draws: list[Results]) -> Results:
+def stack(draws: list[Results]) -> Results:
     return {name: torch.stack([results[name] for results in draws]) for name in draws[0]}
 
 
-def _assert_results_agree(ours: Results, theirs: Results, exact: Results) -> None:
+def assert_results_agree(ours: Results, theirs: Results, exact: Results) -> None:
     """Results are stacked, one row a draw."""
     assert ours.keys() == theirs.keys() == exact.keys()
     assert _rms(theirs["logits"] - exact["logits"]) < 0.1 * _rms(exact["logits"]), "not the same function"
