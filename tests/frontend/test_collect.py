@@ -233,6 +233,8 @@ def test_several_seeds_of_a_fold(short, tmp_path, monkeypatch, capsys):
     assert main(["collect", str(tmp_path / "run")]) == 0
     assert main([*map(str, line[:-1]), str(tmp_path / "whole")]) == 0
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert main(["report", str(tmp_path / "whole")]) == 0
+    assert "over 2 seeds</h1>" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
 
 
 def test_folds_that_are_drawn_anew_do_not_join(short, people, tmp_path, capsys):
