@@ -208,6 +208,7 @@ def test_arguments_come_back_from_json_as_they_were(tmp_path):
         test_on=("samm",),
         model=ModelOptions(image_size=32, start_from=Path("weights"), depth=((1, 2), (1, 1))),
         recipe=Recipe(epochs=3, warmup_epochs=1, balance="weights"),
+        tuned=Path("tuning"),
         resume=True,
     )
     values = {"command": "evaluate", "versions": versions(), "contents": {}, **asdict(command)}

@@ -248,6 +248,7 @@ def test_several_seeds_have_mean_deviation_and_each(seeds):
     assert "sample standard deviation" in said["seeds"] and "there a clip counts 3 times" in said["seeds"]
     assert f"5{each['5']['uf1']:.3f} [" in said["seeds"]
     assert "of all folds and 3 seeds together" in said["confusion-matrix"]
+    assert "of those that show it, in all 3 seeds." in said["subjects"]
     assert "each of 3 seeds, and their mean" in said["learning-curves"]
     assert "The recipe of each fold was chosen by hsta tune" in said["protocol"]
     assert "seed4, 5, 6" in said["made-with"]

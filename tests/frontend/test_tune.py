@@ -122,9 +122,12 @@ def test_a_broken_split_is_seen_by_the_test_above(line, people, tmp_path, monkey
     assert "no frame of the clip can be read" in capsys.readouterr().err
 
 
-def test_the_seed_makes_the_trials(line, tuned, tmp_path):
+def test_the_seed_makes_the_trials(line, tuned, tmp_path, capsys):
     """A fold alone, as a job of an array does it, and a recipe that another seed draws."""
     assert main([*line, "--output", str(tmp_path / "same"), "--fold", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("casme3-spNO.1: UF1 0.") and " of 3: learning_rate " in said[0]
+    assert said[1] == f"the search for fold 1 of 3 is done; when all are: hsta evaluate --tuned {tmp_path / 'same'}"
     assert table(search_of(tmp_path / "same")) == table(search_of(tuned))
     for name in ("same", "others"):
         assert not search_of(tmp_path / name, "spNO.2").exists()
@@ -212,6 +215,12 @@ def test_train_takes_a_recipe_that_was_found_on_everybody(line, learning, tmp_pa
     train = ["train", *learning, "--epochs", "1", "--warmup-epochs", "0", "--tuned", str(tuning)]
     assert main([*train, "--output", str(tmp_path / "run")]) == 0
     assert asdict(seen[0]) == found["recipe"]
+
+
+def test_weights_that_know_who_is_tested_within_a_search_are_refused(line, trained, tmp_path, capsys):
+    start = ["--protocol", "none", "--start-from", trained, "--output", tmp_path / "run"]
+    assert f"{trained} was trained on people who are tested: casme3 " in refused([*line, *start], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_optuna(learning, tmp_path, monkeypatch, capsys):

@@ -102,8 +102,11 @@ class Tune:
                 start=start,
             )
             print(self._write(directory, index, learned, fold, trials))
-        taken = "train" if self.protocol == "none" else "evaluate"
-        print(f"written to {self.output}; hsta {taken} --tuned {self.output} takes it")
+        taken = f"hsta {'train' if self.protocol == 'none' else 'evaluate'} --tuned {self.output}"
+        if self.fold is None:
+            print(f"written to {self.output}; it is taken by {taken}")
+        else:
+            print(f"the search for fold {self.fold} of {len(folds)} is done; when all are: {taken}")
 
     def plan(self) -> tuple[DatasetIndex, list[Fold], HSTAConfig, Start | None, dict[str, Choice]]:
         """What is learned from, who is held out, the model, the weights that it begins with, and what is searched."""

@@ -132,7 +132,8 @@ def _by_subject(values: dict) -> str:
         )
         for one in values["by_subject"]
     ]
-    told = "Of each class or unit: clips that were told right, of those that show it."
+    seeds = f", in all {len(values['by_seed'])} seeds" if "by_seed" in values else ""
+    told = f"Of each class or unit: clips that were told right, of those that show it{seeds}."
     return f"<p>{told}</p>\n" + _table(("data set", "subject", "clips", NAMES[figure], *values[each]), rows)
 
 
