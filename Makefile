@@ -17,7 +17,7 @@ $(VENV)/installed: $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt ray playwright
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt ray playwright optuna
 	@touch $@
 
 install: $(VENV)/installed  ## virtual environment, dependencies, build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import runpy
@@ -47,22 +48,25 @@ def test_commands_for_own_data_run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     emotions = ("happy", "surprise")
-    generate_dataset(Path("mydata"), 2, 2, 0, format="folder", image_size=48, emotions=emotions, progress=False)
+    generate_dataset(Path("mydata"), 3, 2, 0, format="folder", image_size=48, emotions=emotions, progress=False)
     from skimage.data import astronaut
 
     write_video("clip.mp4", [astronaut()] * 8, 30.0)
     small = "--image-size 32 --num-frames 2 --depth 1 1 --epochs 1 --warmup-epochs 0 --batch-size 2 --accelerator cpu"
-    options = {"train": small, "evaluate": small}
+    options = {"train": small, "tune": f"{small} --trials 1 --inner-folds 2", "evaluate": small}
     blocks = re.findall(r"^```sh\n((?:.*\n)*?)^```$", (DOCS / "own-data.md").read_text(), re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines() if not line.startswith("#")]
     lines = [line for line in lines if "--launcher ray" not in line]  # of a cluster; tests/frontend/test_ray.py has one
+    if importlib.util.find_spec("optuna") is None:  # of the extra `tune`
+        lines = [line for line in lines if "hsta tune" not in line and "--tuned" not in line]
     job = "$SLURM_ARRAY_TASK_ID"
     commands = [
-        shlex.split(line.replace(job, number))[1:]
+        shlex.split(line.replace(job, number).replace("--folds 5", "--folds 3"))[1:]
         for line in lines
-        for number in (("1", "2") if job in line else ("",))
+        for number in (("1", "2", "3") if job in line else ("",))
     ]
-    expected = ["check", "evaluate", "evaluate", "train", "predict", "evaluate", "evaluate", "collect"]
+    expected = ["check", "evaluate", "evaluate", "train", "predict", "evaluate", "evaluate", "evaluate", "collect"]
+    expected += ["tune", "evaluate", "tune", "train"] if any("hsta tune" in line for line in lines) else []
     assert [command[0] for command in commands] == expected
     for command in commands:
         assert main([*command, *options.get(command[0], "").split()]) == 0, command

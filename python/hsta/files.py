@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import UserError
 
 
 @contextmanager
@@ -33,6 +36,15 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text``, UTF-8, in one step: a reader sees the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The cells of a csv table that `write_text` wrote. Raises `UserError` for what is not UTF-8, or no table."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def remove(path: Path) -> None:

@@ -15,6 +15,7 @@ COMMANDS = (
     "generate",
     "prepare",
     "train",
+    "tune",
     "evaluate",
     "collect",
     "report",
@@ -144,7 +145,7 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_how(mine, monkeypatch
     assert found == (mine or {"GOMP_SPINCOUNT": "20000"})
 
 
-SLOW = "aiohttp torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
+SLOW = "aiohttp optuna torch hsta_kernels lightning_fabric tensorboard numpy pandas openpyxl cv2 skimage matplotlib av"
 AT_ONCE = {
     "--help": 0,
     **{f"{command} --help": 0 for command in COMMANDS},
@@ -155,6 +156,8 @@ AT_ONCE = {
     "train --data . --dataset nothing --output run": 2,
     "check --data . --dataset nothing": 2,
     "evaluate --data nowhere --output run --folds 2": 2,
+    "tune --data nowhere --output run": 2,
+    "tune --data . --output run --search epochs": 2,
     "collect nowhere": 2,
     "prepare --data nowhere --output run": 2,
     "prepare --data . --output run --workers -1": 2,
@@ -203,7 +206,8 @@ assert not loaded, loaded
             "--dataset --data --classes --model --output --epochs --resume "
             "--accelerator --devices --precision --strategy",
         ),
-        ("evaluate", "--dataset --data --protocol --folds --fold --output --resume --shuffle-labels"),
+        ("tune", "--dataset --data --protocol --folds --fold --output --search --trials --inner-folds --resume"),
+        ("evaluate", "--dataset --data --protocol --folds --fold --output --tuned --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
         ("serve", "--checkpoint --host --port --detector --megabytes --seconds --frames --timeout --at-once --memory"),
         ("report", "--output"),

@@ -208,6 +208,7 @@ def test_arguments_come_back_from_json_as_they_were(tmp_path):
         test_on=("samm",),
         model=ModelOptions(image_size=32, start_from=Path("weights"), depth=((1, 2), (1, 1))),
         recipe=Recipe(epochs=3, warmup_epochs=1, balance="weights"),
+        tuned=Path("tuning"),
         resume=True,
     )
     values = {"command": "evaluate", "versions": versions(), "contents": {}, **asdict(command)}
@@ -233,6 +234,8 @@ def test_several_seeds_of_a_fold(short, tmp_path, monkeypatch, capsys):
     assert main(["collect", str(tmp_path / "run")]) == 0
     assert main([*map(str, line[:-1]), str(tmp_path / "whole")]) == 0
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert main(["report", str(tmp_path / "whole")]) == 0
+    assert "over 2 seeds</h1>" in (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
 
 
 def test_folds_that_are_drawn_anew_do_not_join(short, people, tmp_path, capsys):

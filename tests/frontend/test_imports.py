@@ -14,7 +14,7 @@ ROOT = Path(hsta.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("serving",),
+    ("serving", "tuning"),
     ("results",),
     ("training",),
     ("data",),

@@ -19,6 +19,9 @@ import hsta_kernels
 import hsta.data.registry, hsta.results.report, hsta.training.loop
 from hsta.cli import main
 
+if "tune" in sys.argv:
+    import hsta.tuning.search
+
 WATCHED = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
 def run(arguments, output, moment):
@@ -77,13 +80,18 @@ for chain in range(int(chains)):
 print(json.dumps({"moments": moments, "kills": kills}))
 """
 CHAINS = 3
+TRIALS = 2
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "tune"])
 def test_the_end_has_the_same_bits(command, learning, tmp_path):
     arguments = [command, *learning, "--epochs", "2"]
     if command == "evaluate":
         arguments += ["--protocol", "leave-subjects-out", "--folds", "2"]
+    if command == "tune":
+        pytest.importorskip("optuna", reason="hsta-kernels[tune] is not installed")
+        short = "--epochs 1 --warmup-epochs 0 --fold 1 --inner-folds 2 --trials"
+        arguments += [*short.split(), str(TRIALS), "--search", "learning-rate=1e-4:1e-2", "drop-rate=0:0.5"]
     child = subprocess.run(
         [sys.executable, "-c", FORKED, str(tmp_path), str(CHAINS), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads are lost in a fork
@@ -100,12 +108,17 @@ def test_the_end_has_the_same_bits(command, learning, tmp_path):
         assert files(tmp_path / str(chain)) == whole, chain
         if command == "train":
             assert scalars(tmp_path / str(chain), "loss") == scalars(tmp_path / "whole", "loss")
+        if command == "tune":
+            (table,) = (tmp_path / str(chain)).rglob("trials.csv")
+            assert len(table.read_text().splitlines()) == 1 + TRIALS
 
 
 def files(run):
-    """The content of every file, but for the arguments, which name the folder, and the log, which holds times."""
+    """The content of every file, but for the arguments, which name the folder, and logs, which hold times."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
-        if path.is_file() and path.name != "config.json" and "log" not in path.relative_to(run).parts
+        if path.is_file()
+        and path.name not in ("config.json", "journal.log")
+        and "log" not in path.relative_to(run).parts
     }

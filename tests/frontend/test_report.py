@@ -2,13 +2,20 @@
 
 import json
 import re
+import shutil
+import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from hsta.cli import main
-from hsta.results.bootstrap import Subjects, intervals
+from hsta.data.clips import DatasetIndex
+from hsta.results.bootstrap import Subjects, draw, figures, intervals
 from hsta.results.evaluated import Evaluated
+from hsta.results.learning_curves import Curve, mean_curve
+from hsta.results.report import write_seeds
+from hsta.results.scoring import scores_of
 from hsta.results.tested_clips import Prediction
 
 from tests.frontend.evaluations import NAMES, certain, drawn_predictions, write_evaluation
@@ -181,6 +188,99 @@ def test_a_seed_of_several_has_the_arguments_of_them_all(tmp_path):
     assert report(folder)[1]["arguments"]["repeats"] == 2
 
 
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Three evaluations of the same clips of two data sets, and what is of them all."""
+    folder = tmp_path_factory.mktemp("seeds") / "run"
+    truth = drawn_predictions(np.random.default_rng(0), 5, 1.0) + drawn_predictions(
+        np.random.default_rng(1), 3, 1.0, "s"
+    )
+    by_seed = {}
+    for seed in (4, 5, 6):
+        told = np.random.default_rng(seed).integers(0, 3, len(truth)).tolist()
+        predictions = [replace(p, probabilities=certain(label, 3)) for p, label in zip(truth, told, strict=True)]
+        at = folder / "seeds" / str(seed)
+        at.mkdir(parents=True)
+        write_evaluation(at, predictions, seed=seed, device="cpu" if seed < 6 else "cuda:0", folds=2)
+        by_seed[seed] = scores_of(predictions, NAMES)
+        (at / "curves").mkdir()
+        for fold, epochs in (("a", 2), ("b", 3)):
+            rows = "".join(f"{epoch},{seed / epoch},0.1\n" for epoch in range(1, epochs + 1))
+            (at / "curves" / f"{fold}.csv").write_text("epoch,loss,learning_rate\n" + rows)
+    write_seeds(folder, by_seed, DatasetIndex("casme2", [], NAMES))
+    (folder / "config.json").write_text('{"command": "evaluate", "repeats": 3, "tuned": "tuning"}')
+    return folder
+
+
+def test_several_seeds_have_mean_deviation_and_each(seeds):
+    page, values, _ = report(seeds)
+    each = {seed: json.loads((seeds / "seeds" / seed / "metrics.json").read_text()) for seed in "456"}
+    subjects = [Evaluated.read(seeds / "seeds" / seed).subjects() for seed in "456"]
+    for name in ("uf1", "uar", "accuracy"):
+        told = values["scores"][name]
+        several = [metrics[name] for metrics in each.values()]
+        assert told["value"] == pytest.approx(statistics.fmean(several))
+        assert told["deviation"] == pytest.approx(statistics.stdev(several)) != 0
+        # Each draw of the interval has the same people of all seeds.
+        means = np.mean([figures(draw(one.counts), False)[name] for one in subjects], axis=0)
+        np.testing.assert_allclose(told["interval"], np.quantile(means, [0.025, 0.975]))
+        for (seed, one), alone in zip(values["by_seed"].items(), subjects, strict=True):
+            assert one["scores"][name]["value"] == pytest.approx(each[seed][name])
+            np.testing.assert_allclose(one["scores"][name]["interval"], intervals(alone)[name])
+    for place, name in enumerate(NAMES):
+        f1 = [metrics["per_class"][name]["f1"] for metrics in each.values()]
+        assert values["per_class"][name]["f1"]["value"] == pytest.approx(statistics.fmean(f1))
+        assert values["per_class"][name]["f1"]["deviation"] == pytest.approx(statistics.stdev(f1))
+        assert values["per_class"][name]["clips"] == sum(values["confusion_matrix"][place])
+    assert values["confusion_matrix"] == np.sum([m["confusion_matrix"] for m in each.values()], axis=0).tolist()
+    assert np.sum(values["confusion_matrix"]) == 3 * values["clips"]
+    assert sum(one["clips"] for one in values["by_subject"]) == values["clips"]
+    assert (values["seed"], values["device"]) == ([4, 5, 6], "cpu, cuda:0")
+    assert [said.split(":")[0] for said in values["left_out"]] == ["Versions", "Notes and faults of the data"]
+    assert values["learning_curves"]["5"]["b"]["loss"] == [5.0, 2.5, 5 / 3]
+
+    said = page.sections
+    score = values["scores"]["uf1"]
+    title = f"UF1 {score['value']:.3f} ± {score['deviation']:.3f}"
+    assert f"casme2: {title}, UAR" in "".join(page.words) and "over 3 seeds" in "".join(page.words)
+    assert list(said)[:3] == ["scores", "seeds", "data-sets"]
+    assert "the same in all 3 evaluations" in said["scores"] and "mean ± deviation" in said["scores"]
+    assert "sample standard deviation" in said["seeds"] and "there a clip counts 3 times" in said["seeds"]
+    assert f"5{each['5']['uf1']:.3f} [" in said["seeds"]
+    assert "of all folds and 3 seeds together" in said["confusion-matrix"]
+    assert "of those that show it, in all 3 seeds." in said["subjects"]
+    assert "each of 3 seeds, and their mean" in said["learning-curves"]
+    assert "The recipe of each fold was chosen by hsta tune" in said["protocol"]
+    assert "seed4, 5, 6" in said["made-with"]
+
+
+def test_the_curve_of_a_seed_is_the_mean_over_its_folds():
+    curves = [Curve((4.0, 2.0), (0.1, 0.2)), Curve((2.0, 1.0, 0.5), (0.3, 0.2, 0.1))]
+    assert mean_curve(curves) == Curve((3.0, 1.5), (0.2, 0.2))
+
+
+def test_seeds_that_are_not_of_one_evaluation_are_refused(seeds, tmp_path, capsys):
+    def refused(change):
+        folder = shutil.copytree(seeds, tmp_path / str(len(list(tmp_path.iterdir()))))
+        change(folder / "seeds" / "5")
+        capsys.readouterr()
+        assert main(["report", str(folder)]) == 2
+        return capsys.readouterr().err
+
+    rng = np.random.default_rng(0)
+    assert "5/metrics.json" in refused(lambda at: (at / "metrics.json").write_text("{"))
+    assert "no metrics.json in" in refused(lambda at: (at / "metrics.json").unlink())
+    assert "has uf1 of other evaluations than its seeds do" in refused(
+        lambda at: write_evaluation(at, drawn_predictions(rng, 5, 0.5))
+    )
+
+    def renamed(at):
+        table = at / "predictions.csv"
+        table.write_text(table.read_text().replace("EP1", "EP100"))
+
+    assert "are not of the same clips and labels" in refused(renamed)
+
+
 def test_what_is_no_finished_evaluation_is_refused(tmp_path, capsys):
     def refused(*arguments):
         assert main(["report", *map(str, arguments)]) == 2
@@ -193,7 +293,8 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path, capsys):
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object, got list"),
         ('{"uf1": 1}', "is not of hsta evaluate"),
-        ('{"seeds": [4, 5]}', f"of several seeds: name one, such as {tmp_path}/seeds/4"),
+        ('{"seeds": [4, 5]}', f"no such folder: {tmp_path}/seeds/4"),
+        ('{"seeds": [4]}', "must name two seeds or more, got [4]"),
         ('{"class_names": ["a"], "confusion_matrix": [[1]]}', "no predictions.csv in"),
     ):
         metrics.write_text(text)
@@ -208,6 +309,8 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path, capsys):
     ):
         table.write_text("".join(lines))
         assert message in refused(tmp_path), message
+    table.write_bytes("".join(whole).encode("utf-16"))
+    assert f"{table} is damaged: 'utf-8' codec can't decode byte 0xff" in refused(tmp_path)
     table.write_text("".join(whole))
     assert "output must end in .html" in refused(tmp_path, "--output", tmp_path / "page.txt")
     before = metrics.read_bytes()
@@ -216,4 +319,6 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path, capsys):
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "a.csv").write_text("epoch,loss,learning_rate\n1,x,1\n")
     assert "a.csv is damaged" in refused(tmp_path)
+    (tmp_path / "curves" / "a.csv").write_bytes(b"epoch,loss,learning_rate\n1,\xff,1\n")
+    assert "a.csv is damaged: 'utf-8' codec can't decode byte 0xff" in refused(tmp_path)
     assert not (tmp_path / "report.html").exists() and not (tmp_path / "report.json").exists()

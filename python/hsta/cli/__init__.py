@@ -1,4 +1,4 @@
-"""The command line: ``hsta check | generate | prepare | train | evaluate | collect | predict | serve | export | demo``.
+"""The command line: ``hsta train``, ``hsta evaluate`` and the other commands, a file each.
 
 What computes is imported when a command runs and its options are found good, so that help and complaints come at once.
 """

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..training.recipe import Recipe
-from .options import DataOptions, MachineOptions, ModelOptions, OptionalInt, Preset, RayOptions, check_seed
+from .options import (
+    DataOptions,
+    MachineOptions,
+    ModelOptions,
+    OptionalInt,
+    OptionalPath,
+    Preset,
+    RayOptions,
+    check_seed,
+)
 from .report import FILES as REPORT
 from .run_folder import RUN_FILE, alone_in, begin
 
@@ -61,6 +70,9 @@ class Evaluate:
     """Train on labels that are dealt out anew, as a control: the score must be at chance."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
+    tuned: OptionalPath = None
+    """Folder that `hsta tune` wrote: each fold learns by the recipe that was found for it, of which one that was chosen
+    on people whom the fold tests is refused; the other options are those given there."""
     preset: Preset = None
     """On the command line, options of a kind, which those that are given override: the recipe of HSTA's authors for
     CAS(ME)^3, or a quick one to see that all works."""
@@ -84,8 +96,6 @@ class Evaluate:
         if self.launcher == "ray":
             return self._run_on_ray()
         index, folds, config, start = self.plan()
-        if self.fold is not None and not 1 <= self.fold <= len(folds):
-            raise UserError(f"fold must be from 1 to {len(folds)}, the number of folds, got {self.fold}")
         fabric = self.machine.fabric()
         begun = self if self.fold is None else replace(self, fold=None, resume=True)
         run = begun.begin(index, folds, fabric)
@@ -132,7 +142,8 @@ class Evaluate:
         from ..results.learning_curves import CURVES
         from ..results.report import FILES, UNIT_FILES
 
-        return begin(self, index, fabric, owned=(*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS), folds=folds)
+        owned = (*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS)
+        return begin(self, index, fabric, owned, folds, self._recipes(index, folds))
 
     def gather(
         self, index: DatasetIndex, folds: Sequence[Fold], run: Mapping[str, object]
@@ -180,6 +191,9 @@ class Evaluate:
             raise UserError("--protocol authors-folds reads the folds of one data set: --also does not go with it")
         index = self.data.read()
         folds = self._folds(index)
+        if self.fold is not None and not 1 <= self.fold <= len(folds):
+            raise UserError(f"fold must be from 1 to {len(folds)}, the number of folds, got {self.fold}")
+        self._recipes(index, folds)  # complains where one of them must not be taken
         config, start = self.model.begin(index, self.recipe)
         if start is not None and self.protocol != "authors-folds":
             start.refuse({" ".join(index.clips[i].person) for fold in folds for i in fold.test})
@@ -255,6 +269,20 @@ class Evaluate:
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    def _recipes(self, index: DatasetIndex, folds: Sequence[Fold]) -> dict[str, Recipe]:
+        """By fold, where they were tuned; none where all folds learn by the recipe that is given.
+
+        Raises `UserError` where there is none for a fold, and for one that was chosen on people whom it tests.
+        """
+        if self.tuned is None:
+            return {}
+        from ..tuning.tuned import tuned_recipe
+
+        return {
+            fold.name: tuned_recipe(self.tuned, fold.name, self.recipe, [index.clips[i] for i in fold.test])
+            for fold in folds
+        }
+
     def _evaluate(
         self,
         index: DatasetIndex,
@@ -273,6 +301,7 @@ class Evaluate:
         from ..results.learning_curves import CURVES
 
         fold = folds[number]
+        recipe = self._recipes(index, [fold]).get(fold.name, self.recipe)
         learned, tested = ([index.clips[i] for i in indices] for indices in (fold.train, fold.test))
         if self.shuffle_labels:
             labels = shuffled_labels([clip.label for clip in learned], (seed, number))
@@ -280,9 +309,9 @@ class Evaluate:
         return evaluate_fold(
             learned,
             tested,
-            config,
+            replace(config, **recipe.drop_rates),
             self.task(index),
-            self.recipe,
+            recipe,
             fabric=fabric,
             directory=directory / FOLDS / fold.name,
             curve=directory / CURVES / f"{fold.name}.csv",

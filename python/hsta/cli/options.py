@@ -169,9 +169,7 @@ class ModelOptions:
                 self.model,
                 num_classes=num_classes,
                 attention=self.attention,
-                drop_rate=recipe.drop_rate,
-                drop_path_rate=recipe.drop_path_rate,
-                head_drop_rate=recipe.head_drop_rate,
+                **recipe.drop_rates,
                 **given,
             ).config
         except ValueError as error:

@@ -21,7 +21,7 @@ PRESETS = {
 
 def expand(arguments: list[str]) -> list[str]:
     """The arguments with a preset's options behind the command's name: of an option given twice the last counts."""
-    if not arguments or arguments[0] not in ("train", "evaluate"):
+    if not arguments or arguments[0] not in ("train", "tune", "evaluate"):
         return arguments
     joined = [part for argument in arguments for part in _parted(argument)]
     if "--preset" not in joined[:-1]:

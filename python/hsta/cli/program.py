@@ -28,10 +28,12 @@ EXTRAS = {
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
     "serve": {"aiohttp", "yarl"},
     "ray": {"ray"},
+    "tune": {"optuna"},
 }
 GOES_ON = {  # how a command that was stopped goes on
     "train": "the same command with --resume goes on from here",
     "evaluate": "the same command with --resume goes on from here",
+    "tune": "the same command with --resume goes on from here",
     "prepare": "the same command (without --overwrite) goes on from here",
 }
 
@@ -88,6 +90,7 @@ def _run(arguments: list[str]) -> int:
     from .report import Report
     from .serve import Serve
     from .train import Train
+    from .tune import Tune
 
     complaint = io.StringIO()
     try:
@@ -98,6 +101,7 @@ def _run(arguments: list[str]) -> int:
                     "generate": Generate,
                     "prepare": Prepare,
                     "train": Train,
+                    "tune": Tune,
                     "evaluate": Evaluate,
                     "collect": Collect,
                     "report": Report,

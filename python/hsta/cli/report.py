@@ -11,7 +11,7 @@ import tyro
 
 from ..errors import UserError
 from ..files import write_text
-from ..results.evaluated import Evaluated
+from ..results.repeats import Repeats
 from .options import OptionalPath
 
 FILES = ("report.html", "report.json")
@@ -22,11 +22,13 @@ class Report:
     """Write an evaluation as one self-contained HTML page, and every number in it as JSON beside it.
 
     Scores with confidence intervals by bootstrap over subjects, confusion matrix, results by class and by subject,
-    learning curves, the protocol in words, versions, and what was wrong in the data.
+    learning curves, the protocol in words, versions, and what was wrong in the data. Of several seeds it gives the mean
+    and the deviation, and the scores of each.
     """
 
     evaluation: Annotated[Path, tyro.conf.Positional]
-    """Folder that `hsta evaluate` wrote; of one with several seeds, that of a seed, such as evaluation/seeds/0."""
+    """Folder that `hsta evaluate` wrote, of one seed or of several (--repeats); of these, that of a seed, such as
+    evaluation/seeds/0, gives the report of that seed."""
     output: OptionalPath = None
     """Page to write, which ends in .html; report.html in the folder if left out. The JSON file has its name."""
 
@@ -40,13 +42,13 @@ class Report:
         for path in (output, data):
             if path.is_dir():
                 raise UserError(f"{path} is a folder; the report needs a file")
-        evaluated = Evaluated.read(self.evaluation)
+        repeats = Repeats.read(self.evaluation)
 
         from ..results.described import describe
         from ..results.page import page
 
-        subjects, curves = evaluated.subjects(), evaluated.curves()
-        values = describe(evaluated, subjects, curves)
+        subjects, curves = repeats.subjects(), repeats.curves()
+        values = describe(repeats, subjects, curves)
         text = page(values, subjects, curves)
         write_text(data, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         write_text(output, text)

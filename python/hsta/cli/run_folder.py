@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import Field, asdict, is_dataclass
 from hashlib import blake2b
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..data.clips import DatasetIndex
     from ..data.folds import Fold
+    from ..training.recipe import Recipe
     from .options import ModelOptions
 
 RUN_FILE = "config.json"
@@ -28,7 +29,7 @@ DATA = "digest of the data"
 LOCK = ".lock"
 # Where a run was written, how it was begun and what may differ when it goes on without changing its result. The data
 # may have moved: what they are is told by `fingerprints`.
-FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from", "fold"}
+FREE = {"output", "resume", "overwrite", "workers", "data", "also", "start_from", "tuned", "fold"}
 FREE |= {"launcher", "address", "cpus_per_task", "gpus_per_task"}
 
 T = TypeVar("T")
@@ -50,17 +51,23 @@ class Command(Protocol):
 
 
 def begin(
-    command: Command, index: DatasetIndex, fabric: Fabric, owned: Sequence[str], folds: Sequence[Fold] = ()
+    command: Command,
+    index: DatasetIndex,
+    fabric: Fabric,
+    owned: Sequence[str],
+    folds: Sequence[Fold] = (),
+    recipes: Mapping[str, Recipe] | None = None,
 ) -> dict[str, object]:
     """Tell what was wrong in the data and make the command's ``output`` the folder of its run; returns its `identity`.
 
-    ``owned`` are the names in it that belong to a run, ``folds`` those of its clips. Raises `UserError` when there is a
+    ``owned`` are the names in it that belong to a run, ``folds`` those of its clips, ``recipes`` those
+    that `hsta tune` found for it, by fold. Raises `UserError` when there is a
     run already and neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
     arguments, other clips or another version, and when the folder holds something else.
     """
     if fabric.is_global_zero:  # of the processes that share the work, one
         _tell(index.told)
-        _open(command, index, owned, folds)
+        _open(command, index, owned, folds, recipes or {})
     fabric.barrier()
     return identity(command.output)
 
@@ -129,7 +136,13 @@ def _tell(notes: Sequence[str], most: int = 10) -> None:
         print(f"note: and {len(notes) - most} more", file=sys.stderr)
 
 
-def _open(command: Command, index: DatasetIndex, owned: Sequence[str], folds: Sequence[Fold]) -> None:
+def _open(
+    command: Command,
+    index: DatasetIndex,
+    owned: Sequence[str],
+    folds: Sequence[Fold],
+    recipes: Mapping[str, Recipe],
+) -> None:
     """The folder's ``config.json`` holds all arguments of ``command``, the versions and what its clips are.
 
     Of several processes that begin the same run at the same time, one writes it and the others find it.
@@ -145,6 +158,8 @@ def _open(command: Command, index: DatasetIndex, owned: Sequence[str], folds: Se
     }
     _found(command)  # complains before all data are read, and before anything is written
     contents = _contents(command, index, folds)
+    # Where they lie may change, as with data and weights; what they are may not.
+    contents |= {f"recipe for {name}": json.dumps(asdict(recipe)) for name, recipe in recipes.items()}
     with alone_in(output):
         before = _found(command)
         if before is None or command.overwrite:

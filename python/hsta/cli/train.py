@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..training.recipe import Recipe
-from .options import DataOptions, MachineOptions, ModelOptions, Preset, check_seed
+from .options import DataOptions, MachineOptions, ModelOptions, OptionalPath, Preset, check_seed
 from .run_folder import begin
 
 
@@ -22,6 +22,8 @@ class Train:
     """Folder of the run, which gets the checkpoint, a log for TensorBoard and these arguments."""
     model: ModelOptions = field(default_factory=ModelOptions)
     recipe: Recipe = field(default_factory=Recipe)
+    tuned: OptionalPath = None
+    """Folder that `hsta tune --protocol none` wrote, whose recipe is taken; the other options are those given there."""
     preset: Preset = None
     """On the command line, options of a kind, which those that are given override: the recipe of HSTA's authors for
     CAS(ME)^3, or a quick one to see that all works."""
@@ -41,12 +43,18 @@ class Train:
         from ..training.checkpoints import STATE_FILE, Task
         from ..training.loop import LOG, fit
 
-        config, start = self.model.begin(index, self.recipe)
+        recipe, recipes = self.recipe, {}
+        if self.tuned is not None:
+            from ..tuning.tuned import EVERYBODY, tuned_recipe
+
+            recipe = tuned_recipe(self.tuned, EVERYBODY, self.recipe)
+            recipes = {EVERYBODY: recipe}
+        config, start = self.model.begin(index, recipe)
         people: tuple[str, ...] | None = index.people
         if start is not None:  # who learned from whom is not known goes on as that
             people = None if start.people is None else tuple(sorted({*index.people, *start.people}))
         fabric = self.machine.fabric()
-        begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE))
+        begin(self, index, fabric, owned=(CHECKPOINT, LOG, STATE_FILE), recipes=recipes)
         fit(
             config,
             Task(
@@ -59,7 +67,7 @@ class Train:
                 index.prepared,
             ),
             index.clips,
-            self.recipe,
+            recipe,
             fabric=fabric,
             directory=self.output,
             seed=self.seed,

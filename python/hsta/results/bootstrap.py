@@ -108,8 +108,12 @@ def interval(drawn: np.ndarray) -> np.ndarray:
     return np.stack(found, axis=1).reshape(2, *drawn.shape[1:])
 
 
-def intervals(subjects: Subjects) -> dict[str, np.ndarray] | None:
-    """The `interval` of each of the `figures`, as (2, ...); None of one person, from whom nothing can be drawn."""
-    if len(subjects.people) < 2:
+def intervals(*repeats: Subjects) -> dict[str, np.ndarray] | None:
+    """The `interval` of each of the `figures`, as (2, ...); None of one person, from whom nothing can be drawn.
+
+    Of several evaluations of the same people it is that of their mean: each draw takes the same people of all.
+    """
+    if len(repeats[0].people) < 2:
         return None
-    return {name: interval(drawn) for name, drawn in figures(draw(subjects.counts), subjects.action_units).items()}
+    drawn = [figures(draw(one.counts), one.action_units) for one in repeats]
+    return {name: interval(mean_defined(np.stack([one[name] for one in drawn], axis=-1))) for name in drawn[0]}

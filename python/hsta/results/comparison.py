@@ -81,7 +81,7 @@ def compare(several: Sequence[Evaluated]) -> Comparison:
     """
     first, *others = several
     for other in others:
-        _check_same(first, other)
+        check_same(first, other)
     subjects = [one.subjects() for one in several]
     drawn = [figures(draw(one.counts), one.action_units) for one in subjects]
     told = subjects[0].scores.FIGURES
@@ -137,7 +137,8 @@ def _ends(drawn: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_same(first: Evaluated, other: Evaluated) -> None:
+def check_same(first: Evaluated, other: Evaluated) -> None:
+    """Raises `UserError` where two evaluations are not of the same clips with the same labels, naming some."""
     where = f"{first.folder} and {other.folder}"
     for what in ("class_names", "action_units"):
         one, two = (getattr(evaluated, what) for evaluated in (first, other))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from . import bootstrap
 from .bootstrap import Subjects
 from .evaluated import Evaluated
 from .learning_curves import Curve
-from .metrics import Scores, number
+from .metrics import Scores, mean_defined, number
+from .repeats import Repeats
 
 PROTOCOLS = {
     "loso": "Leave one subject out: each fold trains new weights on all subjects but one, and tests that one.",
@@ -30,44 +33,90 @@ OF_UNITS = (
     "being told where its probability is above 1/2, and the mean is over the units; a unit that no clip shows and that "
     "is never told has no F1 and is left out of it."
 )
+TUNED = (
+    "The recipe of each fold was chosen by hsta tune on people whom the fold does not test; a recipe that was chosen "
+    "on them is refused."
+)
 SHUFFLED = "A control: the labels were dealt out anew in training, so that the scores must be at chance."
 
 
-def describe(evaluated: Evaluated, subjects: Subjects, curves: Mapping[str, Curve]) -> dict:
-    """The contents of report.json; undefined numbers are null, and ``left_out`` says what the folder lacks."""
+def describe(repeats: Repeats, each: Sequence[Subjects], curves: Sequence[Mapping[str, Curve]]) -> dict:
+    """The contents of report.json; undefined numbers are null, and ``left_out`` says what the folder lacks.
+
+    ``each`` and ``curves`` are those of each seed. Of several seeds figures are means over them with their sample
+    standard deviations, and counts are sums.
+    """
+    evaluated, subjects = repeats.first, each[0]
     metrics, scores = evaluated.metrics, subjects.scores
     known = ("dataset", "generated_data", "model", "protocol", "folds", "shuffled_labels", "seed", "device", "versions")
     values = {
-        "evaluation": str(evaluated.folder),
+        "evaluation": str(repeats.folder),
         **{name: metrics[name] for name in known if name in metrics},
+        **_seeds(repeats, each),
         "subjects": len(subjects.people),
         "clips": int(subjects.clips().sum()),
         "protocol_in_words": _protocol(evaluated),
-        "intervals_in_words": intervals_in_words(len(subjects.people)),
+        "intervals_in_words": intervals_in_words(len(subjects.people), len(each)),
         "bootstrap": {"draws": bootstrap.DRAWS, "seed": bootstrap.SEED, "level": bootstrap.LEVEL},
         "chance": scores.chance,
-        **_figures(subjects),
+        **_figures(each),
         "by_dataset": {
-            name: {"subjects": len(part.people), "clips": int(part.clips().sum()), **_figures(part)}
+            name: {
+                "subjects": len(part.people),
+                "clips": int(part.clips().sum()),
+                **_figures([one.datasets[name] for one in each]),
+            }
             for name, part in subjects.datasets.items()
         },
         "by_subject": [
             {"dataset": dataset, "subject": name, "clips": int(clips), **_figures(alone, drawn=False)}
-            for (dataset, name), clips, alone in zip(subjects.people, subjects.clips(), _each(subjects), strict=True)
+            for (dataset, name), clips, *alone in zip(
+                subjects.people, subjects.clips(), *map(_alone, each), strict=True
+            )
         ],
-        "learning_curves": {
-            fold: {"loss": list(curve.losses), "learning_rate": list(curve.learning_rates)}
-            for fold, curve in curves.items()
-        },
+        "learning_curves": _curves(curves[0])
+        if repeats.seeds is None
+        else {str(seed): _curves(of_seed) for seed, of_seed in zip(repeats.seeds, curves, strict=True)},
         "arguments": None
         if evaluated.arguments is None
         else {name: value for name, value in evaluated.arguments.items() if name not in ("contents", "versions")},
         **{name: metrics.get(name) for name in ("notes", "faults", "lost_clips")},
     }
-    return values | {"left_out": _left_out(evaluated, subjects, curves)}
+    return values | {"left_out": _left_out(repeats, subjects, curves)}
 
 
-def intervals_in_words(people: int) -> str:
+def _seeds(repeats: Repeats, each: Sequence[Subjects]) -> dict:
+    """What there is to say of several seeds; nothing of one alone."""
+    if repeats.seeds is None:
+        return {}
+    number_of = len(repeats.seeds)
+    devices = dict.fromkeys(evaluated.metrics.get("device") for evaluated in repeats.several)
+    return {
+        "seed": list(repeats.seeds),
+        "device": ", ".join(filter(None, devices)),
+        "seeds_in_words": f"{number_of} evaluations of the same clips, which differ in their seeds. Scores are means "
+        "over the seeds; after ± stands the sample standard deviation over them. Counts by class or unit are sums over "
+        f"the seeds: there a clip counts {number_of} times.",
+        "by_seed": {str(seed): _figures([one]) for seed, one in zip(repeats.seeds, each, strict=True)},
+    }
+
+
+def _curves(curves: Mapping[str, Curve]) -> dict:
+    return {
+        fold: {"loss": list(curve.losses), "learning_rate": list(curve.learning_rates)}
+        for fold, curve in curves.items()
+    }
+
+
+def intervals_in_words(people: int, seeds: int = 1) -> str:
+    if seeds > 1:
+        return (
+            f"Intervals of means are the middle {bootstrap.LEVEL:.0%} of {bootstrap.DRAWS:,} bootstrap draws over "
+            f"subjects (percentile method, seed {bootstrap.SEED}): each draws as many whole subjects as there are, "
+            f"{people}, with replacement, the same in all {seeds} evaluations, and computes the score of each of them "
+            "and the mean. Those of a seed are of its own score in the same draws. They say how sure scores are of "
+            "other people; the deviation says how much the score of one seed depends on the seed."
+        )
     return (
         f"Intervals are the middle {bootstrap.LEVEL:.0%} of {bootstrap.DRAWS:,} bootstrap draws over subjects "
         f"(percentile method, seed {bootstrap.SEED}): each draws as many whole subjects as there are, {people}, with "
@@ -79,25 +128,34 @@ def intervals_in_words(people: int) -> str:
 def _protocol(evaluated: Evaluated) -> list[str]:
     metrics = evaluated.metrics
     told = [PROTOCOLS.get(metrics.get("protocol", ""), ""), ALWAYS, OF_UNITS if evaluated.action_units else OF_CLASSES]
+    if (evaluated.arguments or {}).get("tuned"):
+        told.append(TUNED)
     return [*filter(None, told), *([SHUFFLED] if metrics.get("shuffled_labels") else [])]
 
 
-def _figures(subjects: Subjects, drawn: bool = True) -> dict:
-    """Scores, each class or unit, and the confusion matrix; ``drawn`` with intervals."""
+def _figures(repeats: Sequence[Subjects], drawn: bool = True) -> dict:
+    """Scores, each class or unit, and the confusion matrix; ``drawn`` with intervals.
+
+    Of several evaluations of the same people: means and sample standard deviations of scores, and sums of counts.
+    """
+    subjects = together(repeats)
     scores = subjects.scores
-    values = bootstrap.figures(subjects.counts.sum(axis=0), subjects.action_units)
-    ends = bootstrap.intervals(subjects) if drawn else None
+    each = [bootstrap.figures(one.counts.sum(axis=0), one.action_units) for one in repeats]
+    values = {name: np.stack([one[name] for one in each], axis=-1) for name in each[0]}
+    ends = bootstrap.intervals(*repeats) if drawn else None
 
     def figure(name: str, *place: int) -> dict:
-        told = {"value": number(values[name][place])}
+        told: dict = {"value": number(float(mean_defined(values[name][place])))}
+        if len(repeats) > 1:
+            told["deviation"] = number(_deviation(values[name][place]))
         if ends is None:
             return told
         return told | {"interval": [number(end) for end in ends[name].T[place]]}
 
-    each = "per_unit" if subjects.action_units else "per_class"
+    per = "per_unit" if subjects.action_units else "per_class"
     result: dict = {
         "scores": {name: figure(name) for name in scores.FIGURES},
-        each: {
+        per: {
             name: {
                 **{key: figure(key, place) for key in ("f1", "recall") if key in values},
                 "clips": int(scores.support[place]),
@@ -112,22 +170,36 @@ def _figures(subjects: Subjects, drawn: bool = True) -> dict:
     return result
 
 
-def _each(subjects: Subjects) -> list[Subjects]:
+def together(repeats: Sequence[Subjects]) -> Subjects:
+    """The predictions of several evaluations of the same people put together."""
+    counts = np.sum([one.counts for one in repeats], axis=0)
+    return Subjects(repeats[0].people, counts, repeats[0].class_names, repeats[0].action_units)
+
+
+def _deviation(values: np.ndarray) -> float:
+    """The sample standard deviation of what is defined, NaN of less than two."""
+    defined = values[~np.isnan(values)]
+    return float(np.std(defined, ddof=1)) if len(defined) > 1 else float("nan")
+
+
+def _alone(subjects: Subjects) -> list[Subjects]:
     return [
         Subjects((person,), counts[None], subjects.class_names, subjects.action_units)
         for person, counts in zip(subjects.people, subjects.counts, strict=True)
     ]
 
 
-def _left_out(evaluated: Evaluated, subjects: Subjects, curves: Mapping[str, Curve]) -> list[str]:
+def _left_out(repeats: Repeats, subjects: Subjects, curves: Sequence[Mapping[str, Curve]]) -> list[str]:
+    evaluated = repeats.first
     metrics, missing = evaluated.metrics, []
     if len(subjects.people) < 2:
         missing.append("Intervals: from one subject nothing can be drawn.")
     elif alone := [name for name, part in subjects.datasets.items() if len(part.people) < 2]:
         missing.append(f"Intervals of {', '.join(alone)}: from one subject nothing can be drawn.")
-    folds = metrics.get("folds", 0)
-    if len(curves) < max(folds, 1):
-        missing.append(f"Learning curves: the folder has those of {len(curves)} of {folds} folds.")
+    folds = metrics.get("folds", 0) * len(curves)
+    kept = sum(map(len, curves))
+    if kept < max(folds, 1):
+        missing.append(f"Learning curves: the folder has those of {kept} of {folds} folds.")
     if evaluated.arguments is None:
         missing.append("The arguments of the run: the folder has no config.json.")
     if metrics.get("protocol") not in PROTOCOLS:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .bootstrap import Subjects
     from .tested_clips import Prediction
 
+METRICS = "metrics.json"
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -26,17 +28,12 @@ class Evaluated:
     @classmethod
     def read(cls, folder: Path) -> Evaluated:
         """Raises `UserError` where no evaluation of one seed is done."""
-        if not folder.is_dir():
-            raise UserError(f"no such folder: {folder}")
-        path = folder / "metrics.json"
-        if not path.is_file():
-            raise UserError(f"no metrics.json in {folder}: hsta evaluate writes it when all folds are done")
-        metrics = _read(path)
+        metrics = read_metrics(folder)
         if seeds := metrics.get("seeds"):
             raise UserError(f"{folder} holds evaluations of several seeds: name one, such as {folder}/seeds/{seeds[0]}")
         names = metrics.get("class_names")
         if not isinstance(names, list) or not {"confusion_matrix", "per_unit"} & metrics.keys():
-            raise UserError(f"{path} is not of hsta evaluate")
+            raise UserError(f"{folder / METRICS} is not of hsta evaluate")
         # Of several seeds the arguments lie in the folder of them all.
         config = [at / "config.json" for at in (folder, folder.absolute().parent.parent)]
         configs = config if folder.absolute().parent.name == "seeds" else config[:1]
@@ -76,6 +73,16 @@ class Evaluated:
     def curves(self) -> dict[str, Curve]:
         """The learning curves by fold; none where none were kept."""
         return read_curves(self.folder)
+
+
+def read_metrics(folder: Path) -> dict:
+    """metrics.json of one seed or of several. Raises `UserError` where there is none yet, or no JSON object."""
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    path = folder / METRICS
+    if not path.is_file():
+        raise UserError(f"no {METRICS} in {folder}: hsta evaluate writes it when all folds are done")
+    return _read(path)
 
 
 def _counts(values: dict) -> list:

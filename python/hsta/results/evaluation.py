@@ -50,7 +50,7 @@ def evaluate_fold(
     another run, and where another process is at work on the fold and still is ``patience`` seconds later.
     """
     table = fold_table(directory)
-    with _alone_with(directory, fabric, patience):
+    with alone_with(directory, fabric, patience):
         if table.is_file():
             result = FoldResult.read(table, tested, task, run)
             fabric.barrier()
@@ -87,8 +87,11 @@ def fold_table(directory: Path) -> Path:
 
 
 @contextmanager
-def _alone_with(directory: Path, fabric: Fabric, patience: float) -> Iterator[None]:
-    """While this lasts no other run of the command works on the fold. The lock dies with the process."""
+def alone_with(directory: Path, fabric: Fabric, patience: float) -> Iterator[None]:
+    """While this lasts no other run of the command works on the fold. The lock dies with the process.
+
+    Raises `UserError` where another one still does ``patience`` seconds later.
+    """
     if not fabric.is_global_zero:
         yield
         return

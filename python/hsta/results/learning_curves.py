@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import read_rows, write_text
 
 CURVES = "curves"  # folder of a run, a table for each fold
 COLUMNS = ["epoch", "loss", "learning_rate"]
@@ -20,6 +22,15 @@ class Curve:
 
     losses: tuple[float, ...]
     learning_rates: tuple[float, ...]
+
+
+def mean_curve(curves: Collection[Curve]) -> Curve:
+    """Over the epochs that all of them have."""
+    losses, rates = (
+        tuple(map(fmean, zip(*several, strict=False)))
+        for several in ([curve.losses for curve in curves], [curve.learning_rates for curve in curves])
+    )
+    return Curve(losses, rates)
 
 
 def keep_curve(path: Path, log: Path) -> None:
@@ -42,8 +53,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """The curves of a run by fold; none where the run has kept none. Raises `UserError` for a damaged table."""
     curves = {}
     for path in sorted((folder / CURVES).glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+        header, *rows = read_rows(path) or [[]]
         try:
             if header != COLUMNS or not rows:
                 raise ValueError(f"its columns must be {','.join(COLUMNS)}, with an epoch a row")

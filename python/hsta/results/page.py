@@ -7,7 +7,8 @@ from html import escape
 
 from ..generated.mark import NO_EVIDENCE
 from .bootstrap import Subjects
-from .learning_curves import Curve
+from .described import together
+from .learning_curves import Curve, mean_curve
 from .metrics import Scores
 from .score_plots import confusion_matrix, learning_curves, svg, unit_f1
 from .style import STYLE
@@ -15,25 +16,29 @@ from .style import STYLE
 NAMES = {"uf1": "UF1", "uar": "UAR", "accuracy": "accuracy", "mean_f1": "mean F1"}
 
 
-def page(values: dict, subjects: Subjects, curves: Mapping[str, Curve]) -> str:
-    """HTML of what `describe` gave; all text in it is escaped."""
-    scores = subjects.scores
+def page(values: dict, each: Sequence[Subjects], curves: Sequence[Mapping[str, Curve]]) -> str:
+    """HTML of what `describe` gave and was given; all text in it is escaped."""
+    scores = together(each).scores
+    folds = "all folds" if len(each) == 1 else f"all folds and {len(each)} seeds"
     title = f"{values.get('dataset', 'Evaluation')}: {', '.join(_headline(values))}"
+    if len(each) > 1:
+        title += f" over {len(each)} seeds"
     sections = [_section("scores", "Scores", _warnings(values) + _scores(values))]
+    if len(each) > 1:
+        sections.append(_section("seeds", "Seeds", _by_seed(values)))
     if values["by_dataset"]:
         sections.append(_section("data-sets", "Data sets", _by_dataset(values)))
     if isinstance(scores, Scores):
         picture = svg(confusion_matrix(scores, ""))
-        caption = "Clips by true class (rows) and predicted class (columns), of all folds together."
+        caption = f"Clips by true class (rows) and predicted class (columns), of {folds} together."
         sections.append(_section("confusion-matrix", "Confusion matrix", _figure(picture, caption)))
         sections.append(_section("classes", "Classes", _per_class(values["per_class"], "class")))
     else:
-        picture = _figure(svg(unit_f1(scores, "")), "F1 of each action unit, of all folds together.")
+        picture = _figure(svg(unit_f1(scores, "")), f"F1 of each action unit, of the predictions of {folds} together.")
         sections.append(_section("action-units", "Action units", picture + _per_class(values["per_unit"], "unit")))
     sections.append(_section("subjects", "Subjects", _by_subject(values)))
-    if curves:
-        picture = _figure(svg(learning_curves(curves)), f"Mean loss of each epoch, of {len(curves)} folds.")
-        sections.append(_section("learning-curves", "Learning curves", picture))
+    if any(curves):
+        sections.append(_section("learning-curves", "Learning curves", _learning_curves(curves)))
     sections.append(_section("protocol", "Protocol", _protocol(values)))
     sections.append(_section("made-with", "Made with", _made_with(values)))
     if values["notes"] is not None and values["faults"] is not None:
@@ -71,7 +76,7 @@ def _scores(values: dict) -> str:
     told = f"{values['clips']:,} clips of {values['subjects']:,} subjects; {guessed} gives {values['chance']:.3f}."
     return (
         f"<p>{told}</p>\n"
-        + _table(("score", "value", level), rows)
+        + _table(("score", "mean ± deviation" if "by_seed" in values else "value", level), rows)
         + f'<p class="note">{escape(values["intervals_in_words"])}</p>\n'
     )
 
@@ -84,6 +89,24 @@ def _by_dataset(values: dict) -> str:
     ]
     told = "Each data set's part of the same predictions; of each its own subjects are drawn."
     return f"<p>{told}</p>\n" + _table(("data set", "subjects", "clips", *map(NAMES.get, values["scores"])), rows)
+
+
+def _by_seed(values: dict) -> str:
+    rows = [
+        (seed, *(f"{_number(told)} {_interval(told)}" for told in one["scores"].values()))
+        for seed, one in values["by_seed"].items()
+    ]
+    header = ("seed", *(f"{NAMES[name]} [interval]" for name in values["scores"]))
+    return f"<p>{escape(values['seeds_in_words'])}</p>\n" + _table(header, rows)
+
+
+def _learning_curves(each: Sequence[Mapping[str, Curve]]) -> str:
+    kept = [curves for curves in each if curves]
+    if len(each) == 1:
+        return _figure(svg(learning_curves(kept[0])), f"Mean loss of each epoch, of {len(kept[0])} folds.")
+    by_seed = {str(place): mean_curve(curves.values()) for place, curves in enumerate(kept)}
+    caption = f"Mean loss of each epoch over all folds: each of {len(kept)} seeds, and their mean."
+    return _figure(svg(learning_curves(by_seed)), caption)
 
 
 def _per_class(each: dict, what: str) -> str:
@@ -109,7 +132,8 @@ def _by_subject(values: dict) -> str:
         )
         for one in values["by_subject"]
     ]
-    told = "Of each class or unit: clips that were told right, of those that show it."
+    seeds = f", in all {len(values['by_seed'])} seeds" if "by_seed" in values else ""
+    told = f"Of each class or unit: clips that were told right, of those that show it{seeds}."
     return f"<p>{told}</p>\n" + _table(("data set", "subject", "clips", NAMES[figure], *values[each]), rows)
 
 
@@ -120,6 +144,7 @@ def _protocol(values: dict) -> str:
 
 def _made_with(values: dict) -> str:
     known = [(name, values[name]) for name in ("evaluation", "dataset", "model", "seed", "device") if name in values]
+    known = [(name, ", ".join(map(str, told)) if isinstance(told, list) else told) for name, told in known]
     table = _table(("what", "value"), [*known, *values.get("versions", {}).items()], numbers=False)
     if values["arguments"] is None:
         return table
@@ -166,7 +191,11 @@ def _table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: 
 
 
 def _number(told: Mapping) -> str:
-    return "undefined" if told["value"] is None else f"{told['value']:.3f}"
+    """With the deviation over seeds, where there are several."""
+    if told["value"] is None:
+        return "undefined"
+    deviation = told.get("deviation")
+    return f"{told['value']:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
 def _interval(told: Mapping) -> str:

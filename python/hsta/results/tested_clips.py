@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..data.clips import Clip, Label
 from ..errors import UserError
-from ..files import write_text
+from ..files import read_rows, write_text
 from .answer import answer, named
 
 
@@ -49,8 +49,7 @@ def write_csv(path: Path, predictions: Sequence[Prediction], class_names: Sequen
 def read_csv(path: Path, class_names: Sequence[str], action_units: bool = False) -> list[Prediction]:
     """What `write_csv` wrote. Raises `UserError` for another table, other classes or a damaged file."""
     header = _header(class_names)
-    with path.open(encoding="utf-8", newline="") as file:
-        header_read, *rows = list(csv.reader(file)) or [[]]
+    header_read, *rows = read_rows(path) or [[]]
     if header_read != header:
         raise UserError(f"{path} must have the columns {','.join(header)}, got {','.join(header_read)}")
 

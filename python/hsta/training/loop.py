@@ -33,6 +33,10 @@ from .start import Start
 LOG = "log"
 
 
+class Diverged(UserError):
+    """The loss is no longer a number."""
+
+
 def fit(
     config: hsta_kernels.HSTAConfig,
     task: Task,
@@ -53,7 +57,7 @@ def fit(
     After each epoch ``directory`` holds the state of the training and a checkpoint; when it holds a state
     from before, training goes on from there. Weights, order of the clips, augmentation and dropout are
     functions of ``seed`` and epoch, so that on the CPU a training that was stopped ends with the same bits as
-    one that was not (other than with ``16-mixed``, whose loss scale begins anew). Raises `UserError` when the
+    one that was not (other than with ``16-mixed``, whose loss scale begins anew). Raises `Diverged` when the
     loss is no longer a number.
     """
     seed_everything(seed, 0)
@@ -140,7 +144,7 @@ def fit(
                     average.update_parameters(model)
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
-                    raise UserError(
+                    raise Diverged(
                         f"the loss is {losses[-1]} in epoch {epoch + 1}: try a lower learning rate than "
                         f"{recipe.learning_rate:g}; {directory} holds what the epochs before gave"
                     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 
@@ -67,6 +67,11 @@ class Recipe:
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+    @property
+    def drop_rates(self) -> dict[str, Any]:
+        """What the model's configuration takes of the recipe."""
+        return {name: getattr(self, name) for name in ("drop_rate", "drop_path_rate", "head_drop_rate")}
 
     def balance_of(self, action_units: bool) -> Literal["sampling", "weights", "none"]:
         """What ``balance`` means for classes or for action units. Raises `UserError` for what does not go together."""
