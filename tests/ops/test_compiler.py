@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from hsta_kernels import BackendError, backend
 from tests.ops.cases import examples, tensors
@@ -32,7 +33,7 @@ def test_custom_ops_pass_opcheck(calls, kernel):
             run(function, arguments, kernel.name)
         assert len(seen.calls) >= 2  # both passes
         for op, args in seen.calls:
-            torch.library.opcheck(op, [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args])
+            torch.library.opcheck(op, tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), args))
 
 
 def test_compile_without_graph_breaks(calls, kernel):
