@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from hsta_kernels import ops
+from hsta_kernels.patching.kernels import has_kernels
 
 NAME = "hsta"
 _BEFORE = "_hsta_before"  # an attribute of a module: what its configuration said before
@@ -33,7 +34,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query, key, value (B, H, L, D), read in place; returns (B, L, H, D) and no weights.
 
-    Masks, causal attention, dropout, and keys of fewer heads or of another length go to PyTorch's own attention.
+    Masks, causal attention, dropout, keys of fewer heads or of another length, and what is on a GPU go to PyTorch's own
+    attention.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if (
@@ -42,6 +44,7 @@ def attention_forward(
         or causal
         or more.get("position_bias") is not None
         or not (query.shape == key.shape == value.shape)
+        or not has_kernels(query)
     ):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more

@@ -18,6 +18,7 @@ from transformers.models.timesformer import modeling_timesformer as original
 from hsta_kernels import ops
 from hsta_kernels.models.plain import is_plain, is_plain_linear, is_plain_norm
 from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
+from hsta_kernels.patching.kernels import has_kernels
 
 
 class TimesformerLayer(original.TimesformerLayer):
@@ -34,7 +35,7 @@ class TimesformerLayer(original.TimesformerLayer):
         return None
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
-        if output_attentions or not self._can_fuse():
+        if output_attentions or not has_kernels(hidden_states) or not self._can_fuse():
             return super().forward(hidden_states, output_attentions)
         residual, update = hidden_states, None
         if self.attention_type == "divided_space_time":

@@ -137,6 +137,17 @@ def test_autocast_and_the_compiler():
         assert mixed.dtype == torch.bfloat16 and (mixed.float() - expected).norm() < 0.1 * expected.norm()
 
 
+def test_where_there_are_no_kernels_the_original_runs(monkeypatch):
+    """In float64, and on a GPU."""
+    model, called = tiny().double(), []
+    hsta_kernels.patch(model)
+    layer = type(model.timesformer.encoder.layer[0]).hsta_original
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda *a: (called.append(True), forward(*a))[1])
+    model(pixel_values=clip().double())
+    assert len(called) == 2
+
+
 def test_what_is_not_replaced_is_said():
     model = tiny(hidden_act="quick_gelu")
     report = hsta_kernels.patch(model)
