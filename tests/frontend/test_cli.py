@@ -201,7 +201,7 @@ assert not loaded, loaded
         (
             "train",
             "--dataset --data --classes --model --output --epochs --resume "
-            "--accelerator --devices --precision --strategy",
+            "--accelerator --devices --num-nodes --precision --strategy",
         ),
         ("evaluate", "--dataset --data --protocol --folds --fold --output --resume --shuffle-labels"),
         ("predict", "--checkpoint --json --output --onset --apex --offset --fps --spot --threshold --truth --seconds"),
