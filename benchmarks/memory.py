@@ -30,7 +30,7 @@ def of_training_step(size: dict, attention: str, who: str, batch: int, dtype: to
     return int(done.stdout)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
@@ -39,13 +39,13 @@ def main(size: str, attention: str, who: str, batch: str, dtype: str, device: st
     from benchmarks.operators import model
 
     where = torch.device(device)
-    before = _resident("VmRSS") if where.type == "cpu" else 0
+    before = resident("VmRSS") if where.type == "cpu" else 0
     fused, reference, inputs = model.build(json.loads(size), attention, int(batch), where)
     module = fused if who == "ours" else model.with_sdpa(reference)
     del fused, reference
     for _ in range(2):
         model.training_step(module, inputs, getattr(torch, dtype))
-    print(torch.cuda.max_memory_allocated(where) if where.type == "cuda" else _resident("VmHWM") - before)
+    print(torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import hsta_kernels
 
 from ..data.clips import Clip
+from ..data.inputs import model_inputs
 from ..errors import UserError
 from ..files import remove
 from ..training.checkpoints import Task
@@ -116,7 +117,7 @@ def probabilities(
     share = clips[fabric.global_rank :: fabric.world_size]
     for batch in DataLoader(clip_dataset(share, model.config, task, training=False), batch_size):
         with fabric.autocast():
-            logits = model(*(batch[name].to(fabric.device) for name in ("video", "special")))
+            logits = model(*model_inputs({name: tensor.to(fabric.device) for name, tensor in batch.items()}))
         rows += [tuple(row) for row in probabilities_of(logits, task.action_units).tolist()]
     if fabric.world_size == 1:
         return rows

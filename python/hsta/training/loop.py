@@ -22,7 +22,7 @@ from tqdm import tqdm
 import hsta_kernels
 
 from ..data.clips import Clip, Label, classes_of
-from ..data.inputs import ClipDataset
+from ..data.inputs import ClipDataset, model_inputs
 from ..data.transforms import SPECIAL
 from ..errors import UserError
 from .augmentation import augment, draw_changes, mix
@@ -108,16 +108,7 @@ def fit(
     targets_of_clips = targets_of_clips.to(fabric.device)
     batch_size = min(recipe.batch_size, len(sampler))  # of each device
     loader = fabric.setup_dataloaders(
-        DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            # Else a new iterator over the clips would draw from the stream that dropout draws from.
-            generator=torch.Generator(),
-            persistent_workers=workers > 0,
-            drop_last=True,
-        ),
+        training_loader(dataset, sampler, batch_size, workers=workers, device=fabric.device),
         use_distributed_sampler=False,
     )
     steps = len(loader)
@@ -149,7 +140,7 @@ def fit(
                 rate = recipe.learning_rate_at(epoch + (step + 0.5) / steps, batch_size * fabric.world_size)
                 for group in adamw.param_groups:
                     group["lr"] = rate * group["scale"]
-                video, special = batch["video"], batch["special"]
+                video, special = model_inputs(batch)
                 targets = targets_of_clips[batch["index"]]
                 if recipe.augment:
                     changes = draw_changes(len(video), recipe.augment)
@@ -245,6 +236,23 @@ def clip_dataset(
         special=task.special,
         training=training,
         seed=seed,
+    )
+
+
+def training_loader(
+    dataset: ClipDataset, sampler: BalancedSampler, batch_size: int, *, workers: int, device: torch.device
+) -> DataLoader:
+    """Whole batches of the clips in the sampler's order, loaded by as many processes; with 0 by this one."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        # Else a new iterator over the clips would draw from the stream that dropout draws from.
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",  # copied to the device while that computes
+        drop_last=True,
     )
 
 
