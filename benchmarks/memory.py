@@ -34,18 +34,18 @@ def of_step(module: str, *arguments: object) -> int:
     return int(done.stdout)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def main(name: str, *arguments: str) -> None:
     module, where = importlib.import_module(name), torch.device(arguments[-1])
-    before = _resident("VmRSS") if where.type == "cpu" else 0
+    before = resident("VmRSS") if where.type == "cpu" else 0
     step = module.step_of(*arguments)
     for _ in range(2):
         step()
-    print(torch.cuda.max_memory_allocated(where) if where.type == "cuda" else _resident("VmHWM") - before)
+    print(torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ assert not loaded, loaded
         (
             "train",
             "--dataset --data --classes --model --output --epochs --resume "
-            "--accelerator --devices --precision --strategy",
+            "--accelerator --devices --num-nodes --precision --strategy",
         ),
         ("tune", "--dataset --data --protocol --folds --fold --output --search --trials --inner-folds --resume"),
         ("evaluate", "--dataset --data --protocol --folds --fold --output --tuned --resume --shuffle-labels"),

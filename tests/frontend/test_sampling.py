@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from hsta.data.clips import Clip
-from hsta.data.inputs import ClipDataset, make_inputs
+from hsta.data.frame_files import FrameFiles
+from hsta.data.inputs import ClipDataset, make_inputs, model_inputs
 from hsta.data.sampling import choose_frames
 from hsta.data.transforms import DEVIATION, MEAN, flow_image
 from hsta.errors import UserError
@@ -175,17 +176,41 @@ def test_float_frames_are_refused():
         make_inputs([texture().astype(np.float32)], 0, image_size=32, num_frames=2)
 
 
+def inputs(item):
+    """The model's, of one item."""
+    return [tensor[0] for tensor in model_inputs({name: tensor[None] for name, tensor in item.items()})]
+
+
+def test_a_batch_is_its_clips(clip):
+    """Each with the light drawn for it."""
+    for special in ("frames", "flow"):
+        dataset = ClipDataset([clip] * 3, image_size=32, num_frames=6, special=special, training=True)
+        batch = model_inputs(torch.utils.data.default_collate([dataset[i] for i in range(3)]))
+        for i in range(3):
+            expected = make_inputs(
+                FrameFiles(clip.frames), clip.apex, image_size=32, num_frames=6, special=special,
+                rng=np.random.default_rng([0, 0, i]),
+            )  # fmt: skip
+            for made, alone in zip(batch, expected, strict=True):
+                assert torch.equal(made[i], alone)
+
+
 def test_dataset_items(clip):
     dataset = ClipDataset([clip, clip], image_size=32, num_frames=6, training=False)
     item = dataset[1]
-    assert set(item) == {"video", "special", "index"}
-    assert (item["index"].dtype, item["index"].item()) == (torch.int64, 1)
+    assert {name: tensor.dtype for name, tensor in item.items()} == {
+        "video": torch.uint8,
+        "special": torch.uint8,
+        "light": torch.float32,
+        "index": torch.int64,
+    }
+    assert item["index"].item() == 1
     frames = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(12)]
     video, special = make_inputs(frames, 5, image_size=32, num_frames=6)
-    assert torch.equal(item["video"], video)
-    assert torch.equal(item["special"], special)
+    for made, expected in zip(inputs(item), (video, special), strict=True):
+        assert torch.equal(made, expected)
     dataset.set_epoch(1)
-    assert torch.equal(dataset[1]["video"], video)  # evaluation knows no chance
+    assert torch.equal(inputs(dataset[1])[0], video)  # evaluation knows no chance
 
 
 def test_training_draws_depend_on_seed_epoch_and_index_alone(clip):
@@ -220,7 +245,7 @@ def test_a_broken_image_is_named_once_and_the_one_beside_it_serves(clip, capfd):
     clip.frames[5].write_bytes(b"")
     one = dataset[0]["special"]
     assert torch.equal(one, dataset[0]["special"])
-    torch.testing.assert_close((whole - one)[0, 1] * DEVIATION[0] * 255, torch.full((32, 32), 10.0), atol=1e-3, rtol=0)
+    assert (whole[1] - one[1] == 10).all()
     (said,) = capfd.readouterr().err.splitlines()
     assert "broken one" in said and "5.png: the frame 4.png beside it serves" in said
 
@@ -241,5 +266,4 @@ def test_frames_are_turned_and_scaled_as_the_first_is(tmp_path):
         paths.append(tmp_path / f"{number}.png")
         cv2.imwrite(str(paths[-1]), picture + (2000 if number == 2 else 0))
     item = ClipDataset([Clip("folder", "a", "b", tuple(paths), 2, "x", 0)], image_size=40, num_frames=2, training=False)
-    grey = item[0]["special"][0, :, 30, 0] * DEVIATION[0] + MEAN[0]
-    torch.testing.assert_close(grey * 255, torch.tensor([0.0, 2000 >> 4]), atol=1e-3, rtol=0)
+    assert item[0]["special"][:, 30, 0, 0].tolist() == [0, 2000 >> 4]

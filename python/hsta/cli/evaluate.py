@@ -249,8 +249,9 @@ class Evaluate:
             return
         if self.fold is not None:
             raise UserError("--fold and --launcher ray exclude each other: Ray does all folds")
-        if self.machine.devices != "1":
-            raise UserError(f"with --launcher ray devices must be 1, those of a fold, got {self.machine.devices}")
+        for name, value in (("devices", self.machine.devices), ("num_nodes", str(self.machine.num_nodes))):
+            if value != "1":
+                raise UserError(f"with --launcher ray {name} must be 1, those of a fold, got {value}")
         if self.machine.accelerator == "cpu" and self.ray.gpus_per_task:
             raise UserError("--gpus-per-task and --accelerator cpu exclude each other")
 

@@ -183,17 +183,29 @@ class MachineOptions:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device to compute on; auto takes a GPU where there is one."""
     devices: str = "1"
-    """How many devices to use, or which ("0,1"), or auto for all."""
+    """How many devices to use, or which ("0,1"), or auto for all; on each machine, of several."""
+    num_nodes: int = 1
+    """Number of machines that share the training, each with as many devices; the command is started on all of them, by
+    torchrun or SLURM."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Number format of the computation; weights are float32 in any case."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices share the work: ddp gives each of them batches of its own, auto leaves it to Lightning."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices share the work: each has batches of its own, and with ddp all weights, with fsdp a part of
+    them (FSDP2), for models that do not fit; auto is ddp where there are several."""
 
     def fabric(self) -> Fabric:
-        """Launched. Raises `UserError` when the machine has no such devices."""
+        """Launched. Raises `UserError` when the machine has no such devices, or other processes were started."""
+        import os
         import warnings
 
+        if self.num_nodes < 1:
+            raise UserError(f"num_nodes must be at least 1, got {self.num_nodes}")
+
+        import torch
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies import ModelParallelStrategy
+
+        from ..training.sharding import shard
 
         # Lightning's advice to set matmul precision or to load with more processes is not for our users.
         warnings.filterwarnings("ignore", module="lightning_fabric")
@@ -202,8 +214,14 @@ class MachineOptions:
                 accelerator=self.accelerator,
                 devices=self.devices,
                 precision=self.precision,
-                strategy=self.strategy,
+                strategy=ModelParallelStrategy(shard) if self.strategy == "fsdp" else self.strategy,
+                num_nodes=self.num_nodes,
             )
+            # Each of them would else do the whole training, in the same folder.
+            if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+                started = int(os.environ["WORLD_SIZE"])
+                if fabric.world_size != started:
+                    raise ValueError(f"torchrun started {started} processes: --devices times --num-nodes must be that")
             fabric.launch()
         except (RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"cannot use {self.devices} device(s) of {self.accelerator}: {error}") from error

@@ -65,10 +65,18 @@ def begin(
     run already and neither ``resume`` nor ``overwrite`` was asked for, when the one to go on with was begun with other
     arguments, other clips or another version, and when the folder holds something else.
     """
+    from ..training.processes import told_once
+
+    refused = None
     if fabric.is_global_zero:  # of the processes that share the work, one
-        _tell(index.told)
-        _open(command, index, owned, folds, recipes or {})
-    fabric.barrier()
+        try:
+            _tell(index.told)
+            _open(command, index, owned, folds, recipes or {})
+        except UserError as error:
+            refused = str(error)
+    with told_once(fabric):
+        if (refused := fabric.broadcast(refused)) is not None:
+            raise UserError(refused)
     return identity(command.output)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from .clips import Clip
 from .frame_files import FrameFiles
 from .prepared_frames import PreparedFrames
 from .sampling import choose_frames
-from .transforms import SPECIAL, Augmentation, check_special, flow_image, normalize, prepare
+from .transforms import SPECIAL, Augmentation, brighten, check_special, cut, flow_image, normalize
 
 
 class Frames(Protocol):
@@ -25,6 +25,54 @@ class Frames(Protocol):
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
     def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+def take_pixels(
+    frames: Frames,
+    apex: int | None,
+    *,
+    image_size: int,
+    num_frames: int,
+    special: str = "frames",
+    rng: np.random.Generator | None = None,
+) -> dict[str, torch.Tensor]:
+    """What `make_inputs` makes its tensors of, for one clip, with the same arguments: a quarter of their bytes.
+
+    ``video`` uint8 (num_frames, H, W, 3), ``special`` uint8 (2, H, W, 3), or float32 (3, 2, H, W) where it is flow, and
+    ``light`` float32 (2,), gain and bias of the brightness. `model_inputs` does the rest, of a batch on its device.
+    """
+    if not len(frames):
+        raise ValueError("frames must hold at least one frame, got none")
+    check_special(special)
+    if apex is None:
+        frames = list(frames)  # all are looked up now, and some again below
+        apex = int(np.argmax(Motion(frames).since()))
+    elif not 0 <= apex < len(frames):
+        raise ValueError(f"apex must index the {len(frames)} frames, got {apex}")
+    augmentation = Augmentation() if rng is None else Augmentation.draw(rng)
+    chosen = choose_frames(len(frames), num_frames, rng)
+    onset, offset = 0, len(frames) - 1
+    keys = sorted({*chosen.tolist(), onset, apex, offset})
+    ready = cut([frames[i] for i in keys], image_size, augmentation)
+    light = torch.tensor([augmentation.gain, augmentation.bias])
+    method = SPECIAL[special]
+    if method is None:
+        ends = (onset, apex) if special == "frames" else (apex, offset)
+        pair = ready[np.searchsorted(keys, ends)]
+    else:
+        three = torch.from_numpy(ready[np.searchsorted(keys, (onset, apex, offset))])
+        before, middle, after = brighten(three[None], light[None])[0].numpy()
+        images = np.stack([flow_image(before, middle, method), flow_image(middle, after, method)])
+        pair = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+    video = ready[np.searchsorted(keys, chosen)]
+    return {"video": torch.from_numpy(video), "special": torch.from_numpy(pair), "light": light}
+
+
+def model_inputs(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Video float32 (B, 3, T, H, W) and special frames float32 (B, 3, 2, H, W) of a batch of `take_pixels`, normalized
+    where the batch is."""
+    special, light = batch["special"], batch["light"]
+    return normalize(batch["video"], light), special if special.is_floating_point() else normalize(special, light)
 
 
 def make_inputs(
@@ -45,32 +93,13 @@ def make_inputs(
     augmented as in training; without, the result is the same each time. Raises ValueError for no frames, an
     apex out of range, an unknown ``special``.
     """
-    if not len(frames):
-        raise ValueError("frames must hold at least one frame, got none")
-    check_special(special)
-    if apex is None:
-        frames = list(frames)  # all are looked up now, and some again below
-        apex = int(np.argmax(Motion(frames).since()))
-    elif not 0 <= apex < len(frames):
-        raise ValueError(f"apex must index the {len(frames)} frames, got {apex}")
-    augmentation = Augmentation() if rng is None else Augmentation.draw(rng)
-    chosen = choose_frames(len(frames), num_frames, rng)
-    keys = sorted({*chosen.tolist(), 0, apex, len(frames) - 1})
-    ready = dict(zip(keys, prepare([frames[i] for i in keys], image_size, augmentation), strict=True))
-
-    video = normalize(np.stack([ready[i] for i in chosen.tolist()]))
-    onset, middle, offset = ready[0], ready[apex], ready[len(frames) - 1]
-    method = SPECIAL[special]
-    if method is None:
-        pair = normalize(np.stack([onset, middle] if special == "frames" else [middle, offset]))
-    else:
-        images = np.stack([flow_image(onset, middle, method), flow_image(middle, offset, method)])
-        pair = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    return torch.from_numpy(video), torch.from_numpy(pair)
+    pixels = take_pixels(frames, apex, image_size=image_size, num_frames=num_frames, special=special, rng=rng)
+    video, pair = model_inputs({name: tensor[None] for name, tensor in pixels.items()})
+    return video[0], pair[0]
 
 
 class ClipDataset(Dataset):
-    """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, index int64.
+    """Clips as dictionaries: those of `take_pixels`, for `model_inputs`, and index int64.
 
     In training every choice comes from ``[seed, epoch, index]`` (`set_epoch`), so that a run that was stopped
     goes on bit for bit and the number of loading processes does not matter; otherwise an item is the same
@@ -107,7 +136,7 @@ class ClipDataset(Dataset):
         index = range(len(self.clips))[index]
         clip = self.clips[index]
         rng = np.random.default_rng([self.seed, int(self._epoch), index]) if self.training else None
-        video, special = make_inputs(
+        pixels = take_pixels(
             clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames),
             clip.apex,
             image_size=self.image_size,
@@ -115,8 +144,4 @@ class ClipDataset(Dataset):
             special=self.special,
             rng=rng,
         )
-        return {
-            "video": video,
-            "special": special,
-            "index": torch.tensor(index),
-        }
+        return {**pixels, "index": torch.tensor(index)}

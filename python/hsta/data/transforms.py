@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..face.flow import check_method, dense_flow
 
@@ -53,11 +55,11 @@ class Augmentation:
         )
 
 
-def prepare(frames: Sequence[np.ndarray], size: int, augmentation: Augmentation) -> np.ndarray:
-    """Resized, augmented frames: float32 (N, size, size, 3) in [0, 1]; the middle square of oblong ones."""
+def cut(frames: Sequence[np.ndarray], size: int, augmentation: Augmentation) -> np.ndarray:
+    """Frames placed, resized and flipped: uint8 (N, size, size, 3); the middle square of oblong ones."""
     a = augmentation
-    out = np.empty((len(frames), size, size, 3), np.float32)
-    for i, frame in enumerate(frames):
+    out = np.empty((len(frames), size, size, 3), np.uint8)
+    for frame, picture in zip(frames, out, strict=True):
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"frames must be uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
         height, width = frame.shape[:2]
@@ -67,17 +69,23 @@ def prepare(frames: Sequence[np.ndarray], size: int, augmentation: Augmentation)
         left = (width - whole) // 2 + round(a.x * (whole - side))
         crop = frame[top : top + side, left : left + side]
         interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-        picture = cv2.resize(crop, (size, size), interpolation=interpolation)
-        out[i] = picture[:, ::-1] if a.flip else picture
-    out /= 255
-    if a.gain != 1 or a.bias != 0:
-        out = np.clip(out * np.float32(a.gain) + np.float32(a.bias), 0, 1)
+        cv2.resize(crop, (size, size), picture, interpolation=interpolation)
+        if a.flip:
+            cv2.flip(picture, 1, picture)
     return out
 
 
-def normalize(frames: np.ndarray) -> np.ndarray:
-    """ImageNet mean and deviation; (N, H, W, 3) in [0, 1] to (3, N, H, W)."""
-    return np.ascontiguousarray(((frames - MEAN) / DEVIATION).transpose(3, 0, 1, 2))
+def brighten(frames: Tensor, light: Tensor) -> Tensor:
+    """uint8 frames (B, ...) to float32 in [0, 1]; ``light`` float32 (B, 2) has each clip's gain and bias."""
+    gain, bias = light.view(-1, 2, *[1] * (frames.ndim - 1)).unbind(1)
+    return frames.float().div_(255).mul_(gain).add_(bias).clamp_(0, 1)
+
+
+def normalize(frames: Tensor, light: Tensor) -> Tensor:
+    """Frames uint8 (B, N, H, W, 3) with the ``light`` of each clip, less ImageNet's mean, by its deviation: float32
+    (B, 3, N, H, W)."""
+    mean, deviation = (torch.from_numpy(x).to(frames.device).view(3, 1, 1, 1) for x in (MEAN, DEVIATION))
+    return brighten(frames.movedim(-1, 1).contiguous(), light).sub_(mean).div_(deviation)
 
 
 def flow_image(before: np.ndarray, after: np.ndarray, method: str = "farneback") -> np.ndarray:

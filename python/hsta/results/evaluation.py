@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import hsta_kernels
 
 from ..data.clips import Clip
+from ..data.inputs import model_inputs
 from ..errors import UserError
 from ..files import remove
 from ..training.checkpoints import Task
@@ -110,11 +111,22 @@ def alone_with(directory: Path, fabric: Fabric, patience: float) -> Iterator[Non
 def probabilities(
     model: hsta_kernels.HSTA, clips: Sequence[Clip], task: Task, *, batch_size: int, fabric: Fabric
 ) -> list[tuple[float, ...]]:
-    """Probabilities of the classes, or of each action unit, of each clip; frames are chosen without chance."""
+    """Probabilities of the classes, or of each action unit, of each clip; frames are chosen without chance.
+
+    Of several processes, which all have to call this, each computes its share of the clips, and all get all rows.
+    """
     model.eval()
-    rows = []
-    for batch in DataLoader(clip_dataset(clips, model.config, task, training=False), batch_size):
+    rows: list[tuple[float, ...]] = []
+    share = clips[fabric.global_rank :: fabric.world_size]
+    for batch in DataLoader(clip_dataset(share, model.config, task, training=False), batch_size):
         with fabric.autocast():
-            logits = model(*(batch[name].to(fabric.device) for name in ("video", "special")))
+            logits = model(*model_inputs({name: tensor.to(fabric.device) for name, tensor in batch.items()}))
         rows += [tuple(row) for row in probabilities_of(logits, task.action_units).tolist()]
-    return rows
+    if fabric.world_size == 1:
+        return rows
+    shares: list[list[tuple[float, ...]]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(shares, rows)
+    gathered: list[tuple[float, ...]] = [()] * len(clips)
+    for rank, of_rank in enumerate(shares):
+        gathered[rank :: fabric.world_size] = of_rank
+    return gathered

@@ -22,6 +22,7 @@ from ..data.clips import Preparation
 from ..errors import UserError
 from ..files import replacing, write_text
 from .checkpoint_folder import TASK_FILE, checkpoint_folder
+from .sharding import dealt_like, whole
 
 STATE_FILE = "training_state.safetensors"
 AVERAGE = "average"
@@ -52,17 +53,30 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     epochs_done: int,
+    *,
+    write: bool = True,
 ) -> None:
-    """Write weights, the state of AdamW and the weights' average; the file is replaced in one step."""
+    """Write weights, the state of AdamW and the weights' average; the file is replaced in one step.
+
+    What is sharded is gathered for that: all processes have to call this, and one of them to ``write``.
+    """
     tensors: dict[str, torch.Tensor] = {}
+
+    def add(name: str, tensor: torch.Tensor) -> None:
+        gathered = whole(tensor.detach())
+        if write:
+            tensors[name] = gathered
+
     if average is not None:
-        tensors = {f"{AVERAGE}.{name}": parameter for name, parameter in average.module.named_parameters()}
+        for name, parameter in average.module.named_parameters():
+            add(f"{AVERAGE}.{name}", parameter)
     for name, parameter in model.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach()
+        add(f"weight.{name}", parameter)
         for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    with replacing(path) as temporary:
-        tensor_files.save(temporary, tensors, {"epochs_done": str(epochs_done)})
+            add(f"{moment}.{name}", optimizer.state[parameter][moment])
+    if write:
+        with replacing(path) as temporary:
+            tensor_files.save(temporary, tensors, {"epochs_done": str(epochs_done)})
 
 
 def load_state(
@@ -70,22 +84,23 @@ def load_state(
 ) -> int:
     """Put what `save_state` wrote into a model, its new AdamW and average; returns the number of epochs done.
 
-    Raises `UserError` when the file is damaged or of another model.
+    All processes of a sharded model have to call this. Raises `UserError` when the file is damaged or of another model.
     """
     try:
         tensors, metadata = tensor_files.load(path)
         epochs_done = int(metadata["epochs_done"])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"weight.{name}"])
+                parameter.copy_(dealt_like(tensors[f"weight.{name}"], parameter))
+                state = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
                 optimizer.state[parameter] = {
-                    # AdamW keeps its step counts on the CPU.
-                    moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else parameter.device)
-                    for moment in MOMENTS
+                    # AdamW keeps its step counts whole, and on the CPU.
+                    moment: tensor if moment == "step" else dealt_like(tensor, parameter)
+                    for moment, tensor in state.items()
                 }
             if average is not None:
                 for name, parameter in average.module.named_parameters():
-                    parameter.copy_(tensors[f"{AVERAGE}.{name}"])
+                    parameter.copy_(dealt_like(tensors[f"{AVERAGE}.{name}"], parameter))
                 average.n_averaged.fill_(1)  # else the next step would begin it anew
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot go on from {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -20,14 +22,16 @@ from tqdm import tqdm
 import hsta_kernels
 
 from ..data.clips import Clip, Label, classes_of
-from ..data.inputs import ClipDataset
+from ..data.inputs import ClipDataset, model_inputs
 from ..data.transforms import SPECIAL
 from ..errors import UserError
 from .augmentation import augment, draw_changes, mix
 from .checkpoint_folder import CHECKPOINT
 from .checkpoints import STATE_FILE, Task, load_state, save_checkpoint, save_state, sweep
 from .clip_order import BalancedSampler
+from .processes import told_once
 from .recipe import BETAS, Recipe, parameter_groups
+from .sharding import copy_whole, shard
 from .start import Start
 
 LOG = "log"
@@ -57,23 +61,43 @@ def fit(
     After each epoch ``directory`` holds the state of the training and a checkpoint; when it holds a state
     from before, training goes on from there. Weights, order of the clips, augmentation and dropout are
     functions of ``seed`` and epoch, so that on the CPU a training that was stopped ends with the same bits as
-    one that was not (other than with ``16-mixed``, whose loss scale begins anew). Raises `Diverged` when the
-    loss is no longer a number.
+    one that was not (other than with ``16-mixed``, whose loss scale begins anew).
+
+    Of several devices each computes a batch of its own, and all get the mean of the gradients: a step is one of a batch
+    that is as many times as large, but for augmentation by batches, mixup and dropout, which are drawn for each device.
+    Clips that do not fill a last batch are left out, so that all batches weigh the same. The first process writes.
+
+    Raises `Diverged` when the loss is no longer a number, `UserError` for fewer clips than devices.
     """
+    with told_once(fabric):
+        if len(clips) < fabric.world_size:
+            raise UserError(f"{len(clips)} clips are too few for {fabric.world_size} devices: give fewer --devices")
     seed_everything(seed, 0)
     model = hsta_kernels.HSTA(config)
     if start is not None:
         model.load_state_dict(model.state_dict() | start.weights)
-    groups = parameter_groups(model, recipe)
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=BETAS)
-    wrapped, optimizer = fabric.setup(model, adamw)
-    state = directory / STATE_FILE
     average, learned = None, model
     if recipe.ema_decay:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         assert isinstance(average.module, hsta_kernels.HSTA)  # a copy of the model
         learned = average.module
-    done = load_state(state, model, adamw, average) if state.is_file() else 0
+    mesh = fabric.strategy.device_mesh if isinstance(fabric.strategy, ModelParallelStrategy) else None
+    kept = learned if mesh is None else copy.deepcopy(learned)  # whole, to be written
+    wrapped = fabric.setup_module(model)
+    if average is not None:
+        if mesh is None:
+            average.to(fabric.device)
+        else:
+            shard(learned, mesh)
+    # Not before: sharding puts other parameters into the model.
+    adamw = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, betas=BETAS)
+    optimizer = fabric.setup_optimizers(adamw)
+    assert not isinstance(optimizer, tuple)  # one for one
+    state = directory / STATE_FILE
+    with told_once(fabric):
+        done = load_state(state, model, adamw, average) if state.is_file() else 0
+    if mesh is not None:
+        copy_whole(learned, kept)
 
     dataset = clip_dataset(clips, config, task, training=True, seed=seed)
     targets_of_clips = multi_hot([clip.label for clip in clips], config.num_classes)
@@ -88,16 +112,7 @@ def fit(
     targets_of_clips = targets_of_clips.to(fabric.device)
     batch_size = min(recipe.batch_size, len(sampler))  # of each device
     loader = fabric.setup_dataloaders(
-        DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            # Else a new iterator over the clips would draw from the stream that dropout draws from.
-            generator=torch.Generator(),
-            persistent_workers=workers > 0,
-            drop_last=True,
-        ),
+        training_loader(dataset, sampler, batch_size, workers=workers, device=fabric.device),
         use_distributed_sampler=False,
     )
     steps = len(loader)
@@ -129,7 +144,7 @@ def fit(
                 rate = recipe.learning_rate_at(epoch + (step + 0.5) / steps, batch_size * fabric.world_size)
                 for group in adamw.param_groups:
                     group["lr"] = rate * group["scale"]
-                video, special = batch["video"], batch["special"]
+                video, special = model_inputs(batch)
                 targets = targets_of_clips[batch["index"]]
                 if recipe.augment:
                     changes = draw_changes(len(video), recipe.augment)
@@ -142,24 +157,36 @@ def fit(
                 optimizer.step()
                 if average is not None:
                     average.update_parameters(model)
-                losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise Diverged(
-                        f"the loss is {losses[-1]} in epoch {epoch + 1}: try a lower learning rate than "
-                        f"{recipe.learning_rate:g}; {directory} holds what the epochs before gave"
-                    )
+                losses.append(_mean_over_devices(loss.detach(), fabric))
+                with told_once(fabric):
+                    if not math.isfinite(losses[-1]):
+                        raise Diverged(
+                            f"the loss is {losses[-1]} in epoch {epoch + 1}: try a lower learning rate than "
+                            f"{recipe.learning_rate:g}; {directory} holds what the epochs before gave"
+                        )
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", lr=f"{rate:.1e}", refresh=False)
                 bar.update()
+            if mesh is not None:
+                copy_whole(learned, kept)
             if log:
                 log.add_scalar("loss", np.mean(losses), (epoch + 1) * steps)
                 log.add_scalar("learning rate", rate, (epoch + 1) * steps)
                 log.flush()
-                save_checkpoint(directory / CHECKPOINT, learned, task)
-                save_state(state, model, adamw, average, epoch + 1)
+                save_checkpoint(directory / CHECKPOINT, kept, task)
+            save_state(state, model, adamw, average, epoch + 1, write=log is not None)
             fabric.barrier()
     if log:
         log.close()
-    return learned.eval()
+    return kept.to(fabric.device).eval()
+
+
+def _mean_over_devices(loss: Tensor, fabric: Fabric) -> float:
+    """All batches have the same number of clips, so that this is the mean over all of them."""
+    if fabric.world_size > 1:
+        reduced = fabric.all_reduce(loss, reduce_op="mean")
+        assert isinstance(reduced, Tensor)  # as what came
+        loss = reduced
+    return loss.item()
 
 
 def multi_hot(labels: Sequence[Label], num_classes: int) -> torch.Tensor:
@@ -213,6 +240,23 @@ def clip_dataset(
         special=task.special,
         training=training,
         seed=seed,
+    )
+
+
+def training_loader(
+    dataset: ClipDataset, sampler: BalancedSampler, batch_size: int, *, workers: int, device: torch.device
+) -> DataLoader:
+    """Whole batches of the clips in the sampler's order, loaded by as many processes; with 0 by this one."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        # Else a new iterator over the clips would draw from the stream that dropout draws from.
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",  # copied to the device while that computes
+        drop_last=True,
     )
 
 
