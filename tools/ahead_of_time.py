@@ -88,7 +88,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class AmdResources:
-    """The same for an AMD GPU; registers, memory and spills as the ELF's metadata state them."""
+    """The same for an AMD GPU; registers and spills as the ELF's metadata state them."""
 
     vector_registers: int  # accumulators among them
     accumulators: int
@@ -151,7 +151,7 @@ def compile_for(launch: Launch, target: Target) -> CompiledKernel:
 def compile_launch(launch: Launch, target: Target) -> Resources | AmdResources:
     compiled = compile_for(launch, target)
     if isinstance(target, str):
-        return _amd_resources(compiled.asm["amdgcn"])
+        return _amd_resources(compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -168,8 +168,8 @@ def compile_launch(launch: Launch, target: Target) -> Resources | AmdResources:
     )
 
 
-def _amd_resources(code: str) -> AmdResources:
-    """From the assembly, which has the metadata that the ELF gets."""
+def _amd_resources(code: str, shared_memory: int) -> AmdResources:
+    """From the assembly, which has the metadata that the ELF gets; shared memory is asked for at the launch."""
 
     def stated(name: str) -> int:
         return int(re.findall(rf"^ +(?:- )?\.{name}: +(\d+)$", code, re.MULTILINE)[-1])
@@ -179,7 +179,7 @@ def _amd_resources(code: str) -> AmdResources:
         vector_registers=stated("vgpr_count"),
         accumulators=stated("agpr_count"),
         scalar_registers=stated("sgpr_count"),
-        shared_memory=stated("group_segment_fixed_size"),
+        shared_memory=stated("group_segment_fixed_size") + shared_memory,
         spills=stated("vgpr_spill_count"),
         scalar_spills=stated("sgpr_spill_count"),
         matrix="mfma" if "v_mfma" in code else "none",
@@ -356,8 +356,8 @@ Shared memory is in bytes; spills are instructions that touch local memory; the 
 and the 16-byte share of the global loads are read from the machine code. `tf32` is float32 with TF32
 products allowed, where that makes a difference. sm_89 and sm_120 are looked at in bfloat16 and float32.
 AMD's GPUs take the configurations of sm_80, none of which was chosen for them; they are looked at in the
-model's sizes. All kernels compile for them. Their registers, shared memory (LDS) and spills, which are
-registers here, are those of the metadata in the ELF; accumulators are vector registers, too.
+model's sizes. All kernels compile for them. Their registers and spills, which are registers here, are
+those of the metadata in the ELF; accumulators are vector registers, too; shared memory is their LDS.
 The kernels' code, without comments, had the hashes
 {", ".join(f"`{name}` {fingerprint(name)}" for name in OPERATORS)}.
 """
