@@ -42,10 +42,15 @@ from hsta_kernels.ops.space_time_attention import triton as space_time_attention
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "triton-resources.md"
-ARCHITECTURES = (80, 90, 100)
+Target = int | str  # an NVIDIA GPU, such as 90, or an AMD one, such as "gfx942"
+ARCHITECTURES = (80, 89, 90, 100, 120)
+AMD = ("gfx942", "gfx950")
 DTYPES = ("bfloat16", "float16", "float32", "tf32")
-# What a program may take; the rows of 80 also serve consumer GPUs, which have 99 KiB.
-SHARED_MEMORY = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+RELATIVES = (89, 120, *AMD)  # of data-centre GPUs, in whose dtypes and sizes not all is compiled
+# What a program may take. An A100 has 163 KiB; rows of 80 also serve other vendors' GPUs.
+SHARED_MEMORY: dict[Target, int] = {
+    80: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10,
+}  # fmt: skip
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -73,7 +78,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes and uses; the fields are the columns of the table in docs/."""
+    """What a kernel compiled for an NVIDIA GPU takes and uses; the fields are the columns of the table in docs/."""
 
     registers: int
     shared_memory: int
@@ -82,9 +87,34 @@ class Resources:
     wide_loads: str  # 16-byte global loads out of all
 
 
-def launches(run: Callable[[], object], arch: int) -> list[Launch]:
-    """The kernels that `run` would launch on a GPU of this architecture; its tensors are on the meta device."""
+@dataclass(frozen=True)
+class AmdResources:
+    """The same for an AMD GPU; registers and spills as the ELF's metadata state them."""
+
+    vector_registers: int  # accumulators among them
+    accumulators: int
+    scalar_registers: int
+    shared_memory: int
+    spills: int  # vector registers, to memory
+    scalar_spills: int  # to lanes of vector registers
+    matrix: str
+    wide_loads: str
+
+
+def shared_memory_of(target: Target) -> int:
+    """What a program may take; of a GPU that is not in the table, what its relatives have."""
+    return SHARED_MEMORY.get(target, SHARED_MEMORY[rows_for(target)])
+
+
+def rows_for(target: Target) -> int:
+    """The architecture whose configurations a GPU takes."""
+    return launching.generation(*divmod(target, 10)) if isinstance(target, int) else 80
+
+
+def launches(run: Callable[[], object], target: Target) -> list[Launch]:
+    """The kernels that `run` would launch on such a GPU; its tensors are on the meta device."""
     noted: list[Launch] = []
+    rows = rows_for(target)
 
     def note(kernel: JITFunction, grid: tuple[int, ...]) -> Callable[..., None]:
         (programs,) = grid  # on x: y and z end at 65,535
@@ -92,7 +122,7 @@ def launches(run: Callable[[], object], arch: int) -> list[Launch]:
 
     with (
         mock.patch.object(JITFunction, "__getitem__", note),
-        mock.patch.object(launching, "architecture", lambda device: arch),
+        mock.patch.object(launching, "architecture", lambda device: rows),
         mock.patch.object(torch.Tensor, "data_ptr", lambda tensor: 0),
     ):
         run()
@@ -100,12 +130,12 @@ def launches(run: Callable[[], object], arch: int) -> list[Launch]:
 
 
 @contextmanager
-def _target(arch: int | str) -> Iterator[None]:
+def _active(target: Target) -> Iterator[None]:
     before = dict(vars(driver))
     fake = mock.Mock()
-    nvidia = isinstance(arch, int)
-    fake.get_current_target.return_value = GPUTarget("cuda" if nvidia else "hip", arch, 32 if nvidia else 64)
-    fake.get_current_device.return_value = arch  # kernels are cached by device
+    nvidia = isinstance(target, int)
+    fake.get_current_target.return_value = GPUTarget("cuda" if nvidia else "hip", target, 32 if nvidia else 64)
+    fake.get_current_device.return_value = target  # kernels are cached by device
     driver.set_active(fake)
     try:
         yield
@@ -113,15 +143,16 @@ def _target(arch: int | str) -> Iterator[None]:
         vars(driver).update(before)
 
 
-def compile_for(launch: Launch, arch: int | str) -> CompiledKernel:
-    """The kernel for an NVIDIA GPU, such as 90, or an AMD one, such as "gfx942"."""
+def compile_for(launch: Launch, target: Target) -> CompiledKernel:
     arguments = [a.dtype if isinstance(a, torch.Tensor) else a for a in launch.arguments]
-    with _target(arch):
+    with _active(target):
         return launch.kernel.warmup(*arguments, grid=(launch.programs,), **launch.options)
 
 
-def compile_launch(launch: Launch, arch: int) -> Resources:
-    compiled = compile_for(launch, arch)
+def compile_launch(launch: Launch, target: Target) -> Resources | AmdResources:
+    compiled = compile_for(launch, target)
+    if isinstance(target, str):
+        return _amd_resources(compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -135,6 +166,25 @@ def compile_launch(launch: Launch, arch: int) -> Resources:
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         matrix="+".join(name for pattern, name in kinds if re.search(pattern, code)) or "none",
         wide_loads=f"{sum('.128' in load for load in loads)}/{len(loads)}",
+    )
+
+
+def _amd_resources(code: str, shared_memory: int) -> AmdResources:
+    """From the assembly, which has the metadata that the ELF gets; shared memory is asked for at the launch."""
+
+    def stated(name: str) -> int:
+        return int(re.findall(rf"^ +(?:- )?\.{name}: +(\d+)$", code, re.MULTILINE)[-1])
+
+    loads = re.findall(r"\b(?:global|buffer)_load_\S+", code)
+    return AmdResources(
+        vector_registers=stated("vgpr_count"),
+        accumulators=stated("agpr_count"),
+        scalar_registers=stated("sgpr_count"),
+        shared_memory=stated("group_segment_fixed_size") + shared_memory,
+        spills=stated("vgpr_spill_count"),
+        scalar_spills=stated("sgpr_spill_count"),
+        matrix="mfma" if "v_mfma" in code else "none",
+        wide_loads=f"{sum('x4' in load for load in loads)}/{len(loads)}",
     )
 
 
@@ -198,6 +248,11 @@ CASES: dict[str, Callable] = {
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
 }
 
+OF_THE_MODEL = (
+    "time T=8 D=64", "space N=196 D=64", "joint N=588 D=64", "absorbed C=768", "absorbed C=1536",
+    "add_layer_norm C=768", "bias_gelu C=3072", "bias_gelu and dropout C=3072",
+)  # fmt: skip
+
 
 @contextmanager
 def float32_products(dtype: str) -> Iterator[torch.dtype]:
@@ -211,23 +266,33 @@ def float32_products(dtype: str) -> Iterator[torch.dtype]:
 
 
 @functools.cache
-def everything(arch: int) -> list[tuple[str, str, Launch]]:
-    """(case, dtype, launch) of every kernel, dtype and configuration, once: in the first case that launches it."""
+def everything(target: Target) -> list[tuple[str, str, Launch]]:
+    """(case, dtype, launch) of every kernel, dtype and configuration, once: in the first case that launches it.
+
+    A consumer GPU is looked at in bfloat16, whose configurations float16 takes, and float32; one of AMD's in these and
+    in the model's sizes.
+    """
     found: dict[tuple, tuple[str, str, Launch]] = {}
-    for dtype, (case, run) in itertools.product(DTYPES, CASES.items()):
+    dtypes = ("bfloat16", "float32") if target in RELATIVES else DTYPES
+    cases = {name: CASES[name] for name in OF_THE_MODEL} if target in AMD else CASES
+    for dtype, (case, run) in itertools.product(dtypes, cases.items()):
         with float32_products(dtype) as torch_dtype:
-            noted = launches(lambda run=run, dtype=torch_dtype: run(dtype), arch)
+            noted = launches(lambda run=run, dtype=torch_dtype: run(dtype), target)
         for launch in noted:
             found.setdefault(launch.constants, (case, dtype, launch))
     return list(found.values())
 
 
-def description(case: str, dtype: str, arch: int, launch: Launch) -> str:
+def label(target: Target) -> str:
+    return f"sm_{target}" if isinstance(target, int) else target
+
+
+def description(case: str, dtype: str, target: Target, launch: Launch) -> str:
     """The first half of the launch's line in the document: which kernel it is."""
     tiles = ("ROWS", "PACK", "BLOCK_M", "TAIL_M", "BLOCK_N", "TAIL_N", "BLOCK", "SPLIT_A", "SPLIT_B", "CHUNK")
     named = (*tiles, "num_warps", "num_stages")
     options = " ".join(f"{name}={launch.options[name]}" for name in named if name in launch.options)
-    return f"| {case} | {launch.name} | sm_{arch} | {dtype} | {options} |"
+    return f"| {case} | {launch.name} | {label(target)} | {dtype} | {options} |"
 
 
 def fingerprint(operator: str) -> str:
@@ -242,40 +307,43 @@ def fingerprint(operator: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
+Known = dict[str, Resources | AmdResources]
 OPERATORS = ("add_layer_norm", "bias_gelu", "cross_modal_attention", "space_time_attention")
 
 
-def check(arch: int, index: int) -> tuple[str, bool]:
+def check(target: Target, index: int) -> tuple[str, bool]:
     """What one of `everything` takes with the installed Triton, and whether it fits and spills nothing."""
-    case, dtype, launch = everything(arch)[index]
-    key = description(case, dtype, arch, launch)
+    case, dtype, launch = everything(target)[index]
+    key = description(case, dtype, target, launch)
     try:
-        resources = compile_launch(launch, arch)
+        resources = compile_launch(launch, target)
     except Exception as error:  # the compiler's own errors have no common class
         return f"{key} {type(error).__name__}: {error}", False
-    good = resources.spills == 0 and resources.shared_memory <= SHARED_MEMORY[arch]
+    good = resources.spills == 0 and resources.shared_memory <= shared_memory_of(target)
     return f"{key} {' | '.join(map(str, astuple(resources)))} |", good
 
 
-def line(arch: int, index: int, known: dict[str, Resources], unchanged: set[str]) -> str:
+def line(target: Target, index: int, known: Known, unchanged: set[str]) -> str:
     """The line of one of `everything`: what it is, and what it takes, if that is not known of an unchanged operator."""
-    case, dtype, launch = everything(arch)[index]
-    key = description(case, dtype, arch, launch)
-    resources = (known.get(key) if launch.operator in unchanged else None) or compile_launch(launch, arch)
+    case, dtype, launch = everything(target)[index]
+    key = description(case, dtype, target, launch)
+    resources = (known.get(key) if launch.operator in unchanged else None) or compile_launch(launch, target)
     return f"{key} {' | '.join(map(str, astuple(resources)))} |"
 
 
-def rows_of(text: str) -> dict[str, Resources]:
+def rows_of(text: str) -> Known:
     """For each description in the document's lines, the resources it states."""
-    rows = {}
-    for row in re.findall(r"^\| .* \| sm_\d+ \| .*$", text, re.MULTILINE):
-        *key, registers, shared_memory, spills, matrix, wide_loads = row.strip("| ").split(" | ")
-        resources = Resources(int(registers), int(shared_memory), int(spills), matrix, wide_loads)
-        rows[f"| {' | '.join(key)} |"] = resources
+    rows: Known = {}
+    for row in re.findall(r"^\| .* \| (?:sm_|gfx)\d+ \| .*$", text, re.MULTILINE):
+        cells = row.strip("| ").split(" | ")
+        of = AmdResources if cells[2] in AMD else Resources
+        key, stated = cells[: -len(fields(of))], cells[-len(fields(of)) :]
+        values = [int(cell) if field.type == "int" else cell for field, cell in zip(fields(of), stated, strict=True)]
+        rows[f"| {' | '.join(key)} |"] = of(*values)
     return rows
 
 
-def documented() -> tuple[str, dict[str, str], dict[str, Resources]]:
+def documented() -> tuple[str, dict[str, str], Known]:
     """Triton's version, the operators' fingerprints and, for each description, the resources it states."""
     text = DOCUMENT.read_text()
     return re.findall(r"Triton (\S+),", text)[0], dict(re.findall(r"`(\w+)` ([0-9a-f]{12})", text)), rows_of(text)
@@ -287,9 +355,22 @@ Compiled ahead of time by Triton {triton.__version__}, every kernel, dtype and c
 `python -m tools.ahead_of_time`, compared with the kernels by `tests/triton/test_ahead_of_time.py`.
 Shared memory is in bytes; spills are instructions that touch local memory; the matrix unit's instructions
 and the 16-byte share of the global loads are read from the machine code. `tf32` is float32 with TF32
-products allowed, where that makes a difference. The kernels' code, without comments, had the hashes
+products allowed, where that makes a difference. sm_89 and sm_120 are looked at in bfloat16 and float32.
+AMD's GPUs take the configurations of sm_80, none of which was chosen for them; they are looked at in the
+model's sizes. All kernels compile for them. Their registers and spills, which are registers here, are
+those of the metadata in the ELF; accumulators are vector registers, too; shared memory is their LDS.
+The kernels' code, without comments, had the hashes
 {", ".join(f"`{name}` {fingerprint(name)}" for name in OPERATORS)}.
 """
+
+
+TABLES = (("NVIDIA", ARCHITECTURES, Resources), ("AMD", AMD, AmdResources))
+
+
+def _here() -> str:
+    """This machine's GPU."""
+    major, minor = torch.cuda.get_device_capability()
+    return str(10 * major + minor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -301,7 +382,7 @@ def parser() -> argparse.ArgumentParser:
         "--check",
         nargs="?",
         const="here",
-        choices=["here", *map(str, ARCHITECTURES)],
+        choices=["here", *map(str, ARCHITECTURES), *AMD],
         help="compile for one architecture, this machine's GPU's if none is given, and look for spills",
     )
     return made
@@ -311,26 +392,28 @@ def main() -> int:
     arguments = parser().parse_args()
     context = multiprocessing.get_context("spawn")
     if arguments.check:
-        here = arguments.check == "here"
-        arch = launching.architecture(torch.device("cuda")) if here else int(arguments.check)
-        indices = range(len(everything(arch)))
+        target = _here() if arguments.check == "here" else arguments.check
+        target = int(target) if target.isdigit() else target
+        indices = range(len(everything(target)))
         bad = 0
         with ProcessPoolExecutor(arguments.jobs, context) as pool:
-            for text, good in pool.map(check, itertools.repeat(arch), indices):
+            for text, good in pool.map(check, itertools.repeat(target), indices):
                 bad += not good
                 print(f"{'good' if good else 'BAD '} {text}", flush=True)
-        print(f"Triton {triton.__version__}, sm_{arch}: {bad} of {len(indices)} kernels spill or do not fit")
+        print(f"Triton {triton.__version__}, {label(target)}: {bad} of {len(indices)} kernels spill or do not fit")
         return 1 if bad else 0
     _, fingerprints, known = documented()
     unchanged = {name for name in OPERATORS if arguments.changed and fingerprints.get(name) == fingerprint(name)}
-    columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(Resources))]
-    lines = [_HEADER, f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    places = [(arch, index) for arch in ARCHITECTURES for index in range(len(everything(arch)))]
+    lines = [_HEADER]
     with ProcessPoolExecutor(arguments.jobs, context) as pool:
-        repeated = itertools.repeat(known), itertools.repeat(unchanged)
-        for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
-            print(f"{done}/{len(places)} {text}", flush=True)
-            lines.append(text)
+        for title, targets, of in TABLES:
+            columns = ["case", "kernel", "GPU", "dtype", "options", *(f.name.replace("_", " ") for f in fields(of))]
+            lines += ["", f"## {title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+            places = [(target, index) for target in targets for index in range(len(everything(target)))]
+            repeated = itertools.repeat(known), itertools.repeat(unchanged)
+            for done, text in enumerate(pool.map(line, *zip(*places, strict=True), *repeated), 1):
+                print(f"{done}/{len(places)} {text}", flush=True)
+                lines.append(text)
     DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text("\n".join(lines) + "\n")
     return 0

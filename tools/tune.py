@@ -32,7 +32,6 @@ from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
 from tools.ahead_of_time import (
     ARCHITECTURES,
-    SHARED_MEMORY,
     absorbed_attention,
     attention,
     compile_launch,
@@ -40,6 +39,7 @@ from tools.ahead_of_time import (
     gelu,
     launches,
     norm,
+    shared_memory_of,
 )
 
 ANY = 1 << 30  # longer than any sequence
@@ -66,8 +66,8 @@ LONG = {
     4: options(TIME, (64, 8, 1), (64, 16, 1), (64, 4, 1)),
 }
 FORWARD = {
-    2: options(FLASH, (64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
-    4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+    2: options(FLASH, (64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2)),
+    4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 8, 1)),
 }
 BACKWARD = {
     2: options(FLASH, (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1)),
@@ -80,6 +80,7 @@ BACKWARD = {
         (32, 16, 8, 1),
         (32, 16, 4, 1),
         (16, 16, 4, 1),
+        (16, 16, 8, 1),
     ),
 }
 ABSORBED = {
@@ -160,7 +161,7 @@ def spills(kernel: str, key: Key, config: Options, case: Callable) -> float:
             if launch.name == kernel:
                 resources = compile_launch(launch, arch)
                 most = max(most, resources.spills)
-                if resources.shared_memory > SHARED_MEMORY[arch]:
+                if resources.shared_memory > shared_memory_of(arch):
                     return math.inf
     return most
 

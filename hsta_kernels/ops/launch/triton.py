@@ -30,9 +30,12 @@ def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products are computed, as torch's own setting says; other dtypes have one way."""
+    """How float32 products are computed, as torch's own setting says; other dtypes have one way.
+
+    AMD's GPUs compute them as they are: TF32, which a gfx942 has and a gfx950 has not, PyTorch leaves alone there, too.
+    """
     matmul = torch.backends.cuda.matmul
-    if dtype != torch.float32:
+    if dtype != torch.float32 or torch.version.hip is not None:
         return "ieee"
     if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9; reading the older name after the newer one was set raises
         return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
@@ -88,13 +91,19 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def architecture(device: torch.device) -> int:
-    """The GPU generation whose configurations fit `device`: 80, 90 or 100.
+    """The GPU generation whose configurations fit `device`: 80, 89, 90, 100 or 120."""
+    return generation(*_capability(device))
 
-    Consumer GPUs have the shared memory of an sm_80's smallest relatives, for which the rows of 80 are made; so are
-    other vendors' GPUs and the interpreter.
+
+@functools.cache
+def generation(major: int, minor: int) -> int:
+    """That of a compute capability. Those of consumer GPUs have less shared memory than the data centre's.
+
+    Other vendors' GPUs and the interpreter take the rows of 80, which are made for as little.
     """
-    major, minor = _capability(device)
-    return 10 * major if (major, minor) in ((8, 0), (9, 0), (10, 0), (10, 3)) else 80
+    if (major, minor) in ((9, 0), (10, 0), (10, 3), (12, 0), (12, 1)):
+        return 10 * major
+    return 89 if major == 8 and minor > 0 else 80
 
 
 @functools.cache

@@ -1,0 +1,119 @@
+"""The attention kernels' PTX for sm_90, executed: what the matrix unit computes and shared memory passes on is right.
+
+Compilers have stored a wgmma result in one layout and read it back in another (Triton 3.4 to 3.6, fla-org #826), and a
+barrier or a fence too few shows on a GPU alone, now and then. Here the operators run on a machine for PTX
+(ptx_machine.py), with the configurations of an H100, and obey the rule of all backends.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from hsta_kernels import backends
+
+if not backends._triton_installed or backends.triton_interpreted:
+    pytest.skip(
+        "Triton's compiler is not there: not installed, or replaced by its interpreter", allow_module_level=True
+    )
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from hsta_kernels.ops.launch import triton as launching
+from tests.kernels import Kernel
+from tests.ops import test_space_time_attention as of_attention
+from tests.triton.ptx_machine import Fault, execute
+from tests.triton.ptx_memory import GlobalMemory
+from tools.ahead_of_time import Launch, compile_for
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+KERNEL = Kernel("triton", "cpu", simulated=True)
+
+
+class H100:
+    """In place of Triton's launcher. Notes what was in the kernels' PTX, or an edit of it."""
+
+    def __init__(self) -> None:
+        self.edit = lambda name, ptx: ptx
+        self.ptx: dict[str, str] = {}
+
+    def launcher(self, kernel: JITFunction, grid: tuple[int, ...]):
+        return lambda *arguments, **options: self.launch(Launch(kernel, grid[0], arguments, options))
+
+    def launch(self, launch: Launch) -> None:
+        compiled = compile_for(launch, 90)
+        types = compiled.src.signature.values()
+        tensors = [a for a in launch.arguments if isinstance(a, torch.Tensor)]
+        arguments = [
+            a.data_ptr() if isinstance(a, torch.Tensor) else a
+            for a, of in zip(launch.arguments, types, strict=False)
+            if of != "constexpr"
+        ]
+        self.ptx[launch.name] = self.edit(launch.name, compiled.asm["ptx"])
+        execute(
+            self.ptx[launch.name], launch.options.get("num_warps", 4), compiled.metadata.shared, launch.programs,
+            GlobalMemory(tensors), arguments,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def h100(monkeypatch) -> H100:
+    machine = H100()
+    monkeypatch.setattr(backends, "triton_interpreted", True)  # so that tensors on the CPU are taken
+    monkeypatch.setattr(launching, "architecture", lambda device: 90)
+    monkeypatch.setattr(JITFunction, "__getitem__", lambda kernel, grid: machine.launcher(kernel, grid))
+    return machine
+
+
+def check(axis: str, grid: tuple[int, int], head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> None:
+    qkv = torch.randn(1, 1 + grid[0] * grid[1], 3, 2, head_dim, dtype=torch.float64)
+    of_attention.check(qkv, grid, axis, 1, dtype, KERNEL)
+
+
+@pytest.mark.parametrize(
+    ("axis", "grid", "head_dim"),
+    # two tiles or more of each kind, the last one not full
+    [("time", (3, 25), 64), ("time", (8, 9), 64), ("time", (16, 4), 64), ("time", (8, 9), 32), ("space", (2, 196), 64),
+     ("joint", (3, 150), 64)],
+)  # fmt: skip
+def test_attention(axis, grid, head_dim, h100):
+    check(axis, grid, head_dim)
+    on_the_matrix_unit = {name for name, ptx in h100.ptx.items() if "wgmma.mma_async" in ptx}
+    flash = {"flash_forward", "flash_backward_q", "flash_backward_kv"}
+    assert on_the_matrix_unit == ({"time_forward", "time_backward"} if axis == "time" else flash)
+
+
+def without(pattern: str, instead: str = ""):
+    """An edit of PTX at the first place that a pattern matches."""
+    return lambda ptx: re.sub(pattern, instead, ptx, count=1)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(without(r"(stmatrix.*\n)\s*bar\.sync.*\n(\s*ldmatrix)", r"\1\2"), id="no barrier before a read"),
+        pytest.param(without(r"(bar\.sync.*\n)(\s*stmatrix)(?=[^$]*ldmatrix)", r"\2"), id="no barrier before a write"),
+        pytest.param(lambda ptx: ptx.replace("fence.proxy.async.shared::cta;", ""), id="no fence of shared memory"),
+        pytest.param(without(r"(?s)(ldmatrix.*?)wgmma\.fence[^\n]*", r"\1"), id="no fence of registers"),
+        pytest.param(without(r"wgmma\.wait_group.*"), id="no wait"),
+        pytest.param(without(r"(ldmatrix.*)\.trans", r"\1"), id="not transposed"),
+        pytest.param(without(r"(ldmatrix.*)(\[.*)\n(\s*ldmatrix.*)\[.*", r"\1\2\n\3\2"), id="the same rows twice"),
+        pytest.param(without(r"(stmatrix.*\{)(%r\d+), (%r\d+)", r"\1\3, \2"), id="exchanged registers"),
+    ],
+)
+def test_a_fault_is_seen(edit, h100):
+    """In one kernel's PTX, of the way from one product through shared memory to the next."""
+    edited = []
+
+    def one(name: str, ptx: str) -> str:
+        if name != "time_backward":
+            return ptx
+        edited.append((ptx, edit(ptx)))
+        return edited[-1][1]
+
+    h100.edit = one
+    with pytest.raises((Fault, AssertionError)):
+        check("time", (8, 9))
+    assert edited and all(before != after for before, after in edited)
