@@ -17,7 +17,7 @@ $(VENV)/installed: $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt ray playwright optuna transformers
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt ray playwright optuna transformers diffusers
 	# A second transformers, of the year before, in a folder of its own: tests/patching/test_versions.py.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps \
 		--target build/transformers-4.57 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2

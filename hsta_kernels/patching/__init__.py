@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from torch import nn
 
-# A module's class -> ours that takes its place, in a file that imports what the class is made of.
-REPLACEMENTS = {
-    "transformers.models.timesformer.modeling_timesformer.TimesformerLayer": (
-        "hsta_kernels.patching.timesformer",
-        "TimesformerLayer",
-    ),
-}
-# Models whose attention is a function that is looked up by name: `attn_implementation` of transformers.
-BY_ATTENTION_INTERFACE = (
-    "transformers.models.videomae.modeling_videomae",
-    "transformers.models.vivit.modeling_vivit",
-    "transformers.models.vjepa2.modeling_vjepa2",
-)
+# A library, and the files here about it, which import it: each has patch(model), which gives the names of modules that
+# it knows, with None or why one was left as it is, and unpatch(model).
+FAMILIES = {"transformers": ("timesformer", "attention_interface"), "diffusers": ("attention_processor",)}
 
 
 @dataclass
@@ -50,7 +42,8 @@ def patch(model: nn.Module) -> PatchReport:
     checkpointing and ``state_dict`` are untouched, only ``forward`` is another. Known are
 
     - TimeSformer of Hugging Face transformers: its layers, with divided or joint attention,
-    - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``.
+    - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``,
+    - AnimateDiff, Stable Video Diffusion and Latte of diffusers: attention over time, by an attention processor.
 
     What a call asks that the kernels cannot do (attention weights as an output, dropout of probabilities, a hook on a
     module inside a layer) goes the way it went before.
@@ -68,30 +61,16 @@ def patch(model: nn.Module) -> PatchReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
     report = PatchReport()
-    before: dict[int, str] = {}
-    for name, module in model.named_modules():
-        kind = type(module)
-        if target := REPLACEMENTS.get(f"{kind.__module__}.{kind.__qualname__}"):
-            replacement = getattr(importlib.import_module(target[0]), target[1])
-            if reason := replacement.refuse(module):
-                report.left[name] = reason
+    for family in _families():
+        for name, reason in family.patch(model).items():
+            if reason is None:
+                report.replaced.append(name)
             else:
-                module.__class__ = replacement
-                report.replaced.append(name)
-        elif hasattr(kind, "hsta_original"):
-            report.replaced.append(name)
-        elif kind.__module__ in BY_ATTENTION_INTERFACE:
-            from hsta_kernels.patching import attention_interface
-
-            attention_interface.choose(module, before)
-            if attention_interface.attends(module):
-                report.replaced.append(name)
-            elif isinstance(module, attention_interface.PreTrainedModel):
-                attention_interface.give_way(module)
+                report.left[name] = reason
     if not (report.replaced or report.left):
         raise ValueError(
             f"model ({type(model).__name__}) has no module that is known here: TimeSformer, ViViT, VideoMAE and "
-            "V-JEPA 2 of transformers are"
+            "V-JEPA 2 of transformers are, and attention over time of diffusers"
         )
     return report
 
@@ -104,10 +83,15 @@ def unpatch(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-    for module in model.modules():
-        if original := getattr(type(module), "hsta_original", None):
-            module.__class__ = original
-        elif type(module).__module__ in BY_ATTENTION_INTERFACE:
-            from hsta_kernels.patching import attention_interface
+    for family in _families():
+        family.unpatch(model)
 
-            attention_interface.restore(module)
+
+def _families() -> list[ModuleType]:
+    """Those that a model may be of: of libraries that somebody has imported."""
+    return [
+        importlib.import_module(f"hsta_kernels.patching.{name}")
+        for library, names in FAMILIES.items()
+        if library in sys.modules
+        for name in names
+    ]

@@ -18,6 +18,11 @@ from hsta_kernels import ops
 from hsta_kernels.patching.kernels import has_kernels
 
 NAME = "hsta"
+MODELS = (
+    "transformers.models.videomae.modeling_videomae",
+    "transformers.models.vivit.modeling_vivit",
+    "transformers.models.vjepa2.modeling_vjepa2",
+)
 _BEFORE = "_hsta_before"  # an attribute of a module: what its configuration said before
 
 
@@ -53,37 +58,42 @@ def attention_forward(
     return ops.space_time_attention(qkv, (1, query.shape[2]), "joint", 0, scale=scaling), None
 
 
-def attends(module: nn.Module) -> bool:
-    """Whether a module looks its attention up by name."""
-    return hasattr(module, "is_causal") and hasattr(module, "scaling") and hasattr(module, "config")
+def patch(model: nn.Module) -> dict[str, str | None]:
+    before: dict[int, str] = {}  # what was chosen, by configuration, which modules share
+    found: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        if type(module).__module__ not in MODELS:
+            continue
+        config: Any = getattr(module, "config", None)
+        if config is not None and config._attn_implementation != NAME:
+            before[id(config)] = config._attn_implementation
+            config._attn_implementation_internal = NAME
+        if id(config) in before:
+            module.__dict__[_BEFORE] = before[id(config)]
+        if isinstance(module, PreTrainedModel):
+            _give_way(module)
+        elif config is not None and hasattr(module, "is_causal") and hasattr(module, "scaling"):  # it attends
+            found[name] = None
+    return found
 
 
-def choose(module: nn.Module, before: dict[int, str]) -> None:
-    """Ours for the configuration of a module, which others may share; `before` is what was chosen, by configuration."""
-    config: Any = getattr(module, "config", None)
-    if config is not None and config._attn_implementation != NAME:
-        before[id(config)] = config._attn_implementation
-        config._attn_implementation_internal = NAME
-    if id(config) in before:
-        module.__dict__[_BEFORE] = before[id(config)]
+def unpatch(model: nn.Module) -> None:
+    """Somebody may have chosen another implementation since: that stays."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        before = module.__dict__.pop(_BEFORE, None)
+        if before is not None and config._attn_implementation == NAME:
+            config._attn_implementation_internal = before
+        for hooks, ours in ((module._forward_pre_hooks, _before_call), (module._forward_hooks, _after_call)):
+            for key in [key for key, hook in hooks.items() if hook is ours]:
+                del hooks[key]
 
 
-def give_way(model: PreTrainedModel) -> None:
+def _give_way(model: PreTrainedModel) -> None:
     """Attention weights come from nobody but eager attention: lets a call for them have it, if it had it before."""
     if _before_call not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_before_call, with_kwargs=True)
         model.register_forward_hook(_after_call, always_call=True)
-
-
-def restore(module: nn.Module) -> None:
-    """Somebody may have chosen another implementation since: that stays."""
-    config: Any = getattr(module, "config", None)
-    before = module.__dict__.pop(_BEFORE, None)
-    if before is not None and config._attn_implementation == NAME:
-        config._attn_implementation_internal = before
-    for hooks, ours in ((module._forward_pre_hooks, _before_call), (module._forward_hooks, _after_call)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
-            del hooks[key]
 
 
 _calls = threading.local()  # .changed: for each call that is running, the configuration it changed or None

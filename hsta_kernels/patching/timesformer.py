@@ -21,18 +21,28 @@ from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linea
 from hsta_kernels.patching.kernels import has_kernels
 
 
+def patch(model: nn.Module) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        if type(module) in (original.TimesformerLayer, TimesformerLayer):
+            activation = module.intermediate.intermediate_act_fn
+            if _is_gelu(activation):
+                module.__class__, found[name] = TimesformerLayer, None
+            else:
+                kind = type(activation).__name__
+                found[name] = f"hidden_act is {kind}; the kernels have the GELU by the error function"
+    return found
+
+
+def unpatch(model: nn.Module) -> None:
+    kind: Any = original.TimesformerLayer
+    for module in model.modules():
+        if type(module) is TimesformerLayer:
+            module.__class__ = kind
+
+
 class TimesformerLayer(original.TimesformerLayer):
     """In place of the class of the same name: same parameters, arguments and results."""
-
-    hsta_original = original.TimesformerLayer
-
-    @staticmethod
-    def refuse(layer: original.TimesformerLayer) -> str | None:
-        """Why a layer cannot be replaced, or None."""
-        activation = layer.intermediate.intermediate_act_fn
-        if not _is_gelu(activation):
-            return f"hidden_act is {type(activation).__name__}; the kernels have the GELU by the error function"
-        return None
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
         if output_attentions or not has_kernels(hidden_states) or not self._can_fuse():

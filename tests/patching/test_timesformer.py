@@ -52,7 +52,7 @@ def test_the_original_forward_is_not_used(monkeypatch):
     """Or all of the above would hold with nothing replaced."""
     model = tiny()
     hsta_kernels.patch(model)
-    layer = type(model.timesformer.encoder.layer[0]).hsta_original
+    layer = type(model.timesformer.encoder.layer[0]).__base__
     monkeypatch.setattr(layer, "forward", lambda *_: pytest.fail("the original was called"))
     model(pixel_values=clip())
 
@@ -141,7 +141,7 @@ def test_where_there_are_no_kernels_the_original_runs(monkeypatch):
     """In float64, and on a GPU."""
     model, called = tiny().double(), []
     hsta_kernels.patch(model)
-    layer = type(model.timesformer.encoder.layer[0]).hsta_original
+    layer = type(model.timesformer.encoder.layer[0]).__base__
     forward = layer.forward
     monkeypatch.setattr(layer, "forward", lambda *a: (called.append(True), forward(*a))[1])
     model(pixel_values=clip().double())
