@@ -69,6 +69,11 @@ def make_inputs(
     return torch.from_numpy(video), torch.from_numpy(pair)
 
 
+def frames_of(clip: Clip) -> Frames:
+    """From onset to offset, read when they are looked up."""
+    return clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames)
+
+
 class ClipDataset(Dataset):
     """Clips as dictionaries: video (3, T, H, W) and special (3, 2, H, W) float32, index int64.
 
@@ -108,7 +113,7 @@ class ClipDataset(Dataset):
         clip = self.clips[index]
         rng = np.random.default_rng([self.seed, int(self._epoch), index]) if self.training else None
         video, special = make_inputs(
-            clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames),
+            frames_of(clip),
             clip.apex,
             image_size=self.image_size,
             num_frames=self.num_frames,
