@@ -160,6 +160,8 @@ def test_faces_that_are_asked_for_are_those_of_the_moments(evaluated, people, tm
 def test_faces_of_subjects_that_are_named(evaluated, tmp_path, capsys):
     text, values = report(evaluated, tmp_path, "--faces", "spNO.2")
     assert {one["subject"] for one in values["attention"]} == {"spNO.2"}
+    assert "chosen from the clips of spNO.2 alone" in text
+    assert "note: the page shows the face of casme3 spNO.2: pass it on as" in capsys.readouterr().err
     assert len(pictures(text)) == len(values["attention"]) and values["left_out"] == []
     assert main(["report", str(evaluated), "--output", str(tmp_path / "page.html"), "--faces", "spNO.4"]) == 2
     assert "hsta: no subject spNO.4 was tested\n" in capsys.readouterr().err

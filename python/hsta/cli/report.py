@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,10 +59,14 @@ class Report:
 
         subjects, curves = repeats.subjects(), repeats.curves()
         examples, missing = self._examples(repeats.first)
-        values = describe(repeats, subjects, curves, examples, missing)
+        values = describe(repeats, subjects, curves, examples, missing, self.faces or ())
         text = page(values, subjects, curves, examples)
         write_text(data, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         write_text(output, text)
+        people = [(one.prediction.dataset, one.prediction.subject) for one in examples if one.faces is not None]
+        if people:
+            named = ", ".join(dict.fromkeys(map(" ".join, people)))
+            print(f"note: the page shows the face of {named}: pass it on as the data's licence allows", file=sys.stderr)
         print(f"written to {output} and {data}")
 
     def _examples(self, evaluated: Evaluated) -> tuple[list[Example], int]:

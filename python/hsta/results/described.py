@@ -58,11 +58,13 @@ def describe(
     curves: Sequence[Mapping[str, Curve]],
     examples: Sequence[Example],
     missing_examples: int,
+    examples_of: Sequence[str] = (),
 ) -> dict:
     """The contents of report.json; undefined numbers are null, and ``left_out`` says what the folder lacks.
 
-    ``each`` and ``curves`` are those of each seed, ``examples`` of the first, which lacks ``missing_examples`` more.
-    Of several seeds figures are means over them with their sample standard deviations, and counts are sums.
+    ``each`` and ``curves`` are those of each seed, ``examples`` of the first, which lacks ``missing_examples`` more;
+    they are of all subjects, or of those that ``examples_of`` names. Of several seeds figures are means over them with
+    their sample standard deviations, and counts are sums.
     """
     evaluated, subjects = repeats.first, each[0]
     metrics, scores = evaluated.metrics, subjects.scores
@@ -95,7 +97,7 @@ def describe(
         "learning_curves": _curves(curves[0])
         if repeats.seeds is None
         else {str(seed): _curves(of_seed) for seed, of_seed in zip(repeats.seeds, curves, strict=True)},
-        "attention_in_words": _attention(repeats, examples),
+        "attention_in_words": _attention(repeats, examples, examples_of),
         "attention": [_example(example, subjects.class_names) for example in examples],
         "arguments": None
         if evaluated.arguments is None
@@ -132,11 +134,16 @@ def _curves(curves: Mapping[str, Curve]) -> dict:
     }
 
 
-def _attention(repeats: Repeats, examples: Sequence[Example]) -> list[str]:
+def _attention(repeats: Repeats, examples: Sequence[Example], of: Sequence[str]) -> list[str]:
     if not examples:
         return []
-    told = [RULE, LOOKED, FACES if examples[0].faces is not None else NO_FACES]
-    return told if repeats.seeds is None else [*told, f"All are of seed {repeats.seeds[0]}."]
+    return [
+        RULE,
+        *([f"They are chosen from the clips of {', '.join(of)} alone."] if of else []),
+        *([f"All are of seed {repeats.seeds[0]}."] if repeats.seeds else []),
+        LOOKED,
+        NO_FACES if examples[0].faces is None else FACES,
+    ]
 
 
 def _example(example: Example, class_names: Sequence[str]) -> dict:
