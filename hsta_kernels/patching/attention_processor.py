@@ -34,8 +34,9 @@ def patch(model: nn.Module) -> dict[str, str | None]:
 
 def unpatch(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, Attention) and isinstance(module.processor, AttnProcessor):
-            module.processor = module.processor.before
+        processor = getattr(module, "processor", None)
+        if isinstance(processor, AttnProcessor):
+            module.set_processor(processor.before)  # type: ignore[operator]
 
 
 def _choose(attention: Attention) -> str | None:

@@ -1,5 +1,7 @@
 """A generated data set and a training so small that they take no time."""
 
+import shutil
+
 import pytest
 import torch
 from hsta.cli import main
@@ -11,6 +13,8 @@ from tests.frontend.serving import filmed, serving, somebody, untrained
 # A busy machine is no failure.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +90,15 @@ def clips(tmp_path_factory):
     """Two films of unlike lengths."""
     folder = tmp_path_factory.mktemp("clips")
     return [filmed(folder / f"{seed}.mp4", somebody(seed)) for seed in (3, 4)]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's, or whichever Chromium is installed. Its driver's event loop must not outlive the file's tests."""
+    driving = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed, which drives a browser")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed, in which pages are tried")
+    with driving.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

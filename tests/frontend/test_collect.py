@@ -72,7 +72,7 @@ def contents(run):
 
 
 def test_folds_in_any_order_become_the_whole(short, evaluated, begun, capsys):
-    assert {path.name for path in begun.iterdir()} == {"config.json", "curves", "folds"}
+    assert {path.name for path in begun.iterdir()} == {"attention", "config.json", "curves", "folds"}
     assert refused(["collect", begun], capsys) == f"hsta: 1 of 3 folds are missing in {begun}: 2 (casme3-spNO.2)"
     assert main([*short, "--output", str(begun), "--fold", "2"]) == 0
     assert f"fold 2 of 3, casme3-spNO.2, is done; when all are: hsta collect {begun}\n" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_a_run_that_another_process_begins_meanwhile_is_joined_or_refused(short,
     monkeypatch.setattr(run_folder, "_contents", meanwhile)
     assert main([*short, "--epochs", "3", "--output", str(output), "--fold", "2"]) == 2
     assert "has epochs 2, not 3" in capsys.readouterr().err
-    assert {path.name for path in output.iterdir()} == {"config.json", "curves", "folds"}
+    assert {path.name for path in output.iterdir()} == {"attention", "config.json", "curves", "folds"}
     assert len(list((output / "folds").iterdir())) == 2
 
 

@@ -44,7 +44,7 @@ def rows(output):
 
 
 def test_the_files(evaluated):
-    assert {path.name for path in evaluated.iterdir()} == FILES | {"config.json", "curves", "folds"}
+    assert {path.name for path in evaluated.iterdir()} == FILES | {"attention", "config.json", "curves", "folds"}
     assert sorted(path.name for path in (evaluated / "folds").iterdir()) == [
         f"casme3-spNO.{number}.{ending}" for number in (1, 2, 3) for ending in ("csv", "json")
     ]
@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_it_ends_the_same_and_repeats_no_fold(short, eva
     folds.learned.clear(), folds.tested.clear()
     assert main([*arguments, "--resume"]) == 0
     assert [{clip.subject for clip in clips} for clips in folds.tested] == [{"spNO.2"}, {"spNO.3"}]
-    for name in (*FILES, "curves/casme3-spNO.2.csv"):
+    for name in (*FILES, "attention/casme3-spNO.2.safetensors", "curves/casme3-spNO.2.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (evaluated / name).read_bytes(), name
 
 

@@ -89,7 +89,7 @@ def test_every_section_is_there(written):
     page, values, _ = written
     assert list(page.sections) == [
         "scores", "data-sets", "confusion-matrix", "classes", "subjects", "learning-curves", "protocol", "made-with",
-        "data",
+        "data", "left-out",
     ]  # fmt: skip
     said = page.sections
     low, high = values["scores"]["uf1"]["interval"]
@@ -101,7 +101,7 @@ def test_every_section_is_there(written):
     assert "torch2.13.0" in said["made-with"] and "recipe.epochs2" in said["made-with"]
     assert "faults of the files cost: 1." in said["data"]
     assert "no clip of fear" in said["data"] and "table.csv row 7: <apex> is missing" in said["data"]
-    assert values["left_out"] == []
+    assert [said.split(":")[0] for said in values["left_out"]] == ["Attention"]
 
 
 def test_the_page_needs_nothing_else_and_pictures_are_vectors(written):
@@ -160,9 +160,9 @@ def test_what_the_folder_lacks_is_left_out_and_said(tmp_path):
     page, values, _ = report(folder)
     assert {"learning-curves", "data", "data-sets"}.isdisjoint(page.sections)
     said = page.sections["left-out"]
-    for word in ("Intervals", "Learning curves", "config.json", "Versions", "faults of the data"):
+    for word in ("Intervals", "Learning curves", "config.json", "Versions", "faults of the data", "Attention"):
         assert word in said, word
-    assert len(values["left_out"]) == 5
+    assert len(values["left_out"]) == 6
     assert values["scores"]["uf1"] == {"value": pytest.approx(0.5 / 3)}
 
 
@@ -236,7 +236,11 @@ def test_several_seeds_have_mean_deviation_and_each(seeds):
     assert np.sum(values["confusion_matrix"]) == 3 * values["clips"]
     assert sum(one["clips"] for one in values["by_subject"]) == values["clips"]
     assert (values["seed"], values["device"]) == ([4, 5, 6], "cpu, cuda:0")
-    assert [said.split(":")[0] for said in values["left_out"]] == ["Versions", "Notes and faults of the data"]
+    assert [said.split(":")[0] for said in values["left_out"]] == [
+        "Versions",
+        "Notes and faults of the data",
+        "Attention",
+    ]
     assert values["learning_curves"]["5"]["b"]["loss"] == [5.0, 2.5, 5 / 3]
 
     said = page.sections

@@ -2,23 +2,12 @@
 
 import base64
 import json
-import shutil
 
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed, which drives a browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed, in which the page is tried")
 EVENTS = ("onset", "apex", "offset")
 PATIENCE = 300_000  # milliseconds; of a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

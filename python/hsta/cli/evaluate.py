@@ -139,10 +139,11 @@ class Evaluate:
 
     def begin(self, index: DatasetIndex, folds: Sequence[Fold], fabric: Fabric) -> dict[str, object]:
         """Make ``output`` the folder of this evaluation; what its results depend on, as of `run_folder.begin`."""
+        from ..results.attention import ATTENTION
         from ..results.learning_curves import CURVES
         from ..results.report import FILES, UNIT_FILES
 
-        owned = (*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, SEEDS)
+        owned = (*FILES, *UNIT_FILES, *REPORT, FOLDS, CURVES, ATTENTION, SEEDS)
         return begin(self, index, fabric, owned, folds, self._recipes(index, folds))
 
     def gather(
@@ -298,6 +299,7 @@ class Evaluate:
         patience: float = 0,
     ) -> FoldResult:
         from ..data.folds import shuffled_labels
+        from ..results.attention import ATTENTION
         from ..results.evaluation import evaluate_fold
         from ..results.learning_curves import CURVES
 
@@ -316,6 +318,7 @@ class Evaluate:
             fabric=fabric,
             directory=directory / FOLDS / fold.name,
             curve=directory / CURVES / f"{fold.name}.csv",
+            attention=directory / ATTENTION / f"{fold.name}.safetensors",
             seed=seed,
             workers=self.data.workers,
             title=f"fold {number + 1}/{len(folds)} {fold.name}",

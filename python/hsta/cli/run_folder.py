@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..data.clips import DatasetIndex
     from ..data.folds import Fold
     from ..training.recipe import Recipe
-    from .options import ModelOptions
+    from .options import DataOptions, ModelOptions
 
 RUN_FILE = "config.json"
 CONTENTS = "contents"
@@ -124,6 +124,21 @@ def restored(kind: type[T], folder: Path) -> T:
         return _made(kind, arguments | {"output": str(folder), "resume": True, "overwrite": False})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not hold the arguments of this version: {error}") from error
+
+
+def data_of(arguments: Mapping[str, Any] | None, folder: Path) -> DataOptions:
+    """What the run in ``folder`` read, by the ``arguments`` in its ``config.json``.
+
+    Raises `UserError` where there are none, or those of another version.
+    """
+    from .options import DataOptions
+
+    if arguments is None:
+        raise UserError(f"nothing tells where the data lie: no {RUN_FILE} in {folder}")
+    try:
+        return _made(DataOptions, arguments["data"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{RUN_FILE} in {folder} does not hold the arguments of this version: {error}") from error
 
 
 def _made(hint: Any, value: Any) -> Any:

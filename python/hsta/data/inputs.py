@@ -98,6 +98,11 @@ def make_inputs(
     return video[0], pair[0]
 
 
+def frames_of(clip: Clip) -> Frames:
+    """From onset to offset, read when they are looked up."""
+    return clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames)
+
+
 class ClipDataset(Dataset):
     """Clips as dictionaries: those of `take_pixels`, for `model_inputs`, and index int64.
 
@@ -137,7 +142,7 @@ class ClipDataset(Dataset):
         clip = self.clips[index]
         rng = np.random.default_rng([self.seed, int(self._epoch), index]) if self.training else None
         pixels = take_pixels(
-            clip.frames.open() if isinstance(clip.frames, PreparedFrames) else FrameFiles(clip.frames),
+            frames_of(clip),
             clip.apex,
             image_size=self.image_size,
             num_frames=self.num_frames,

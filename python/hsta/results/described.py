@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..data.clips import classes_of
 from . import bootstrap
+from .answer import named
+from .attention import Example
 from .bootstrap import Subjects
 from .evaluated import Evaluated
+from .examples import RULE
 from .learning_curves import Curve
 from .metrics import Scores, mean_defined, number
 from .repeats import Repeats
@@ -37,14 +41,30 @@ TUNED = (
     "The recipe of each fold was chosen by hsta tune on people whom the fold does not test; a recipe that was chosen "
     "on them is refused."
 )
+LOOKED = (
+    "Shaded is the attention of the CLS token of the video branch to the patches, in its last layer over space and in "
+    "the mean over the heads: those without shade get nothing, and those of the strongest four times the mean over the "
+    "clip's, or more. Under each moment is what all its patches get, of 100% that CLS gives to all moments and to "
+    "itself; the curve shows it over the frames."
+)
+NO_FACES = "The faces are left out; hsta report --faces shows them."
+FACES = "Of each moment the first frame is shown. Who of a data set may be shown, and where, its licence tells."
 SHUFFLED = "A control: the labels were dealt out anew in training, so that the scores must be at chance."
 
 
-def describe(repeats: Repeats, each: Sequence[Subjects], curves: Sequence[Mapping[str, Curve]]) -> dict:
+def describe(
+    repeats: Repeats,
+    each: Sequence[Subjects],
+    curves: Sequence[Mapping[str, Curve]],
+    examples: Sequence[Example],
+    missing_examples: int,
+    examples_of: Sequence[str] = (),
+) -> dict:
     """The contents of report.json; undefined numbers are null, and ``left_out`` says what the folder lacks.
 
-    ``each`` and ``curves`` are those of each seed. Of several seeds figures are means over them with their sample
-    standard deviations, and counts are sums.
+    ``each`` and ``curves`` are those of each seed, ``examples`` of the first, which lacks ``missing_examples`` more;
+    they are of all subjects, or of those that ``examples_of`` names. Of several seeds figures are means over them with
+    their sample standard deviations, and counts are sums.
     """
     evaluated, subjects = repeats.first, each[0]
     metrics, scores = evaluated.metrics, subjects.scores
@@ -77,12 +97,18 @@ def describe(repeats: Repeats, each: Sequence[Subjects], curves: Sequence[Mappin
         "learning_curves": _curves(curves[0])
         if repeats.seeds is None
         else {str(seed): _curves(of_seed) for seed, of_seed in zip(repeats.seeds, curves, strict=True)},
+        "attention_in_words": _attention(repeats, examples, examples_of),
+        "attention": [_example(example, subjects.class_names) for example in examples],
         "arguments": None
         if evaluated.arguments is None
         else {name: value for name, value in evaluated.arguments.items() if name not in ("contents", "versions")},
         **{name: metrics.get(name) for name in ("notes", "faults", "lost_clips")},
     }
-    return values | {"left_out": _left_out(repeats, subjects, curves)}
+    left_out = _left_out(repeats, subjects, curves)
+    if missing_examples:
+        there = f"{len(examples)} of {len(examples) + missing_examples} examples"
+        left_out.append(f"Attention: the folder has that of {there}; a fold keeps that of its surest predictions.")
+    return values | {"left_out": left_out}
 
 
 def _seeds(repeats: Repeats, each: Sequence[Subjects]) -> dict:
@@ -105,6 +131,36 @@ def _curves(curves: Mapping[str, Curve]) -> dict:
     return {
         fold: {"loss": list(curve.losses), "learning_rate": list(curve.learning_rates)}
         for fold, curve in curves.items()
+    }
+
+
+def _attention(repeats: Repeats, examples: Sequence[Example], of: Sequence[str]) -> list[str]:
+    if not examples:
+        return []
+    return [
+        RULE,
+        *([f"They are chosen from the clips of {', '.join(of)} alone."] if of else []),
+        *([f"All are of seed {repeats.seeds[0]}."] if repeats.seeds else []),
+        LOOKED,
+        NO_FACES if examples[0].faces is None else FACES,
+    ]
+
+
+def _example(example: Example, class_names: Sequence[str]) -> dict:
+    prediction, attention = example.prediction, example.attention
+    return {
+        "dataset": prediction.dataset,
+        "subject": prediction.subject,
+        "clip": prediction.clip,
+        "truth": named(prediction.truth, class_names),
+        "prediction": named(prediction.label, class_names),
+        "chosen_for": class_names[example.label],
+        "right": example.label in classes_of(prediction.truth),
+        "probability": prediction.probabilities[example.label],
+        "apex": attention.apex,
+        "moments": [list(frames) for frames in attention.moments],
+        "over_time": attention.over_time,
+        "over_space": attention.weights.tolist(),
     }
 
 

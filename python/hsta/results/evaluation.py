@@ -22,6 +22,7 @@ from ..training.loop import LOG, clip_dataset, fit
 from ..training.recipe import Recipe
 from ..training.start import Start
 from .answer import probabilities_of
+from .fold_attention import keep_attention
 from .fold_result import FoldResult
 from .learning_curves import keep_curve
 from .tested_clips import Prediction
@@ -42,13 +43,15 @@ def evaluate_fold(
     title: str,
     run: Mapping[str, object],
     start: Start | None = None,
+    attention: Path | None = None,
     patience: float = 0,
 ) -> FoldResult:
     """Predictions of ``tested`` by a model that is trained on ``learned`` now, or those that are there from before.
 
     They are kept in a table beside ``directory``, which holds the training while it lasts; its loss over the epochs is
-    left at ``curve``. ``run`` is all that they depend on. Raises `UserError` when the table is of other clips or of
-    another run, and where another process is at work on the fold and still is ``patience`` seconds later.
+    left at ``curve``, and at ``attention``, if given, where the model looked in the most certain of them. ``run`` is
+    all that they depend on. Raises `UserError` when the table is of other clips or of another run, and where another
+    process is at work on the fold and still is ``patience`` seconds later.
     """
     table = fold_table(directory)
     with alone_with(directory, fabric, patience):
@@ -76,6 +79,9 @@ def evaluate_fold(
         fabric.barrier()
         if fabric.is_global_zero:
             keep_curve(curve, directory / LOG)
+            if attention is not None:
+                with fabric.autocast():
+                    keep_attention(attention, model, tested, predictions, task)
             result.write(table, task.class_names, run)
             remove(directory)  # as many models as subjects would fill a disk
         fabric.barrier()

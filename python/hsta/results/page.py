@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ..generated.mark import NO_EVIDENCE
+from .attention import Example
+from .attention_drawing import over_space, over_time
 from .bootstrap import Subjects
 from .described import together
 from .learning_curves import Curve, mean_curve
@@ -16,7 +18,9 @@ from .style import STYLE
 NAMES = {"uf1": "UF1", "uar": "UAR", "accuracy": "accuracy", "mean_f1": "mean F1"}
 
 
-def page(values: dict, each: Sequence[Subjects], curves: Sequence[Mapping[str, Curve]]) -> str:
+def page(
+    values: dict, each: Sequence[Subjects], curves: Sequence[Mapping[str, Curve]], examples: Sequence[Example]
+) -> str:
     """HTML of what `describe` gave and was given; all text in it is escaped."""
     scores = together(each).scores
     folds = "all folds" if len(each) == 1 else f"all folds and {len(each)} seeds"
@@ -39,6 +43,8 @@ def page(values: dict, each: Sequence[Subjects], curves: Sequence[Mapping[str, C
     sections.append(_section("subjects", "Subjects", _by_subject(values)))
     if any(curves):
         sections.append(_section("learning-curves", "Learning curves", _learning_curves(curves)))
+    if examples:
+        sections.append(_section("attention", "Attention", _attention(values, examples)))
     sections.append(_section("protocol", "Protocol", _protocol(values)))
     sections.append(_section("made-with", "Made with", _made_with(values)))
     if values["notes"] is not None and values["faults"] is not None:
@@ -107,6 +113,32 @@ def _learning_curves(each: Sequence[Mapping[str, Curve]]) -> str:
     by_seed = {str(place): mean_curve(curves.values()) for place, curves in enumerate(kept)}
     caption = f"Mean loss of each epoch over all folds: each of {len(kept)} seeds, and their mean."
     return _figure(svg(learning_curves(by_seed)), caption)
+
+
+def _attention(values: dict, examples: Sequence[Example]) -> str:
+    words = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in values["attention_in_words"])
+    return words + "".join(map(_example, values["attention"], examples))
+
+
+def _example(told: dict, example: Example) -> str:
+    moments = "".join(
+        f"<div>{picture}<br>{_frames(frames)}<br>{share:.1%}</div>"
+        for picture, frames, share in zip(over_space(example), told["moments"], told["over_time"], strict=True)
+    )
+    curve = svg(over_time(example.attention))
+    title = f"{told['chosen_for']}, {'rightly' if told['right'] else 'wrongly'} told ({told['probability']:.1%})"
+    about = [f"{told['dataset']} {told['subject']} {told['clip']}", f"true: {told['truth'] or 'none'}"]
+    if told["prediction"] != told["chosen_for"]:
+        about.append(f"told: {told['prediction']}")
+    return (
+        f'<figure class="example">\n<h3>{escape(title)}</h3>\n<div class="moments">{moments}\n{curve}</div>\n'
+        f"<figcaption>{escape('; '.join(about))}</figcaption>\n</figure>\n"
+    )
+
+
+def _frames(moment: Sequence[int]) -> str:
+    first, last = moment[0], moment[-1]
+    return f"frame {first}" if first == last else f"frames {first} and {last}"
 
 
 def _per_class(each: dict, what: str) -> str:
@@ -187,7 +219,8 @@ def _table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: 
 
     body = "".join(cells("td", row) for row in rows)
     head = cells("th", header)
-    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+    kind = "" if numbers else ' class="words"'
+    return f'<div class="wide"><table{kind}>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
 
 
 def _number(told: Mapping) -> str:

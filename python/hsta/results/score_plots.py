@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -57,12 +58,13 @@ def confusion_matrix(scores: Scores, title: str) -> Figure:
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     edges = np.arange(len(names) + 1) - 0.5
-    cells = axes.pcolormesh(edges, edges, shares, cmap="Blues", vmin=0, vmax=1)  # vectors, as imshow's are not
+    # The lighter half of the colours: black is read on all of them, and on what a page makes of them in the dark.
+    light = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.5, 128)))
+    cells = axes.pcolormesh(edges, edges, shares, cmap=light, vmin=0, vmax=1)  # vectors, as imshow's are not
     axes.set_aspect("equal")
     axes.invert_yaxis()
     for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > 0.55 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=colour)
+        axes.text(column, row, str(count), ha="center", va="center")
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
@@ -88,7 +90,7 @@ def unit_f1(scores: UnitScores, title: str) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("F1 (line: mean)")
     axes.set_ylabel("action unit (clips)")
-    _open(axes)
+    open_axes(axes)
     figure.suptitle(_plain(title), fontsize="small")
     return figure
 
@@ -106,7 +108,7 @@ def learning_curves(curves: Mapping[str, Curve]) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss in training (thick: mean)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _open(axes)
+    open_axes(axes)
     return figure
 
 
@@ -114,7 +116,7 @@ def _epochs(losses: Sequence[float] | np.ndarray) -> range:
     return range(1, len(losses) + 1)
 
 
-def _open(axes: Axes) -> None:
+def open_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
