@@ -53,7 +53,8 @@ def prepared_clips(folder: Path, clips: int, length: int = LENGTH, side: int = S
     for number in range(clips):
         path = folder / f"{number:05}.npy"
         np.lib.format.open_memmap(path, "w+", np.uint8, (length, side, side, 3))
-        made.append(Clip("dfme", str(number), str(number), PreparedFrames(path, length, ""), length // 2, "", 0))
+        frames = PreparedFrames(path, length, "", f"clip {number}")
+        made.append(Clip("dfme", str(number), str(number), frames, length // 2, "", 0))
     return made
 
 
