@@ -40,12 +40,17 @@ LENGTH = 30  # frames of a clip, and the middle one is its apex
 
 @dataclass(frozen=True)
 class Rate:
-    """Clips a second, and the largest resident set of this process in bytes."""
+    """Clips a second, and the largest resident set of this process in bytes.
+
+    ``a_processor`` are the clips loaded in a second of this process's processor time, whatever else runs; None where
+    other processes load.
+    """
 
     num_frames: int
     workers: int
     loaded: float
     ready: float
+    a_processor: float | None
     memory: int
 
 
@@ -98,14 +103,15 @@ def measured(clips: list[Clip], num_frames: int, workers: int, options: argparse
 
     for _ in loader:  # starts the processes, and fills the system's cache of files
         pass
-    rates = []
+    rates, processor = [], []
     for ready in (False, True):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         clips_seen = sum(epochs(ready))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         rates.append(clips_seen / (time.perf_counter() - start))
-    return Rate(num_frames, workers, *rates, memory=resident("VmHWM"))
+        processor.append(clips_seen / (time.process_time() - busy))
+    return Rate(num_frames, workers, *rates, None if workers else processor[0], memory=resident("VmHWM"))
 
 
 def main(arguments: list[str] | None = None) -> list[Rate]:
@@ -133,8 +139,9 @@ def main(arguments: list[str] | None = None) -> list[Rate]:
         for num_frames in options.frames:
             for workers in options.workers:
                 rate = measured(clips, num_frames, workers, options, options.size)
+                alone = "" if rate.a_processor is None else f" ({rate.a_processor:.0f} a second of processor time)"
                 print(
-                    f"T = {num_frames:2}, {workers} loading processes: {rate.loaded:5.0f} clips/s, ready on "
+                    f"T = {num_frames:2}, {workers} loading processes: {rate.loaded:5.0f} clips/s{alone}, ready on "
                     f"{options.device} {rate.ready:5.0f}, at most {rate.memory / 2**20:.0f} MiB resident",
                     flush=True,
                 )

@@ -15,6 +15,7 @@ def test_every_combination_is_measured(shards, capsys):
     rates = loader.main([*options.split(), shards])
     assert [(rate.num_frames, rate.workers) for rate in rates] == [(2, 0), (2, 1), (4, 0), (4, 1)]
     assert all(rate.loaded > 0 and rate.ready > 0 for rate in rates)
+    assert [rate.a_processor is None for rate in rates] == [False, True, False, True]
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
