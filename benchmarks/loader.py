@@ -2,6 +2,7 @@
 
     python -m benchmarks.loader                                # prepared clips of 224 pixels, 6 and 16 frames
     python -m benchmarks.loader --clips 7526 --epochs 1        # as many as DFME has, with the peak of memory
+    python -m benchmarks.loader --shards 4                     # the same out of tar files, which do take room
 
 The clips are files as `hsta prepare` leaves them, of black frames that take no room on the disk: what they show does
 not matter for the time, a disk that has to be read would. They are loaded, augmented and put into batches as `hsta
@@ -16,14 +17,15 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from hsta.data.clips import Clip
 from hsta.data.inputs import ClipDataset, model_inputs
-from hsta.data.prepared_frames import PreparedFrames
+from hsta.data.prepared_frames import PreparedFrames, checksum
+from hsta.data.shards import Sample, read_offsets, write_shard
 from hsta.data.transforms import SPECIAL
 from hsta.training.augmentation import augment, draw_changes
 from hsta.training.clip_order import BalancedSampler
@@ -38,12 +40,17 @@ LENGTH = 30  # frames of a clip, and the middle one is its apex
 
 @dataclass(frozen=True)
 class Rate:
-    """Clips a second, and the largest resident set of this process in bytes."""
+    """Clips a second, and the largest resident set of this process in bytes.
+
+    ``a_processor`` are the clips loaded in a second of this process's processor time, whatever else runs; None where
+    other processes load.
+    """
 
     num_frames: int
     workers: int
     loaded: float
     ready: float
+    a_processor: float | None
     memory: int
 
 
@@ -53,7 +60,24 @@ def prepared_clips(folder: Path, clips: int, length: int = LENGTH, side: int = S
     for number in range(clips):
         path = folder / f"{number:05}.npy"
         np.lib.format.open_memmap(path, "w+", np.uint8, (length, side, side, 3))
-        made.append(Clip("dfme", str(number), str(number), PreparedFrames(path, length, ""), length // 2, "", 0))
+        frames = PreparedFrames(path, length, "", f"clip {number}")
+        made.append(Clip("dfme", str(number), str(number), frames, length // 2, "", 0))
+    return made
+
+
+def sharded_clips(folder: Path, clips: list[Clip], shards: int) -> list[Clip]:
+    """`prepared_clips` as `hsta shard` leaves them."""
+    made = []
+    for shard in range(shards):
+        path = folder / f"{shard:05}.tar"
+        mine = clips[shard * len(clips) // shards : (shard + 1) * len(clips) // shards]
+        frames = [clip.frames for clip in mine if isinstance(clip.frames, PreparedFrames)]
+        black = checksum(frames[0].open())
+        frames = [replace(of, checksum=black) for of in frames]
+        write_shard(path, (Sample(of.path.stem, of, b"{}") for of in frames))
+        offsets = read_offsets(path)
+        for clip, of in zip(mine, frames, strict=True):
+            made.append(replace(clip, frames=replace(of, path=path, offset=offsets[of.path.name])))
     return made
 
 
@@ -79,14 +103,15 @@ def measured(clips: list[Clip], num_frames: int, workers: int, options: argparse
 
     for _ in loader:  # starts the processes, and fills the system's cache of files
         pass
-    rates = []
+    rates, processor = [], []
     for ready in (False, True):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         clips_seen = sum(epochs(ready))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         rates.append(clips_seen / (time.perf_counter() - start))
-    return Rate(num_frames, workers, *rates, memory=resident("VmHWM"))
+        processor.append(clips_seen / (time.process_time() - busy))
+    return Rate(num_frames, workers, *rates, None if workers else processor[0], memory=resident("VmHWM"))
 
 
 def main(arguments: list[str] | None = None) -> list[Rate]:
@@ -97,6 +122,7 @@ def main(arguments: list[str] | None = None) -> list[Rate]:
     parser.add_argument("--augment", type=float, default=0.5)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--shards", type=int, default=0, help="tar files that hold the clips; 0 for a file a clip")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--size", type=int, default=SIDE, help="side of the frames in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -104,14 +130,18 @@ def main(arguments: list[str] | None = None) -> list[Rate]:
     rates = []
     print(
         f"{processor_name()}, {os.cpu_count()} processors; special {options.special}; {options.clips} clips of {LENGTH}"
+        f" in {options.shards or options.clips} files"
     )
     with tempfile.TemporaryDirectory() as folder:
         clips = prepared_clips(Path(folder), options.clips, side=options.size)
+        if options.shards:
+            clips = sharded_clips(Path(folder), clips, options.shards)
         for num_frames in options.frames:
             for workers in options.workers:
                 rate = measured(clips, num_frames, workers, options, options.size)
+                alone = "" if rate.a_processor is None else f" ({rate.a_processor:.0f} a second of processor time)"
                 print(
-                    f"T = {num_frames:2}, {workers} loading processes: {rate.loaded:5.0f} clips/s, ready on "
+                    f"T = {num_frames:2}, {workers} loading processes: {rate.loaded:5.0f} clips/s{alone}, ready on "
                     f"{options.device} {rate.ready:5.0f}, at most {rate.memory / 2**20:.0f} MiB resident",
                     flush=True,
                 )

@@ -14,6 +14,7 @@ COMMANDS = (
     "check",
     "generate",
     "prepare",
+    "shard",
     "train",
     "tune",
     "evaluate",
@@ -201,6 +202,7 @@ assert not loaded, loaded
         ("check", "--dataset --data --classes --json"),
         ("generate", "--format --output --subjects --clips-per-subject --seed"),
         ("prepare", "--dataset --data --output --image-size --detector --workers --overwrite"),
+        ("shard", "--data --output --shards --overwrite"),
         (
             "train",
             "--dataset --data --classes --model --output --epochs --resume "

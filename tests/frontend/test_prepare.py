@@ -31,7 +31,8 @@ OPTIONS = ["--detector", "cascade", "--image-size", "32"]
 KILLED = """
 import os, signal, sys
 stop, lines = int(sys.argv[1]), 0
-FILES = "preparation.py", "cache.py", "files.py", "align.py", "crop.py", "frame_files.py", "images.py"
+FILES = "preparation.py", "output_folder.py", "cache.py", "files.py", "align.py", "crop.py"
+FILES += "frame_files.py", "images.py"
 
 def trace(frame, event, argument):
     global lines
@@ -45,13 +46,13 @@ def trace(frame, event, argument):
 import hsta.data.preparation
 from hsta.cli import main
 
-opened = hsta.data.preparation._open
+opened = hsta.data.preparation.open_output
 
 def open_traced(*arguments):
     sys.settrace(trace)
     opened(*arguments)
 
-hsta.data.preparation._open = open_traced
+hsta.data.preparation.open_output = open_traced
 code = main(sys.argv[2:])
 sys.settrace(None)
 print(lines)
@@ -65,14 +66,14 @@ import sys
 import hsta.data.preparation
 from hsta.cli import main
 
-opened = hsta.data.preparation._open
+opened = hsta.data.preparation.open_output
 
 def open_and_wait(*arguments):
     opened(*arguments)
     print("opened", flush=True)
     sys.stdin.read()
 
-hsta.data.preparation._open = open_and_wait
+hsta.data.preparation.open_output = open_and_wait
 main(sys.argv[1:])
 """
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from hsta_kernels import reference
 from tests.frontend import two_processes
-from tests.frontend.test_training import EVERYTHING, STATE, WEIGHTS
+from tests.frontend.test_training import EVERYTHING, STATE, WEIGHTS, scalars
 from tests.frontend.two_processes import STRATEGIES, TESTED, Spy
 from tests.tolerances import assert_close_to_reference, nearby
 
@@ -101,6 +101,17 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(strategy, pair, 
             torch.stack([step[name] for step in steps]) for steps in (ours, same, exact, near)
         )
         assert_close_to_reference(ours_, same_, exact_, name, near_)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_log_has_the_loss_of_all_clips_and_the_rate_of_their_number(strategy, pair, trained):
+    """The rate is that of one process with batches of as many clips."""
+    run = pair[0] / f"{strategy}-same"
+    losses = torch.tensor([[step["loss"] for step in of["steps"]] for of in seen(pair[0], run.name)])
+    assert not torch.equal(losses[0], losses[1])
+    _, told = zip(*scalars(run, "loss"), strict=True)
+    torch.testing.assert_close(torch.tensor(told), losses.mean(0).view(3, 3).mean(1))
+    assert scalars(run, "learning rate") == scalars(trained, "learning rate")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

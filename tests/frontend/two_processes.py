@@ -28,7 +28,8 @@ TESTED = 5  # clips: the first process gets three of them, the second two
 
 
 class Spy:
-    """While this lasts, of each training step inputs, targets, weights and gradients, and all clips that are loaded."""
+    """While this lasts, of each training step inputs, targets, loss, weights and gradients, and all clips that are
+    loaded."""
 
     def __init__(self) -> None:
         self.steps: list[dict] = []
@@ -50,8 +51,9 @@ class Spy:
             return forward(model, video, special)
 
         def spying_loss(logits, targets, weights, smoothing):
-            self._step |= {"targets": targets, "class weights": weights}
-            return loss(logits, targets, weights, smoothing)
+            found = loss(logits, targets, weights, smoothing)
+            self._step |= {"targets": targets, "class weights": weights, "loss": found.detach()}
+            return found
 
         def spying_step(optimizer, *rest):
             parameters = dict(self._model.named_parameters())

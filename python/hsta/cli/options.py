@@ -31,7 +31,7 @@ UNIT_CLIPS = 10  # of fewer clips there is little to learn, and an F1 means noth
 @dataclass(frozen=True)
 class SourceOptions:
     data: Path
-    """Folder that holds the data set as its owners give it out, or as `hsta prepare` left it."""
+    """Folder that holds the data set as its owners give it out, or as `hsta prepare` or `hsta shard` left it."""
     dataset: str = "casme3"
     """Name of the data set, which tells how its files are laid out: casme2, samm, smic, casme3 (part A), mmew, dfme,
     megc2019 (the composite) or folder (one's own)."""

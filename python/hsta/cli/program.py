@@ -35,6 +35,7 @@ GOES_ON = {  # how a command that was stopped goes on
     "evaluate": "the same command with --resume goes on from here",
     "tune": "the same command with --resume goes on from here",
     "prepare": "the same command (without --overwrite) goes on from here",
+    "shard": "the same command (without --overwrite) goes on from here",
 }
 
 
@@ -89,6 +90,7 @@ def _run(arguments: list[str]) -> int:
     from .presets import expand
     from .report import Report
     from .serve import Serve
+    from .shard import Shard
     from .train import Train
     from .tune import Tune
 
@@ -100,6 +102,7 @@ def _run(arguments: list[str]) -> int:
                     "check": Check,
                     "generate": Generate,
                     "prepare": Prepare,
+                    "shard": Shard,
                     "train": Train,
                     "tune": Tune,
                     "evaluate": Evaluate,

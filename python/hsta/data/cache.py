@@ -1,7 +1,8 @@
 """What `hsta prepare` leaves: a folder that is read like the data set that it was made of.
 
 `FILE` says what the folder is: of which data set, how it was prepared, from which files, and, once it is complete, what
-its clips are by each choice of classes. Beside it lie the frames, a file a clip, and a copy of the data set's folds.
+its clips are by each choice of classes. Beside it lie the frames, a file a clip or in shards (`shards`), and a copy of
+the data set's folds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Plan:
     """What is prepared, and how: ``settings`` with all that the frames depend on but the sources.
 
     ``tables`` has a stamp for each annotation table by its name, ``clips`` one for each clip by its `key`: of names,
-    sizes and times. A clip's number is its place among them.
+    sizes and times. A clip's number is its place among them. Frames lie in as many ``shards``, with 0 in a file a clip.
     """
 
     dataset: str
@@ -50,6 +51,7 @@ class Plan:
     tables: dict[str, str]
     clips: dict[str, str]
     format: int = FORMAT
+    shards: int = 0
 
     def difference(self, other: Plan) -> str | None:
         """The first thing in which another plan differs from this one, in words."""
@@ -60,6 +62,8 @@ class Plan:
                 return f"{name} {other.settings.get(name)}, not {value}"
         if other.format != self.format:
             return f"format {other.format}, not {self.format}"
+        if other.shards != self.shards:
+            return f"{other.shards} shards, not {self.shards}"
         if changed := differing(other.tables, self.tables) + differing(other.clips, self.clips):
             return f"data that have changed since: {_few(changed)}"
         return None
@@ -101,7 +105,8 @@ def read_cache(dataset: Source, root: Path, classes: str | None) -> DatasetIndex
     if plan.dataset != dataset.name:
         raise UserError(f"{root} is prepared of {plan.dataset}, not of {dataset.name}: give --dataset {plan.dataset}")
     if results is None:
-        raise UserError(f"{root} is not complete: the same hsta prepare again goes on with it")
+        command = "hsta shard" if plan.shards else "hsta prepare"
+        raise UserError(f"{root} is not complete: the same {command} again goes on with it")
     said = results["indices"].get(classes or DEFAULT)
     if classes not in (None, *CLASSES):
         raise UserError(f"{dataset.name} has no classes {classes!r}")
@@ -166,7 +171,7 @@ def _index(said: dict, root: Path, plan: Plan, files: list[dict]) -> DatasetInde
     index.faults = [Fault(**fault) for fault in said["faults"]]
     index.prepared = Preparation(str(plan.settings["detector"]), int(plan.settings["size"]))
     for fields in said["clips"]:
-        clip = _clip(fields)
+        clip = clip_of(fields)
         number = numbers[key(clip)]
         file = files[number]
         if "left_out" in file:
@@ -174,19 +179,25 @@ def _index(said: dict, root: Path, plan: Plan, files: list[dict]) -> DatasetInde
             index.faults.append(Fault(file["folder"], None, message))
             index.lost += 1
         else:
-            frames = PreparedFrames(frames_file(root, number), file["length"], file["checksum"])
+            path = shard_file(root, file["shard"]) if plan.shards else frames_file(root, number)
+            named = f"{clip.subject} {clip.name}"
+            frames = PreparedFrames(path, file["length"], file["checksum"], named, file.get("offset", 0))
             index.clips.append(replace(clip, frames=frames))
     return index
 
 
-def _clip(fields: dict) -> Clip:
-    """A clip without its frames; JSON knows no tuples."""
+def clip_of(fields: dict) -> Clip:
+    """A clip that `described` described, without its frames; JSON knows no tuples."""
     label = fields["label"]
     return Clip(**{**fields, "label": tuple(label) if isinstance(label, list) else label}, frames=())
 
 
 def frames_file(root: Path, number: int) -> Path:
     return root / CLIPS / f"{number:05}.npy"
+
+
+def shard_file(root: Path, number: int) -> Path:
+    return root / CLIPS / f"{number:05}.tar"
 
 
 def _changes(dataset: Source, source: Path, classes: str | None, plan: Plan, said: dict) -> list[str]:
@@ -196,7 +207,7 @@ def _changes(dataset: Source, source: Path, classes: str | None, plan: Plan, sai
         index = dataset.read(source, classes)
     except UserError as error:
         return [*changes, str(error)]
-    clips = [_clip(fields) for fields in said["clips"]]
+    clips = [clip_of(fields) for fields in said["clips"]]
     before = {key(clip): plan.clips[key(clip)] for clip in clips}
     changes += differing(before, {key(clip): stamp(clip.files, source) for clip in index.clips})
     if not changes and [replace(clip, frames=()) for clip in index.clips] != clips:

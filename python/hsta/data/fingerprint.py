@@ -16,6 +16,7 @@ def fingerprints(clips: Iterable[Clip]) -> dict[str, str]:
     """A digest of each clip, by data set, subject and name, in the clips' order: its class, apex and frames.
 
     All bytes of the frames are read, since sizes and times tell neither a copy from a change nor a change from a copy.
+    Raises `UserError` where a prepared clip is damaged.
     """
     clips = list(clips)
     with ThreadPoolExecutor(4) as pool:
@@ -55,7 +56,8 @@ def _name(clip: Clip) -> str:
 def _digest(clip: Clip) -> str:
     digest = blake2b(repr((clip.emotion, clip.label, clip.apex)).encode(), digest_size=16)
     if isinstance(clip.frames, PreparedFrames):
-        digest.update(clip.frames.open().data)
+        clip.frames.check()
+        digest.update(clip.frames.checksum.encode())
         return digest.hexdigest()
     for path in clip.frames:
         content = path.read_bytes()

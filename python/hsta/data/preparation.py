@@ -8,28 +8,23 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from shutil import copytree
 from typing import TypeVar
 
 import cv2
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..face.align import align_clip
 from ..face.detectors import DETECTORS, Detector
-from ..files import remove, replacing, write_text
+from ..files import replacing, write_text
 from .cache import (
     CLASSES,
-    CLIPS,
     DEFAULT,
-    FILE,
     Plan,
     Source,
     described,
@@ -43,12 +38,11 @@ from .cache import (
 )
 from .clips import DatasetIndex
 from .frame_files import FrameFiles
+from .output_folder import alone_in, check_output, copy_folds, open_output
 from .prepared_frames import PreparedFrames, checksum
-from .table_dataset import FOLDS
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-LOCK = ".lock"
 Prepared = tuple[int, "np.ndarray | str"]  # a clip's number, and its frames or why there are none
 
 
@@ -72,7 +66,7 @@ def prepare_dataset(
     """
     if read_plan(source) is not None:
         raise UserError(f"{source} is prepared already")
-    _check_output(output)
+    check_output(output)
     indices, clips = _survey(dataset, source)
     plan = Plan(
         dataset.name,
@@ -80,10 +74,9 @@ def prepare_dataset(
         stamp_tables(source),
         {name: stamp(frames, source) for name, frames in clips.items()},
     )
-    with _alone_in(output):
-        _open(output, source, plan, overwrite)
-        if (source / FOLDS).is_dir():
-            copytree(source / FOLDS, output / FOLDS, dirs_exist_ok=True)
+    with alone_in(output, "hsta prepare"):
+        open_output(output, source, plan, overwrite)
+        copy_folds(source, output)
 
         missing = [(number, frames) for number, frames in enumerate(clips.values()) if not _is_done(output, number)]
         done = len(clips) - len(missing)
@@ -177,39 +170,6 @@ def _survey(dataset: Source, source: Path) -> tuple[dict[str, dict], dict[str, t
     return {classes: described(index) for classes, index in read.items()} | refused, clips
 
 
-def _check_output(output: Path) -> None:
-    """Raises `UserError` where nothing must be written: the folder is somebody else's."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file; what is prepared needs a folder")
-    if output.is_dir() and not (output / FILE).is_file() and any(path.name != LOCK for path in output.iterdir()):
-        raise UserError(f"{output} is not empty and holds nothing prepared; choose another folder")
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """While this lasts no other process prepares into the folder. The lock dies with the process, its file stays."""
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another hsta prepare is at work in {output}: let it end, or choose another folder") from None
-
-
-def _open(output: Path, source: Path, plan: Plan, overwrite: bool) -> None:
-    """Make ``output`` the folder of this plan."""
-    found = None if overwrite else read_plan(output)
-    if found is not None:
-        if difference := plan.difference(found[1]):
-            raise UserError(f"{output} was prepared with {difference}: --overwrite begins it again")
-        return
-    if overwrite and (output / FILE).is_file():
-        write_text(output / FILE, "{}\n")  # until the old frames are gone, it is of no plan
-        for name in (CLIPS, FOLDS):
-            remove(output / name)
-    write_plan(output, source.resolve(), plan)
-
-
 def _left_out_file(output: Path, number: int) -> Path:
     return frames_file(output, number).with_suffix(".txt")
 
@@ -223,5 +183,5 @@ def _result(output: Path, number: int, folder: Path, source: Path) -> dict:
     if reason.is_file():
         return {"left_out": reason.read_text(encoding="utf-8"), "folder": str(folder.relative_to(source))}
     path = frames_file(output, number)
-    frames = PreparedFrames(path, 0, "").open()
+    frames = PreparedFrames(path, 0, "", f"clip {number}").open()
     return {"length": len(frames), "checksum": checksum(frames)}

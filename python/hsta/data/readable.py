@@ -24,9 +24,7 @@ def leave_out_unreadable(index: DatasetIndex, root: Path) -> None:
             if clip.frames.is_whole():
                 kept.append(clip)
             else:
-                message = (
-                    f"{clip.subject} {clip.name}: missing or damaged, left out; hsta prepare --overwrite makes it anew"
-                )
+                message = f"{clip.subject} {clip.name}: missing or damaged, left out; {clip.frames.remedy}"
                 index.faults.append(Fault(str(clip.frames.path.relative_to(root)), None, message))
                 index.lost += 1
             continue
