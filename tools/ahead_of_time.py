@@ -189,14 +189,15 @@ def _amd_resources(code: str, shared_memory: int) -> AmdResources:
 
 
 def attention(
-    axis: str, frames: int, patches: int, prefix: int, head_dim: int, batch: int = 8, packed: bool = True,
+    axis: str, frames: int, patches: int, num_prefix_tokens: int, head_dim: int, batch: int = 8, packed: bool = True,
     **who_sees_whom: str,
 ) -> Callable:  # fmt: skip
     """Forward and backward pass of space_time_attention, to be given a dtype; not packed, q, k and v are (B, H, L, D)
     in memory."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid, length = Grid(frames, patches, axis, prefix, head_dim**-0.5, **who_sees_whom), prefix + frames * patches
+        grid = Grid(frames, patches, axis, num_prefix_tokens, head_dim**-0.5, **who_sees_whom)
+        length = num_prefix_tokens + frames * patches
         shapes = [(batch, length, 3, 12, head_dim)] if packed else [(batch, 12, length, head_dim)] * 3
         qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         if not packed:
