@@ -188,14 +188,22 @@ def _amd_resources(code: str, shared_memory: int) -> AmdResources:
     )
 
 
-def attention(axis: str, frames: int, patches: int, prefix: int, head_dim: int, batch: int = 8) -> Callable:
-    """Forward and backward pass of space_time_attention, to be given a dtype."""
+def attention(
+    axis: str, frames: int, patches: int, num_prefix_tokens: int, head_dim: int, batch: int = 8, packed: bool = True,
+    **who_sees_whom: str,
+) -> Callable:  # fmt: skip
+    """Forward and backward pass of space_time_attention, to be given a dtype; not packed, q, k and v are (B, H, L, D)
+    in memory."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid = Grid(frames, patches, axis, prefix, head_dim**-0.5)
-        qkv = torch.randn(batch, prefix + frames * patches, 3, 12, head_dim, dtype=dtype, device=device)
-        out, stats = space_time_attention.forward((qkv,), grid)
-        space_time_attention.backward(out, (qkv,), out, stats, grid)
+        grid = Grid(frames, patches, axis, num_prefix_tokens, head_dim**-0.5, **who_sees_whom)
+        length = num_prefix_tokens + frames * patches
+        shapes = [(batch, length, 3, 12, head_dim)] if packed else [(batch, 12, length, head_dim)] * 3
+        qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+        if not packed:
+            qkv = [part.transpose(1, 2) for part in qkv]
+        out, stats = space_time_attention.forward(qkv, grid)
+        space_time_attention.backward(out, qkv, out, stats, grid)
 
     return run
 

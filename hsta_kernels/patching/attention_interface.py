@@ -39,8 +39,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query, key, value (B, H, L, D), read in place; returns (B, L, H, D) and no weights.
 
-    Masks, causal attention, dropout, keys of fewer heads or of another length, and what is on a GPU go to PyTorch's own
-    attention.
+    Masks, causal attention, dropout, keys of fewer heads or of another length, and dtypes and heads that have no kernel
+    go to PyTorch's own attention.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if (

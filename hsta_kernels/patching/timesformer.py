@@ -45,7 +45,8 @@ class TimesformerLayer(original.TimesformerLayer):
     """In place of the class of the same name: same parameters, arguments and results."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
-        if output_attentions or not has_kernels(hidden_states) or not self._can_fuse():
+        head_dim = hidden_states.shape[-1] // self.config.num_attention_heads
+        if output_attentions or not has_kernels(hidden_states, head_dim) or not self._can_fuse():
             return super().forward(hidden_states, output_attentions)
         residual, update = hidden_states, None
         if self.attention_type == "divided_space_time":

@@ -151,6 +151,27 @@ def test_another_version_spills_nothing(arch, dtype, case):
     assert done
 
 
+@pytest.mark.parametrize(
+    ("arch", "run"),
+    [
+        *((arch, attention("space", 8, 196, 1, 64, prefix="frame_mean", token_order="patch_major"))
+          for arch in (80, 90, 100)),
+        (90, attention("time", 8, 196, 1, 64, prefix="none", token_order="patch_major")),
+        (90, attention("joint", 8, 196, 0, 64, packed=False)),
+    ],
+    ids=("TimeSformer, space, 80", "TimeSformer, space, 90", "TimeSformer, space, 100", "TimeSformer, time", "joint"),
+)  # fmt: skip
+def test_what_other_models_ask_for_spills_nothing(arch, run):
+    """Of which the document has nothing: patch-major tokens, other ways with the prefix, three tensors."""
+    if arch == 100 and version() < (3, 3):
+        pytest.skip("Triton 3.2 does not know sm_100")
+    for launch in launches(lambda: run(torch.bfloat16), arch):
+        resources = compile_launch(launch, arch)
+        assert resources.spills == 0, launch.name
+        assert resources.shared_memory <= SHARED_MEMORY[arch], launch.name
+        assert not resources.wide_loads.startswith("0/"), launch.name
+
+
 @same_compiler
 @pytest.mark.parametrize("name", ("sm_89", "sm_120", "gfx950"))
 def test_relatives(name):

@@ -76,8 +76,7 @@ def far_apart(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
 
 @pytest.mark.skipif(not backends.triton_interpreted, reason="reserves memory that a GPU would have to have")
 def test_offsets_have_64_bits():
-    """The interpreter gives a stride the bits that its value needs, not those that the kernel declares: parts of qkv,
-    at one and two strides, are left out."""
+    """The interpreter gives a stride the bits that its value needs, not those that the kernel declares."""
     halves = {key: value.half() for key, value in of_cross_modal.arguments(2, 5, 16).items()}
     qkv, grad = torch.randn(2, 5, 3, 2, 8).half(), torch.randn(2, 5, 2, 8).half()
     rows, weight = torch.randn(3, 16).half(), torch.ones(16).half()

@@ -72,6 +72,17 @@ def check(axis: str, grid: tuple[int, int], head_dim: int = 64, dtype: torch.dty
     of_attention.check(qkv, grid, axis, 1, dtype, KERNEL)
 
 
+def test_attention_of_timesformer(h100):
+    """The way of its prefix over space, and tokens patch by patch, in three tensors."""
+    q, k, v = (torch.randn(1, 2, 1 + 2 * 70, 64).bfloat16().transpose(1, 2) for _ in range(3))
+    of_attention.assert_parity(
+        lambda q, k, v, **more: of_attention.space_time_attention(
+            (q, k, v), (2, 70), "space", prefix="frame_mean", token_order="patch_major", **more
+        ),
+        {"q": q, "k": k, "v": v}, [torch.randn_like(q)], KERNEL,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("axis", "grid", "head_dim"),
     # two tiles or more of each kind, the last one not full

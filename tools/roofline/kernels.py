@@ -52,8 +52,8 @@ def _multiplied(work: Work, a: SimpleNamespace, flops: float, rows: int) -> None
 
 
 def _time(a: SimpleNamespace, backward: bool) -> Work:
-    batch, length, _, heads, dim = a.qkv.shape
-    e, splits = _element(a, "qkv"), -(-a.N // a.PACK)
+    batch, length, heads, dim = a.q_ptr.shape
+    e, splits = _element(a, "q_ptr"), -(-a.N // a.PACK)
     programs = batch * splits * heads
     tokens = batch * length * heads
     rows = programs * (a.PACK * a.T + a.P) - batch * heads * (splits * a.PACK - a.N) * a.T  # loaded
@@ -75,7 +75,7 @@ def _tiles(a: SimpleNamespace) -> list[tuple[int, int]]:
 def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: bool = False) -> Work:
     """A tile's own rows stay on chip while those of its whole group pass by: `own` and `others` are bytes a row,
     loaded and stored, of either."""
-    batch, length, _, heads, dim = a.qkv.shape
+    batch, length, heads, dim = a.q_ptr.shape
     groups, rows_of_group = batch * a.groups * heads, a.G + a.P
     tiles = [(rows, count) for rows, count in _tiles(a) if count]
     programs = sum(count for _, count in tiles)
@@ -91,7 +91,7 @@ def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: b
 
 
 def _row(a: SimpleNamespace) -> int:
-    return a.qkv.shape[-1] * _element(a, "qkv")
+    return a.q_ptr.shape[-1] * _element(a, "q_ptr")
 
 
 def flash_forward(a: SimpleNamespace) -> Work:
@@ -104,7 +104,7 @@ def flash_backward_q(a: SimpleNamespace) -> Work:
 
 def flash_backward_kv(a: SimpleNamespace) -> Work:
     work = _flash(a, products=4, own=4 * _row(a), others=2 * _row(a) + 12)
-    work.reread = math.prod(a.qkv.shape[:2]) * a.qkv.shape[3] * 4 * _row(a)
+    work.reread = math.prod(a.q_ptr.shape[:3]) * 4 * _row(a)
     work.bytes -= work.reread
     return work
 

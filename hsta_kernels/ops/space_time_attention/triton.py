@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hsta_kernels.ops.launch import current_device
+from hsta_kernels.ops.launch import contiguous_like, current_device
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
@@ -24,8 +24,14 @@ _MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
 
 
 class Groups(NamedTuple):
-    """Member j of group g is token prefix + g*group_step + j*member_step."""
+    """Member j of group g is token first + prefix + g*group_step + j*member_step.
 
+    The kernels do not know the tokens before `first`, which take no part: they are given pointers to it. `mean` says
+    that prefix queries have a softmax in each group.
+    """
+
+    first: int
+    mean: bool
     prefix: int
     groups: int
     members: int
@@ -33,12 +39,18 @@ class Groups(NamedTuple):
     member_step: int
 
     @classmethod
-    def of(cls, num_frames: int, num_patches: int, axis: str, num_prefix_tokens: int) -> Groups:
-        if axis == "time":
-            return cls(num_prefix_tokens, num_patches, num_frames, 1, num_patches)
-        if axis == "space":
-            return cls(num_prefix_tokens, num_frames, num_patches, num_patches, 1)
-        return cls(0, 1, num_prefix_tokens + num_frames * num_patches, 0, 1)
+    def of(cls, grid: Grid) -> Groups:
+        first = grid.num_prefix_tokens if grid.prefix == "none" else 0
+        prefix = grid.num_prefix_tokens - first
+        frame_step, position_step = grid.num_patches, 1
+        if grid.token_order == "patch_major":
+            frame_step, position_step = 1, grid.num_frames
+        if grid.axis == "time":
+            return cls(first, False, prefix, grid.num_patches, grid.num_frames, position_step, frame_step)
+        if grid.axis == "space":
+            mean = grid.prefix == "frame_mean" and prefix > 0
+            return cls(first, mean, prefix, grid.num_frames, grid.num_patches, frame_step, position_step)
+        return cls(first, False, 0, 1, prefix + grid.num_frames * grid.num_patches, 0, 1)
 
     def tail(self, block: int) -> int:
         """Rows of the tiles that take what full tiles of `block` patches leave of a group; 0 if nothing is left.
@@ -54,136 +66,153 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
-    if len(qkv) == 3:
-        return "qkv is three tensors; the kernels take a packed one"
-    if grid.num_prefix_tokens and grid.prefix != "all":
-        return f"prefix is {grid.prefix!r}; the kernels have 'all'"
-    if grid.token_order != "time_major" and grid.axis != "joint":
-        return f"token_order is {grid.token_order!r}; the kernels take 'time_major'"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
 def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
-    """(B, H, L, 2), maximum and inverse sum: tiles of keys come one after the other, no row is at hand at once."""
-    return qkv[0].shape[0], qkv[0].shape[3], qkv[0].shape[1], 2
+    """(B, H, L, 2), maximum and inverse sum: tiles of keys come one after the other, no row is at hand at once.
+
+    Prefix queries whose outputs are averaged have theirs in each frame, (B, H, L + T·P, 2).
+    """
+    rows = qkv[0].shape[1] + (grid.num_frames * grid.num_prefix_tokens if grid.prefix == "frame_mean" else 0)
+    return qkv[0].shape[0], qkv[0].shape[-2], rows, 2
 
 
-def forward(packed: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
-    from hsta_kernels.ops.space_time_attention.triton_tile import merge_prefix
+    from hsta_kernels.ops.space_time_attention.triton_tile import mean_prefix, merge_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_forward
 
-    (qkv,) = packed
-    num_patches, axis, scale = grid.num_patches, grid.axis, grid.scale
-    batch, length, _, heads, head_dim = qkv.shape
-    out = qkv.new_empty((batch, length, heads, head_dim))
-    stats = qkv.new_empty((batch, heads, length, 2), dtype=torch.float32)
-    if not qkv.numel():
+    q, k, v = _parts(qkv)
+    batch, length, heads, head_dim = q.shape
+    out = q.new_empty(q.shape)
+    stats = q.new_empty(stats_shape(qkv, grid), dtype=torch.float32)
+    if not q.numel():
         return out, stats
-    groups = Groups.of(*grid[:4])
-    strides, unit = in_units(qkv.stride()[:4])
-    common = {"P": groups.prefix, **_columns(head_dim), "UNIT": unit, "PRECISION": precision(qkv.dtype)}
-    factor = in_two_parts(scale * math.log2(math.e))
-    tile = _time_tile("time_forward", qkv, groups, axis)
-    splits = -(-num_patches // tile["PACK"]) if tile else groups.groups
+    groups = Groups.of(grid)
+    first, rows = groups.first, [q, k, v, out, stats]
+    if first:
+        out[:, :first] = v[:, :first]
+        rows = [*_after(first, rows[:4]), stats[:, :, first:]]
+    strides, unit = in_units(q.stride()[:3])
+    columns = _columns(head_dim)
+    common = {"P": groups.prefix, **columns, "UNIT": unit, "PRECISION": precision(q.dtype)}
+    factor = in_two_parts(grid.scale * math.log2(math.e))
+    tile = _time_tile("time_forward", q, groups, grid)
+    splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_shape = (batch, heads, groups.prefix, splits)
-    values = qkv.new_empty((*partial_shape, head_dim), dtype=torch.float32)
-    partial_stats = qkv.new_empty((*partial_shape, 2), dtype=torch.float32)
-    with current_device(qkv):
+    values = q.new_empty((*partial_shape, head_dim), dtype=torch.float32)
+    partial_stats = q.new_empty((*partial_shape, 2), dtype=torch.float32)
+    with current_device(q):
         if tile:
             time_forward[(batch * splits * heads,)](
-                qkv, out, stats, values, partial_stats, *strides, num_patches, heads, *factor,
+                *rows, values, partial_stats, *strides, groups.groups, *groups[5:], length, heads, *factor,
                 **common, **tile,
             )  # fmt: skip
         else:
-            config = _flash_tiles("flash_forward", qkv, groups)
+            config = _flash_tiles("flash_forward", q, groups)
             flash_forward[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                qkv,
-                out,
-                stats,
-                values,
-                partial_stats,
-                *strides,
-                *groups[1:],
-                length,
-                heads,
-                *factor,
-                **common,
-                **config,
-            )
-        if groups.prefix:
-            merge_prefix[(batch * heads * groups.prefix,)](
-                values, partial_stats, out, stats, splits, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SPLITS, **_columns(head_dim), enable_fp_fusion=False,
+                *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factor,
+                **common, MEAN=groups.mean, **config,
             )  # fmt: skip
+        merging = {"P": groups.prefix, "BLOCK": _MERGED_SPLITS, **columns, "enable_fp_fusion": False}
+        if groups.mean:
+            mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging)
+        elif groups.prefix:
+            merge_prefix[(batch * heads * groups.prefix,)](
+                values, partial_stats, out, stats, splits, length, heads, **merging
+            )
     return out, stats
 
 
 def backward(
-    grad_out: torch.Tensor, packed: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
-) -> tuple[torch.Tensor]:
+    grad_out: torch.Tensor, qkv: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
     from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_backward
 
-    (qkv,) = packed
-    num_patches, axis, scale = grid.num_patches, grid.axis, grid.scale
-    batch, length, _, heads, head_dim = qkv.shape
-    grad_qkv = qkv.new_empty(qkv.shape)
-    if not qkv.numel():
-        return (grad_qkv,)
-    groups = Groups.of(*grid[:4])
-    strides, unit = in_units(qkv.stride()[:4])
+    grads = tuple(map(contiguous_like, qkv))
+    if not out.numel():
+        return grads
+    batch, length, heads, head_dim = out.shape
+    groups, deltas = Groups.of(grid), stats.shape[:3]
+    first = groups.first
+    do, o, (q, k, v), (dq, dk, dv) = grad_out, out, _parts(qkv), grads[0].unbind(2) if len(grads) == 1 else grads
+    if first:
+        dq[:, :first], dk[:, :first], dv[:, :first] = 0, 0, do[:, :first]
+        do, o, q, k, v, dq, dk, dv = _after(first, (do, o, q, k, v, dq, dk, dv))
+        stats = stats[:, :, first:]
+    strides, unit = in_units(q.stride()[:3])
     grad_strides, grad_unit = in_units(grad_out.stride()[:3])
+    parts, columns = 3 // len(qkv), _columns(head_dim)
     common = {
-        "P": groups.prefix, **_columns(head_dim), "UNIT": unit, "GRAD_UNIT": grad_unit,
-        "PRECISION": precision(qkv.dtype),
+        "P": groups.prefix, **columns, "UNIT": unit, "GRAD_UNIT": grad_unit, "PARTS": parts,
+        "PRECISION": precision(q.dtype),
     }  # fmt: skip
-    scales = (*in_two_parts(scale * math.log2(math.e)), scale)
-    tile = _time_tile("time_backward", qkv, groups, axis)
-    splits = -(-num_patches // tile["PACK"]) if tile else groups.groups
-    partial_grads = qkv.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
-    with current_device(qkv):
+    scales = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale)
+    tile = _time_tile("time_backward", q, groups, grid)
+    splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
+    partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
+    with current_device(q):
         if tile:
             time_backward[(batch * splits * heads,)](
-                grad_out, qkv, out, stats, grad_qkv, partial_grads, *grad_strides, *strides, num_patches, heads,
-                *scales, **common, **tile,
+                do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
+                groups.groups, *groups[5:], length, heads, *scales, **common, **tile,
             )  # fmt: skip
         else:
-            delta = qkv.new_empty((batch, heads, length), dtype=torch.float32)
-            sizes = (*grad_strides, *strides, *groups[1:], length, heads, *scales)
-            config = _flash_tiles("flash_backward_q", qkv, groups)
+            delta = q.new_empty(deltas, dtype=torch.float32)
+            common["MEAN"] = groups.mean
+            sizes = (*grad_strides, *strides, *groups[3:], length, heads, *scales)
+            config = _flash_tiles("flash_backward_q", q, groups)
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                grad_out, qkv, out, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
+                do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
             )
-            config = _flash_tiles("flash_backward_kv", qkv, groups)
+            config = _flash_tiles("flash_backward_kv", q, groups)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                grad_out, qkv, stats, delta, grad_qkv, partial_grads, *sizes, **common, **config
+                do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
             )
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
-                partial_grads, grad_qkv, splits, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SPLITS, **_columns(head_dim), enable_fp_fusion=False,
+                partial_grads, dq, dk, dv, splits, length, heads,
+                P=groups.prefix, BLOCK=_MERGED_SPLITS, PARTS=parts, **columns, enable_fp_fusion=False,
             )  # fmt: skip
-    return (grad_qkv,)
+    return grads
+
+
+def _after(first: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor[:, first:] for tensor in tensors]
+
+
+def _parts(qkv: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """q, k and v in one layout: where three tensors have not the same strides, copies have.
+
+    Offsets in rows are then computed once for all three, and so they take no more registers than those of a packed
+    tensor. Models' projections lay out all three alike.
+    """
+    if len(qkv) == 1:
+        return qkv[0].unbind(2)
+    if qkv[0].stride() == qkv[1].stride() == qkv[2].stride():
+        return qkv
+    return [part.contiguous() for part in qkv]
 
 
 def _columns(head_dim: int) -> dict[str, int]:
     return {"D": head_dim, "BLOCK_D": max(16, power_of_2(head_dim))}
 
 
-def _time_tile(kernel: str, qkv: torch.Tensor, groups: Groups, axis: str) -> dict[str, Any] | None:
+def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
     """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
 
     None when a sequence is too long for one tile, or lies along another axis.
     """
     sequence = groups.members + groups.prefix
-    if axis != "time" or not configured(kernel, qkv, qkv.shape[-1], sequence):
+    if grid.axis != "time" or not configured(kernel, rows, rows.shape[-1], sequence):
         return None
-    config = configuration(kernel, qkv, qkv.shape[-1], sequence)
+    config = configuration(kernel, rows, rows.shape[-1], sequence)
     return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
 
 
-def _flash_tiles(kernel: str, qkv: torch.Tensor, groups: Groups) -> dict[str, Any]:
-    config = configuration(kernel, qkv, qkv.shape[-1], groups.members)
+def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups) -> dict[str, Any]:
+    config = configuration(kernel, rows, rows.shape[-1], groups.members)
     return config | {"TAIL_M": groups.tail(config["BLOCK_M"]), "TAIL_N": groups.tail(config["BLOCK_N"])}

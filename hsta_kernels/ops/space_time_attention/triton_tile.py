@@ -97,16 +97,41 @@ def merge_prefix(
 
 
 @triton.jit
-def sum_prefix(
-    partial_grads, grad_qkv, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
+def _sum_over_splits(partial, row, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, splits, BLOCK):
+        split = start + tl.arange(0, BLOCK)
+        total += tl.sum(load_tile(partial, row * splits + split, split < splits, D, D, BLOCK_D, True), 0)
+    return total
+
+
+@triton.jit
+def mean_prefix(
+    partial_values, out, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """One prefix query of one head whose softmaxes over the splits are its own: the mean of their outputs."""
+    program = tl.program_id(0).to(tl.int64)  # (sample, head, prefix token)
+    token, head, sample = program % P, program // P % H, program // P // H
+    columns = tl.arange(0, BLOCK_D)
+    mean = _sum_over_splits(partial_values, program, splits, D, BLOCK_D, BLOCK) / splits
+    row = (sample * L + token) * H + head
+    tl.store(out + row * D + columns, mean.to(out.dtype.element_ty), mask=columns < D)
+
+
+@triton.jit
+def sum_prefix(
+    partial_grads, dq_ptr, dk_ptr, dv_ptr, splits, L, H,
+    P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """The gradient of one prefix token's query, key or value in one head: the sum of every split's share."""
     program = tl.program_id(0).to(tl.int64)  # (sample, part, head, prefix token)
     token, head, part, sample = program % P, program // P % H, program // P // H % 3, program // P // H // 3
     columns = tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(0, splits, BLOCK):
-        split = start + tl.arange(0, BLOCK)
-        total += tl.sum(load_tile(partial_grads, program * splits + split, split < splits, D, D, BLOCK_D, True), 0)
-    row = ((sample * L + token) * 3 + part) * H + head
-    tl.store(grad_qkv + row * D + columns, total.to(grad_qkv.dtype.element_ty), mask=columns < D)
+    total = _sum_over_splits(partial_grads, program, splits, D, BLOCK_D, BLOCK).to(dq_ptr.dtype.element_ty)
+    offset = ((sample * L + token) * PARTS * H + head) * D + columns
+    if part == 0:
+        tl.store(dq_ptr + offset, total, mask=columns < D)
+    elif part == 1:
+        tl.store(dk_ptr + offset, total, mask=columns < D)
+    else:
+        tl.store(dv_ptr + offset, total, mask=columns < D)

@@ -29,11 +29,11 @@ PADDING = tl.constexpr(-2)  # the position of a row that is not there
 
 
 @triton.jit
-def _rows(split, N, T: tl.constexpr, P: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr):
+def _rows(split, N, group_step, member_step, T: tl.constexpr, P: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr):
     """(position, token) of each row of a tile: PACK·T patches, then the P prefix tokens, then padding."""
     rows = tl.arange(0, ROWS)
     position = split * PACK + rows // T
-    token = P + rows % T * N + position
+    token = P + position * group_step + rows % T * member_step
     position = tl.where((rows < PACK * T) & (position < N), position, PADDING)
     is_prefix = (rows >= PACK * T) & (rows < PACK * T + P)
     return tl.where(is_prefix, PREFIX, position), tl.where(is_prefix, rows - PACK * T, token)
@@ -52,21 +52,21 @@ def _visible(position, split):
 
 @triton.jit
 def time_forward(
-    qkv, out, stats, partial_values, partial_stats,
-    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    N, H, scale, scale_low,
+    q_ptr, k_ptr, v_ptr, out, stats, partial_values, partial_stats,
+    sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
+    N, group_step, member_step, L, H, scale, scale_low,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     splits = tl.cdiv(N, PACK)
     program = tl.program_id(0)  # (sample, split, head): heads lie side by side in memory
     head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
-    position, token = _rows(split, N, T, P, PACK, ROWS)
+    position, token = _rows(split, N, group_step, member_step, T, P, PACK, ROWS)
     valid = position != PADDING
-    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
-    q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
-    k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
-    v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    offset = (sample * sample_stride + head * head_stride) * UNIT
+    q = load_tile(q_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    k = load_tile(k_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    v = load_tile(v_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
 
     s = scores(q, k, scale, scale_low, PRECISION)
     s = tl.where(_visible(position, split), s, -float("inf"))
@@ -75,7 +75,6 @@ def time_forward(
     l = tl.sum(p, 1)
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
-    L = P + N * T
     o = divide(values, l[:, None], q.dtype)
     store_tile(o, out + (sample * L * H + head) * D, token, position >= 0, H * D, D, BLOCK_D, True)
     row_stats = stats + ((sample * H + head) * L + token) * 2
@@ -90,25 +89,25 @@ def time_forward(
 
 @triton.jit
 def time_backward(
-    grad_out, qkv, out, stats, grad_qkv, partial_grads,
+    grad_out, q_ptr, k_ptr, v_ptr, out, stats, dq_ptr, dk_ptr, dv_ptr, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
-    sample_stride: tl.int64, token_stride: tl.int64, part_stride: tl.int64, head_stride: tl.int64,
-    N, H, scale, scale_low, grad_scale,
+    sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
+    N, group_step, member_step, L, H, scale, scale_low, grad_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     splits = tl.cdiv(N, PACK)
     program = tl.program_id(0)
     head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
-    position, token = _rows(split, N, T, P, PACK, ROWS)
+    position, token = _rows(split, N, group_step, member_step, T, P, PACK, ROWS)
     valid = position != PADDING
-    base = qkv + (sample * sample_stride + head * head_stride) * UNIT
-    q = load_tile(base, token, valid, token_stride * UNIT, D, BLOCK_D, True)
-    k = load_tile(base + part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
-    v = load_tile(base + 2 * part_stride * UNIT, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    offset = (sample * sample_stride + head * head_stride) * UNIT
+    q = load_tile(q_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    k = load_tile(k_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
+    v = load_tile(v_ptr + offset, token, valid, token_stride * UNIT, D, BLOCK_D, True)
     grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
     do = load_tile(grad_base, token, valid, grad_token_stride * GRAD_UNIT, D, BLOCK_D, True)
-    L = P + N * T
     row_stats = stats + ((sample * H + head) * L + token) * 2
     m = tl.load(row_stats, mask=valid, other=0.0)
     inverse_l = tl.load(row_stats + 1, mask=valid, other=1.0)
@@ -129,10 +128,10 @@ def time_backward(
     dq = tl.dot(ds, k, input_precision=PRECISION) * grad_scale
     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * grad_scale
 
-    grad_base = grad_qkv + (sample * L * 3 * H + head) * D
-    store_tile(dq, grad_base, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
-    store_tile(dk, grad_base + H * D, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
-    store_tile(dv, grad_base + 2 * H * D, token, position >= 0, 3 * H * D, D, BLOCK_D, True)
+    offset = (sample * L * PARTS * H + head) * D
+    store_tile(dq, dq_ptr + offset, token, position >= 0, PARTS * H * D, D, BLOCK_D, True)
+    store_tile(dk, dk_ptr + offset, token, position >= 0, PARTS * H * D, D, BLOCK_D, True)
+    store_tile(dv, dv_ptr + offset, token, position >= 0, PARTS * H * D, D, BLOCK_D, True)
     if P > 0:
         part = H * P * splits
         row = sample * 3 * part + (head * P + token) * splits + split
