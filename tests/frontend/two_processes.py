@@ -52,7 +52,7 @@ class Spy:
 
         def spying_loss(logits, targets, weights, smoothing):
             found = loss(logits, targets, weights, smoothing)
-            self._step |= {"targets": targets, "class weights": weights, "loss": found.detach()}
+            self._step |= {"targets": targets, "class weights": weights, "loss": found.detach().clone()}
             return found
 
         def spying_step(optimizer, *rest):

@@ -33,7 +33,7 @@ def _rows(split, N, group_step, member_step, T: tl.constexpr, P: tl.constexpr, P
     """(position, token) of each row of a tile: PACK·T patches, then the P prefix tokens, then padding."""
     rows = tl.arange(0, ROWS)
     position = split * PACK + rows // T
-    token = P + position * group_step + rows % T * member_step
+    token = P + rows % T * member_step + position * group_step
     position = tl.where((rows < PACK * T) & (position < N), position, PADDING)
     is_prefix = (rows >= PACK * T) & (rows < PACK * T + P)
     return tl.where(is_prefix, PREFIX, position), tl.where(is_prefix, rows - PACK * T, token)
