@@ -74,7 +74,7 @@ class AttnProcessor:
             or attn.spatial_norm is not None
             or attn.group_norm is not None
             or hidden_states.ndim != 3
-            or not has_kernels(hidden_states)
+            or not has_kernels(hidden_states, attn.inner_dim // attn.heads)
         ):
             return self.before(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         positions, frames, _ = hidden_states.shape
