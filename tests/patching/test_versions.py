@@ -21,7 +21,7 @@ def test_patching_with_an_older_transformers():
         env=environment, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert version.startswith("4.57.")
-    tests = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if path != Path(__file__)]
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("timesformer", "attention_interface")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
