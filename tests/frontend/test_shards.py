@@ -160,7 +160,9 @@ for data, run in {[(str(prepared), str(tmp_path / "folder")), (str(shards), str(
 """)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([*torchrun, script], env=environment, capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [*torchrun, script], env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
     assert child.returncode == 0, child.stderr
     for name in (STATE, WEIGHTS):
         assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes(), name

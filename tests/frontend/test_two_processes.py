@@ -43,6 +43,7 @@ def pair(learning, people, trained, tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,  # processes that wait for each other would wait for ever
     )
     assert child.returncode == 0, child.stderr
     return folder, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in (0, 1)], child.stderr
