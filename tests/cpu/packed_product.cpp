@@ -9,8 +9,8 @@ void check(int64_t rows, int64_t inner, int64_t columns, int64_t gap, bool gelu)
   const int64_t panels = divide_up(columns, kPanelColumns);
   Tensor<float> x({rows, inner}, gap), weight({panels, inner, kPanelColumns}), bias({columns}), out({rows, columns});
   x.randomize(random), weight.randomize(random), bias.randomize(random);
-  // As a layer's are, so that results are about 1: the tolerance is of these, and sums of numbers about 1 round with the
-  // size that they pass through on the way.
+  // As a layer's are, so that results are about 1: the tolerance is of these, and sums of numbers about 1 round with
+  // the size that they pass through on the way.
   for (float& w : weight.memory) w /= std::sqrt(float(inner));
 
   PackedProduct op{};
