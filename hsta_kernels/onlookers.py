@@ -39,8 +39,14 @@ def onlooker(tensors: Iterable[torch.Tensor | None]) -> str | None:
 
 
 def has_tangent(arguments: Iterable[Any]) -> bool:
-    """Whether one of the arguments is a tensor with a tangent of the current level of forward-mode differentiation."""
-    return any(isinstance(a, torch.Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments)
+    """Whether one of the arguments, or of a list among them, is a tensor with a tangent of the current level of
+    forward-mode differentiation."""
+    return any(
+        has_tangent(a)
+        if isinstance(a, (list, tuple))
+        else isinstance(a, torch.Tensor) and forward_ad.unpack_dual(a).tangent is not None
+        for a in arguments
+    )
 
 
 def _transformed() -> bool:

@@ -271,7 +271,7 @@ def evaluated(line, tmp_path_factory):
 
 def test_an_evaluation_pools_all_folds(evaluated, people):
     assert {path.name for path in evaluated.iterdir()} == {
-        "config.json", "curves", "folds", "metrics.json", "predictions.csv", "f1_by_unit.png",
+        "attention", "config.json", "curves", "folds", "metrics.json", "predictions.csv", "f1_by_unit.png",
     }  # fmt: skip
     index = read_dataset("casme3", people, "action-units")
     with (evaluated / "predictions.csv").open(newline="") as file:
