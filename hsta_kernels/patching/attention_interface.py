@@ -24,6 +24,7 @@ MODELS = (
     "transformers.models.vjepa2.modeling_vjepa2",
 )
 _BEFORE = "_hsta_before"  # an attribute of a module: what its configuration said before
+_HANDLES = "_hsta_handles"  # of a model: those of the hooks that let attention weights come from where they came
 
 
 def attention_forward(
@@ -84,16 +85,17 @@ def unpatch(model: nn.Module) -> None:
         before = module.__dict__.pop(_BEFORE, None)
         if before is not None and config._attn_implementation == NAME:
             config._attn_implementation_internal = before
-        for hooks, ours in ((module._forward_pre_hooks, _before_call), (module._forward_hooks, _after_call)):
-            for key in [key for key, hook in hooks.items() if hook is ours]:
-                del hooks[key]
+        for handle in module.__dict__.pop(_HANDLES, ()):
+            handle.remove()
 
 
 def _give_way(model: PreTrainedModel) -> None:
     """Attention weights come from nobody but eager attention: lets a call for them have it, if it had it before."""
-    if _before_call not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_before_call, with_kwargs=True)
-        model.register_forward_hook(_after_call, always_call=True)
+    if _HANDLES not in model.__dict__:
+        model.__dict__[_HANDLES] = (
+            model.register_forward_pre_hook(_before_call, with_kwargs=True),
+            model.register_forward_hook(_after_call, always_call=True),
+        )
 
 
 _calls = threading.local()  # .changed: for each call that is running, the configuration it changed or None
@@ -110,7 +112,7 @@ def _before_call(model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) ->
     if asked is None:
         asked = getattr(config, "output_attentions", False)
     changed = None
-    if asked and config._attn_implementation == NAME:
+    if asked and config._attn_implementation == NAME and _BEFORE in model.__dict__:
         config._attn_implementation_internal = model.__dict__[_BEFORE]
         changed = config
     _calls.changed.append(changed)

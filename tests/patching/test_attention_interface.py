@@ -113,6 +113,32 @@ def test_dropout_of_probabilities_goes_to_pytorch(make, kernel_calls):
     assert not kernel_calls
 
 
+def test_chosen_by_name_and_then_patched(make):
+    """There is no choice of before to go back to, and a call for attention weights has none, as with PyTorch's own."""
+    from hsta_kernels.patching import attention_interface  # noqa: F401
+
+    model = make()
+    model.set_attn_implementation("hsta")
+    hsta_kernels.patch(model)
+    expected = model(**clip(model)).logits
+    torch.testing.assert_close(model(**clip(model), output_attentions=True).logits, expected)
+    hsta_kernels.unpatch(model)
+    assert model.config._attn_implementation == "hsta"
+
+
+def test_a_copy_of_a_patched_model_is_unpatched_by_itself(make):
+    model = make("eager")
+    hsta_kernels.patch(model)
+    twin = copy.deepcopy(model)
+    hsta_kernels.unpatch(twin)
+    assert twin.config._attn_implementation == "eager" and model.config._attn_implementation == "hsta"
+
+    def hooks(model: nn.Module) -> int:
+        return len(model._forward_pre_hooks) + len(model._forward_hooks)
+
+    assert (hooks(twin), hooks(model)) == (0, 2)
+
+
 def test_another_choice_made_since_is_kept(make):
     model = make()
     hsta_kernels.patch(model)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from tests.triton.ptx_memory import ON_ITS_WAY, Fault, GlobalMemory, SharedMemory
+from tests.triton.ptx_words import COLUMN, ROW, dtype_of, from_fragment, operand_words, to_bfloat16, to_float32
 
 _INSTRUCTION = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*?);")
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 _ADDRESS = re.compile(r"\[\s*(%?\w+)\s*(?:\+\s*(-?\w+))?\s*\]")
-_LANES = np.arange(32)
-_ROW, _COLUMN = _LANES // 4, _LANES % 4
 _COMPARE: dict[str, Callable] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }  # fmt: skip
@@ -32,64 +31,6 @@ _INTEGER: dict[str, Callable] = {
     "add": np.add, "sub": np.subtract, "max": np.maximum, "min": np.minimum, "neg": np.negative, "abs": np.abs,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
 }  # fmt: skip
-
-
-def dtype_of(suffix: str) -> np.dtype:
-    """Of a PTX type; those without sign or fraction are taken for unsigned integers."""
-    if suffix == "pred":
-        return np.dtype(bool)
-    kind = {"s": "i", "f": "f"}.get(suffix[0], "u")
-    return np.dtype(f"{kind}{int(suffix[1:]) // 8}")
-
-
-def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    bits = x.view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(x), np.uint16(0x7FFF), rounded)
-
-
-def to_float32(words: np.ndarray, dtype: str) -> np.ndarray:
-    """What words of 2 bytes, (..., n), say as numbers of a dtype, (..., n) or, of four bytes each, (..., n / 2)."""
-    if dtype == "tf32":  # of whose 32 bits the matrix unit looks at 19
-        return (np.ascontiguousarray(words).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-    if dtype == "f16":
-        return words.view(np.float16).astype(np.float32)
-    return (words.astype(np.uint32) << 16).view(np.float32)
-
-
-def operand_words(descriptor: int, transposed: bool, rows: int) -> np.ndarray:
-    """Which words a wgmma reads for `rows` rows of 32 bytes of an operand: (rows, words of a row).
-
-    Of 8 rows of as many bytes as the swizzle has, side by side in memory, 16-byte pieces are exchanged. A transposed
-    operand, of 2-byte elements, has its 16 columns where another has rows.
-    """
-    start, leading, stride = ((descriptor >> bit & 0x3FFF) << 4 for bit in (0, 16, 32))
-    swizzle = {1: 128, 2: 64, 3: 32}.get(descriptor >> 62)
-    if swizzle is None:
-        raise Fault("an operand of the matrix unit that is not swizzled")
-    if transposed:
-        row, column = np.arange(rows)[:, None] * 2, np.arange(16)[None, :]
-        bytes_ = row // swizzle * leading + column // 8 * stride + column % 8 * swizzle + row % swizzle
-    else:
-        row, column = np.arange(rows)[:, None], np.arange(0, 32, 2)[None, :]
-        bytes_ = row // 8 * stride + row % 8 * swizzle + column
-    bytes_ = bytes_ + start
-    return (bytes_ ^ (bytes_ >> 3 & (swizzle - 16))) // 2
-
-
-def from_fragment(registers: Sequence[np.ndarray], dtype: str) -> np.ndarray:
-    """An operand's tile of 16 rows (two or four registers), or of 8 rows (as B has it), from each warp's registers."""
-    words = np.stack(registers, -1).reshape(-1, 32, len(registers))
-    warps, _, count = words.shape
-    across = 4 if dtype == "tf32" else 8
-    tile = np.empty((warps, 16 if count == 4 else 8, 2 * across), np.float32)
-    for j in range(count):
-        row, column = (_ROW + 8 * (j % 2), across * (j // 2)) if count == 4 else (_ROW, across * j)
-        numbers = to_float32(words[:, :, j : j + 1].copy().view(np.uint16), dtype)
-        each = numbers.shape[-1]
-        for i in range(each):
-            tile[:, row, column + each * _COLUMN + i] = numbers[..., i]
-    return tile
 
 
 class Machine:
@@ -440,7 +381,7 @@ class Machine:
         start = np.stack([self.value(name, np.dtype(np.float32)) for name in c], -1).reshape(self.warps, 32, 4)
         product = left @ right.swapaxes(1, 2)
         for i, name in enumerate(target):
-            value = product[:, _ROW + 8 * (i // 2), 2 * _COLUMN + i % 2] + start[:, :, i]
+            value = product[:, ROW + 8 * (i // 2), 2 * COLUMN + i % 2] + start[:, :, i]
             self.put(name, value.reshape(-1), active)
 
     def _wgmma(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:
@@ -483,8 +424,8 @@ class Machine:
             right = self.operand(b, group, transposed[-1], columns, dtype)
             product = (rows @ right.T).reshape(4, 16, columns)
             for i in range(len(names)):
-                across = 8 * (i // 4) + 2 * _COLUMN + i % 2
-                result[group, :, :, i] = product[:, _ROW + 8 * (i // 2 % 2), across] + start[group, :, :, i]
+                across = 8 * (i // 4) + 2 * COLUMN + i % 2
+                result[group, :, :, i] = product[:, ROW + 8 * (i // 2 % 2), across] + start[group, :, :, i]
         for i, name in enumerate(names):
             self.put(name, result[..., i].reshape(-1), None)
             self.touched.discard(name)
