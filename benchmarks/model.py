@@ -226,6 +226,10 @@ def works(device: torch.device, quick: bool) -> Iterator[Work]:
         yield Work(f"model-training-{short}", partial(training, size, "divided", batch, dtype, device), weight)
     if quick:
         return
+    for short, dtype in dtypes(quick).items():
+        for attention in ("divided", "joint"):
+            case = partial(inference, size, attention, 8, True, dtype, device)
+            yield Work(f"model-inference-{attention}-frozen-B8-{short}", case, weight, on_request=True)
     # Where attention decides: narrow tokens, long clips, large frames.
     for short, dtype in dtypes(quick).items():
         for field, value in LONG:
