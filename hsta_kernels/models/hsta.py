@@ -46,7 +46,7 @@ def tubelets(frames: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class Attention(reference.Attention):
-    """Attention reads the packed projection in place. Dropout of probabilities takes the reference's explicit path."""
+    """Attention reads the packed projection in place, and drops probabilities as it goes."""
 
     def input_projection(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias of the first projection; None if that has to be called."""
@@ -56,9 +56,12 @@ class Attention(reference.Attention):
         return self.output(qkv.unflatten(-1, (3, self.num_heads, -1)), grid, axis)
 
     def attend(self, qkv: Tensor, grid: tuple[int, int], axis: str) -> Tensor:
-        if drop_rate(self.attn_drop) != 0:
+        rate = drop_rate(self.attn_drop)
+        if rate is None:
             return super().attend(qkv, grid, axis)
-        return ops.space_time_attention(qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS)
+        return ops.space_time_attention(
+            qkv, grid, axis, num_prefix_tokens=reference.NUM_PREFIX_TOKENS, dropout_rate=rate
+        )
 
 
 class MLP(reference.MLP):
@@ -196,8 +199,8 @@ class HSTA(reference.HSTA):
     parametrization, no wrapper and ordinary parameters. Anything else, such as an adapter or a quantized layer in
     its place, is called, and what lies around it stays fused.
 
-    The attention operators have no dropout of probabilities: in training with ``attn_drop_rate > 0``
-    attention goes through the reference's explicit path, which is slower and needs more memory.
+    In training with ``attn_drop_rate > 0`` crossmodal attention, whose operator drops no probabilities, goes through
+    the reference's explicit path.
 
     Args:
         config: an ``HSTAConfig``; or give its fields as keywords.

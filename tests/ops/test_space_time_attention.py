@@ -11,6 +11,7 @@ import torch
 
 from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import space_time_attention
+from hsta_kernels.ops.philox import philox
 from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS, Grid
 from tests.kernels import SIMULATED, Kernel
@@ -74,9 +75,12 @@ def random(shape, kernel: Kernel) -> dict[str, torch.Tensor]:
     return {"qkv": torch.randn(shape).to(kernel.device)}
 
 
-def looped(qkv: torch.Tensor, grid, axis: str, prefix: int, prefix_sees: str, token_order: str) -> torch.Tensor:
-    """Who sees whom, spelled out token by token."""
+def looped(
+    qkv: torch.Tensor, grid, axis: str, prefix: int, prefix_sees: str, token_order: str, rate: float = 0, seed: int = 0
+) -> torch.Tensor:
+    """Who sees whom and what dropout keeps of it, spelled out token by token."""
     frames, patches = grid
+    members = {"time": frames, "space": patches, "joint": frames * patches}[axis]
     out = torch.empty(qkv.shape[:2] + qkv.shape[3:], dtype=qkv.dtype)
     if token_order == "time_major":
         place = [(t, n) for t in range(frames) for n in range(patches)]
@@ -97,12 +101,28 @@ def looped(qkv: torch.Tensor, grid, axis: str, prefix: int, prefix_sees: str, to
         ]  # fmt: skip
         return [alike if prefix_sees == "none" else [*range(prefix), *alike]]
 
+    def row(i: int) -> int:
+        """The number of a token in its group, members first."""
+        if axis == "joint":
+            return i if prefix_sees == "all" else i - prefix
+        return members + i if place[i] is None else place[i][axis == "space"]
+
+    def kept(i: int, j: int, frame: int, head: int) -> torch.Tensor:
+        """Of each sample, whether query i keeps key j; `frame` says of which frame, where both are prefix tokens."""
+        both = [other for other in (place[i], place[j]) if other]
+        group = 0 if axis == "joint" else both[0][axis == "time"] if both else frame
+        sequence = torch.arange(qkv.shape[0]) * qkv.shape[3] + head
+        counter = torch.tensor(row(j) // 4), torch.tensor(row(i)), torch.tensor(group), sequence
+        return philox(counter, torch.tensor(seed))[:, row(j) % 4] >= rate * 2**32
+
     for i in range(len(place)):
         for h in range(qkv.shape[3]):
             outs = []
-            for seen in seen_by(i):
+            for frame, seen in enumerate(seen_by(i)):
                 q, k, v = qkv[:, i, 0, h], qkv[:, seen, 1, h], qkv[:, seen, 2, h]
                 p = torch.softmax((k @ q[..., None]).squeeze(-1) / math.sqrt(qkv.shape[4]), dim=-1)
+                if rate and not (place[i] is None and prefix_sees == "none"):
+                    p = p * torch.stack([kept(i, j, frame, h) for j in seen], dim=1) / (1 - rate)
                 outs.append((p[:, None] @ v).squeeze(1))
             out[:, i, h] = torch.stack(outs).mean(0)
     return out
@@ -116,6 +136,18 @@ def test_reference_sees_what_the_definition_says(seen_along, prefix_sees, prefix
     with backend("reference"):
         out = space_time_attention(qkv, (3, 4), seen_along, prefix, prefix=prefix_sees, token_order=token_order)
     torch.testing.assert_close(out, looped(qkv, (3, 4), seen_along, prefix, prefix_sees, token_order))
+
+
+@pytest.mark.parametrize(("seen_along", "prefix_sees"), WHO_SEES_WHOM)
+@pytest.mark.parametrize("prefix", (0, 2))
+@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
+def test_reference_drops_what_the_definition_says(seen_along, prefix_sees, prefix, token_order):
+    qkv = torch.randn(2, prefix + 12, 3, 2, 8, dtype=torch.float64)
+    options = {"prefix": prefix_sees, "token_order": token_order, "dropout_rate": 0.25, "seed": torch.tensor(1 << 40)}
+    with backend("reference"):
+        out = space_time_attention(qkv, (3, 4), seen_along, prefix, **options)
+    expected = looped(qkv, (3, 4), seen_along, prefix, prefix_sees, token_order, 0.25, 1 << 40)
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("seen_along", AXES)
@@ -356,7 +388,7 @@ def test_export(kernel):
 @pytest.mark.parametrize("seen_along", ("time", "space"))
 def test_statistics_of_prefix_queries_are_those_of_their_softmax(seen_along):
     qkv = torch.randn(2, 16, 3, 2, 16)
-    _, stats = autograd._forward([qkv], *Grid(3, 5, seen_along, 1, 0.25), "cpu")
+    _, stats = autograd._forward([qkv], *Grid(3, 5, seen_along, 1, 0.25), None, "cpu")
     q, k = qkv[:, :1, 0], qkv[:, :, 1]  # the prefix query sees everything
     natural = (torch.einsum("bihd,bjhd->bhij", q, k) * 0.25).logsumexp(-1)
     torch.testing.assert_close((stats[..., :1, 0] + stats[..., :1, 1].log2()) * math.log(2), natural)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels.ops.bias_gelu import autograd, reference
-from hsta_kernels.ops.checks import autocast_enabled, check_dense, check_number, check_shape, check_tensor, check_width
+from hsta_kernels.ops.checks import autocast_enabled, check_shape, check_tensor, check_width
+from hsta_kernels.ops.philox import check_dropout
 
 
 def bias_gelu(
@@ -43,25 +44,9 @@ def bias_gelu(
     check_width("x", x, shape)
     check_tensor("bias", bias, "(C,)", None if autocast_enabled(x) else ("x", x))
     check_shape("bias", bias, (x.shape[-1],), "(C,)")
-    dropout_rate = check_number("dropout_rate", dropout_rate)
-    if not 0 <= dropout_rate < 1:
-        raise ValueError(f"dropout_rate must be at least 0 and less than 1; got {dropout_rate}")
-    seed = _seed(dropout_rate, seed, x.device)
+    dropout_rate, seed = check_dropout(dropout_rate, seed, x.device)
     chosen = autograd.OPERATOR.choose(x, tensors=(x, bias, seed), requested=backend)
     if chosen == "reference":
         return reference.bias_gelu(x, bias.to(x.dtype), dropout_rate, seed)
     rows = x.reshape(-1, x.shape[-1])
     return autograd.BiasGelu.apply(rows, bias.float(), dropout_rate, seed, chosen).view(x.shape)
-
-
-def _seed(dropout_rate: float, seed: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    if dropout_rate == 0:
-        return None
-    if seed is None:
-        return torch.randint(2**62, (1,), device=device)
-    if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
-        raise TypeError(f"seed must be an int64 tensor; got {getattr(seed, 'dtype', type(seed).__name__)}")
-    check_dense("seed", seed)
-    if seed.numel() != 1 or seed.device != device:
-        raise ValueError(f"seed must hold one number, on {device}; got {seed.numel()} on {seed.device}")
-    return seed.reshape(1)

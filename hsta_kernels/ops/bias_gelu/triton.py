@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from hsta_kernels.ops.bias_gelu.reference import threshold
 from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import configuration, in_units, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
+from hsta_kernels.ops.philox import threshold
 
 COLUMNS_PER_PROGRAM = 512  # divides the widths of MLPs, which are no powers of 2
 ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the bias's gradient is then 1/24 of the traffic in bf16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_shape, check_tensor
+from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, reference
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
 
@@ -19,6 +20,8 @@ def space_time_attention(
     *,
     prefix: str = "all",
     token_order: str = "time_major",
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -59,6 +62,10 @@ def space_time_attention(
             ``set_backend`` chose.
         prefix: ``"all"``, ``"none"``, or with ``axis="space"`` ``"frame_mean"``.
         token_order: ``"time_major"`` or ``"patch_major"``.
+        dropout_rate: probability of an attention probability to become zero, in [0, 1); the others are divided by
+            1 - dropout_rate.
+        seed: of dropout's mask, one int64 on the device of `qkv`, which gives the same mask on every backend. Without
+            one, PyTorch's generator draws it when `dropout_rate` is not 0.
 
     Returns:
         Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`; the
@@ -66,9 +73,10 @@ def space_time_attention(
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
-            `num_prefix_tokens` are not integers, or `scale` is not a number.
-        ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, or `axis`, `prefix` or
-            `token_order` is not one of those above.
+            `num_prefix_tokens` are not integers, `scale` or `dropout_rate` is not a number, or `seed` is not int64.
+        ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix` or
+            `token_order` is not one of those above, `dropout_rate` is outside [0, 1), or `seed` is not one number
+            beside `qkv`.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -97,11 +105,12 @@ def space_time_attention(
         parts = tuple(part.to(torch.get_autocast_dtype(part.device.type)) for part in parts)
 
     scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=parts, requested=backend)
+    dropout_rate, seed = check_dropout(dropout_rate, seed, parts[0].device)
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid)
-    return autograd.SpaceTimeAttention.apply(grid, chosen, *parts)
+        return reference.space_time_attention(parts, grid, seed)
+    return autograd.SpaceTimeAttention.apply(grid, seed, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -12,8 +12,8 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 from hsta_kernels.ops.space_time_attention import cpu, cuda, reference, triton
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
-# Each module has forward(qkv, grid) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv, out, stats,
-# grid) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the gradients.
+# Each module has forward(qkv, grid, seed) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv, out,
+# stats, grid, seed) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the gradients.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -31,15 +31,17 @@ def _forward(
     scale: float,
     prefix: str,
     token_order: str,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
-    return OPERATOR.implementations[backend].forward(tuple(map(rows_contiguous, qkv)), grid)
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
+    return OPERATOR.implementations[backend].forward(tuple(map(rows_contiguous, qkv)), grid, seed)
 
 
 @_forward.register_fake
-def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, backend):
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
+def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, seed, backend):
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
     stats_shape = OPERATOR.implementations[backend].stats_shape(qkv, grid)
     return qkv[0].new_empty(cpu.out_shape(qkv)), qkv[0].new_empty(stats_shape, dtype=torch.float32)
 
@@ -57,11 +59,13 @@ def _backward(
     scale: float,
     prefix: str,
     token_order: str,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
     backend: str,
 ) -> list[torch.Tensor]:
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order)
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
-    return list(OPERATOR.implementations[backend].backward(*tensors, grid))
+    return list(OPERATOR.implementations[backend].backward(*tensors, grid, seed))
 
 
 @_backward.register_fake
@@ -78,20 +82,20 @@ class SpaceTimeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, grid: Grid, backend: str, *qkv: torch.Tensor) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *grid, backend)
-        ctx.save_for_backward(out, stats, *qkv)
+    def forward(ctx: Any, grid: Grid, seed: torch.Tensor | None, backend: str, *qkv: torch.Tensor) -> torch.Tensor:
+        out, stats = call(_forward, qkv, *grid, seed, backend)
+        ctx.save_for_backward(seed, out, stats, *qkv)
         ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        out, stats, *qkv = ctx.saved_tensors
+        seed, out, stats, *qkv = ctx.saved_tensors
 
         def kernel(grad_out: torch.Tensor, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, ctx.backend))
+            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, ctx.backend))
 
         def formula(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.space_time_attention(qkv, ctx.grid),)
+            return (reference.space_time_attention(qkv, ctx.grid, seed),)
 
-        return None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))
+        return None, None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))

@@ -12,6 +12,8 @@ from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORD
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.dropout_rate:
+        return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     return launch.refuse("qkv", qkv[0])
 
 
@@ -27,7 +29,7 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, run: Callable[..., None] = launch.run
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, run: Callable[..., None] = launch.run
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = qkv[0].new_empty(out_shape(qkv))
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
@@ -42,6 +44,7 @@ def backward(
     out: torch.Tensor,
     stats: torch.Tensor,
     grid: Grid,
+    seed: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv))

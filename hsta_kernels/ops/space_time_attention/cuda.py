@@ -21,6 +21,8 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
         return f"prefix is {grid.prefix!r}; the kernels have 'all'"
     if grid.token_order != "time_major":
         return f"token_order is {grid.token_order!r}; the kernels take 'time_major'"
+    if grid.dropout_rate:
+        return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     if grid.num_frames > _MAX_FRAMES or grid.num_prefix_tokens > _MAX_PREFIX:
         return (
             f"there are {grid.num_frames} frames and {grid.num_prefix_tokens} prefix tokens; the kernels take up to "
@@ -32,12 +34,19 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
     return launch.refuse("qkv", qkv[0])
 
 
-def forward(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, launch.run)
+def forward(
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, launch.run)
 
 
 def backward(
-    grad_out: torch.Tensor, qkv: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
+    grad_out: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    grid: Grid,
+    seed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), out, stats)
-    return cpu.backward(*tensors, grid, launch.run)
+    return cpu.backward(*tensors, grid, seed, launch.run)

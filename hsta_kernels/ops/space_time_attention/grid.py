@@ -19,6 +19,7 @@ class Grid(NamedTuple):
     scale: float
     prefix: str = "all"
     token_order: str = "time_major"
+    dropout_rate: float = 0.0
 
     @property
     def stats_of_prefix(self) -> int:

@@ -66,6 +66,8 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.dropout_rate:
+        return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
@@ -78,7 +80,9 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
     return qkv[0].shape[0], qkv[0].shape[-2], rows, 2
 
 
-def forward(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
     from hsta_kernels.ops.space_time_attention.triton_tile import mean_prefix, merge_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_forward
@@ -126,7 +130,12 @@ def forward(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[torch.Tensor, torc
 
 
 def backward(
-    grad_out: torch.Tensor, qkv: Sequence[torch.Tensor], out: torch.Tensor, stats: torch.Tensor, grid: Grid
+    grad_out: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    grid: Grid,
+    seed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
     from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
