@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_shape, check_tensor
@@ -22,6 +24,7 @@ def space_time_attention(
     token_order: str = "time_major",
     dropout_rate: float = 0.0,
     seed: torch.Tensor | None = None,
+    valid_frames: Sequence[int] | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -66,6 +69,9 @@ def space_time_attention(
             1 - dropout_rate.
         seed: of dropout's mask, one int64 on the device of `qkv`, which gives the same mask on every backend. Without
             one, PyTorch's generator draws it when `dropout_rate` is not 0.
+        valid_frames: of each sample, how many of its T frames are a clip's, from 1 to T; a sequence of B integers or a
+            tensor of them, which on a GPU is waited for. What follows is padding: it is not read, its outputs and
+            gradients are zero, and it takes no time. None where all frames are valid.
 
     Returns:
         Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`; the
@@ -73,10 +79,11 @@ def space_time_attention(
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
-            `num_prefix_tokens` are not integers, `scale` or `dropout_rate` is not a number, or `seed` is not int64.
+            `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
+            number, or `seed` is not int64.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix` or
-            `token_order` is not one of those above, `dropout_rate` is outside [0, 1), or `seed` is not one number
-            beside `qkv`.
+            `token_order` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not one number
+            beside `qkv`, or `valid_frames` are not B numbers from 1 to T.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -106,7 +113,8 @@ def space_time_attention(
 
     scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
     dropout_rate, seed = check_dropout(dropout_rate, seed, parts[0].device)
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
+    valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
+    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid)
     chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed), requested=backend)
     if chosen == "reference":
         return reference.space_time_attention(parts, grid, seed)
@@ -140,3 +148,22 @@ def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:
     if num_frames < 1 or num_patches < 1:
         raise ValueError(f"grid_size must be two positive integers (T, N); got {tuple(grid_size)}")
     return num_frames, num_patches
+
+
+def _check_valid_frames(
+    valid_frames: Sequence[int] | torch.Tensor | None, batch: int, num_frames: int
+) -> tuple[int, ...] | None:
+    """None also where all frames are valid."""
+    if valid_frames is None:
+        return None
+    expected = "B integers, the number of valid frames of each sample"
+    if isinstance(valid_frames, torch.Tensor):
+        if valid_frames.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"valid_frames must be {expected}; got a tensor of {valid_frames.dtype}")
+        valid_frames = valid_frames.flatten().tolist()
+    elif not isinstance(valid_frames, Sequence):
+        raise TypeError(f"valid_frames must be {expected}; got {type(valid_frames).__name__}")
+    valid = tuple(check_integer("valid_frames", frames, expected) for frames in valid_frames)
+    if len(valid) != batch or not all(1 <= frames <= num_frames for frames in valid):
+        raise ValueError(f"valid_frames must be {batch} numbers from 1 to T={num_frames}; got {list(valid)}")
+    return None if all(frames == num_frames for frames in valid) else valid

@@ -9,16 +9,24 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.space_time_attention import cpu, cuda, reference, triton
+from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, triton
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
-# Each module has forward(qkv, grid, seed) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv, out,
-# stats, grid, seed) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the gradients.
+# Each module has forward(qkv, grid, seed, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv,
+# out, stats, grid, seed, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the
+# gradients. Results are new, or written into the last argument, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
     lambda tensor: ((tensor(1, 9, 3, 2, 32),), Grid(2, 4, "time", 1, 1.0)),
 )
+
+
+def _grid(*arguments: Any) -> Grid:
+    """As the ops take it apart; their lists are tuples in it."""
+    *numbers, valid_frames = arguments
+    grid = Grid(*numbers)
+    return grid if valid_frames is None else grid._replace(valid_frames=tuple(valid_frames))
 
 
 @custom_op("space_time_attention_forward")
@@ -32,17 +40,27 @@ def _forward(
     prefix: str,
     token_order: str,
     dropout_rate: float,
+    valid_frames: list[int] | None,
     seed: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
-    return OPERATOR.implementations[backend].forward(tuple(map(rows_contiguous, qkv)), grid, seed)
+    grid = _grid(
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid_frames
+    )
+    implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
+    if grid.valid_frames is None:
+        return implementation.forward(rows, grid, seed)
+    return padded.forward(implementation, rows, grid, seed)
 
 
 @_forward.register_fake
-def _(qkv, num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, seed, backend):
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
-    stats_shape = OPERATOR.implementations[backend].stats_shape(qkv, grid)
+def _(qkv, *arguments):
+    *numbers, _, backend = arguments
+    grid, implementation = _grid(*numbers), OPERATOR.implementations[backend]
+    if grid.valid_frames is None:
+        stats_shape = implementation.stats_shape(qkv, grid)
+    else:
+        stats_shape = padded.stats_shape(implementation, qkv, grid)
     return qkv[0].new_empty(cpu.out_shape(qkv)), qkv[0].new_empty(stats_shape, dtype=torch.float32)
 
 
@@ -60,12 +78,18 @@ def _backward(
     prefix: str,
     token_order: str,
     dropout_rate: float,
+    valid_frames: list[int] | None,
     seed: torch.Tensor | None,
     backend: str,
 ) -> list[torch.Tensor]:
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate)
+    grid = _grid(
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid_frames
+    )
+    implementation = OPERATOR.implementations[backend]
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
-    return list(OPERATOR.implementations[backend].backward(*tensors, grid, seed))
+    if grid.valid_frames is None:
+        return list(implementation.backward(*tensors, grid, seed))
+    return list(padded.backward(implementation, *tensors, grid, seed))
 
 
 @_backward.register_fake

@@ -29,9 +29,13 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, run: Callable[..., None] = launch.run
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    out = qkv[0].new_empty(out_shape(qkv))
+    out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
         run("space_time_attention_forward", *_numbers(grid), _parts(qkv), out, stats)
@@ -45,9 +49,10 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
-    grads = tuple(map(contiguous_like, qkv))
+    grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if out.numel():
         tensors = (_parts(qkv), out, stats, grad_out, _parts(grads))
         run("space_time_attention_backward", *_numbers(grid), *tensors)

@@ -35,9 +35,9 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, launch.run)
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, out, launch.run)
 
 
 def backward(
@@ -47,6 +47,7 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), out, stats)
-    return cpu.backward(*tensors, grid, seed, launch.run)
+    tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), launch.aligned(out), stats)
+    return cpu.backward(*tensors, grid, seed, grads, launch.run)

@@ -20,6 +20,7 @@ class Grid(NamedTuple):
     prefix: str = "all"
     token_order: str = "time_major"
     dropout_rate: float = 0.0
+    valid_frames: tuple[int, ...] | None = None
 
     @property
     def stats_of_prefix(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hsta_kernels.ops.philox import philox, threshold
+from hsta_kernels.ops.space_time_attention import padded
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
 
@@ -16,6 +17,8 @@ def space_time_attention(qkv: tuple[torch.Tensor, ...], grid: Grid, seed: torch.
         grid: who attends to whom.
         seed: of dropout's mask, int64 of shape (1,); None where nothing is dropped.
     """
+    if grid.valid_frames is not None:
+        return padded.reference(space_time_attention, qkv, grid, seed)
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
     prefix, patches = grid.num_prefix_tokens, slice(grid.num_prefix_tokens, None)
     kept = None if seed is None else _kept(grid, q.shape[0], q.shape[2], seed)

@@ -81,7 +81,7 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
     from hsta_kernels.ops.space_time_attention.triton_tile import mean_prefix, merge_prefix
@@ -89,7 +89,7 @@ def forward(
 
     q, k, v = _parts(qkv)
     batch, length, heads, head_dim = q.shape
-    out = q.new_empty(q.shape)
+    out = q.new_empty(q.shape) if out is None else out
     stats = q.new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if not q.numel():
         return out, stats
@@ -136,12 +136,13 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
     from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_backward
 
-    grads = tuple(map(contiguous_like, qkv))
+    grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if not out.numel():
         return grads
     batch, length, heads, head_dim = out.shape

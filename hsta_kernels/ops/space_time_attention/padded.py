@@ -1,0 +1,129 @@
+"""Clips of different lengths in one batch: the valid frames of a sample are a clip of their own.
+
+Nothing else is read. Where frames follow each other, kernels write in place, so that padding costs its zeros alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hsta_kernels.ops.space_time_attention.grid import Grid
+
+
+class Clips(NamedTuple):
+    """Samples `first` to `last` of a batch, which have `grid.num_frames` valid frames of the `stored` ones."""
+
+    first: int
+    last: int
+    stored: int
+    grid: Grid
+
+    @property
+    def in_place(self) -> bool:
+        return self.grid.num_frames == self.stored or self.grid.token_order == "time_major"
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The valid tokens of (B, L, ...), a copy unless `in_place`."""
+        mine, grid = tokens[self.first : self.last], self.grid
+        prefix = grid.num_prefix_tokens
+        if self.in_place:
+            return mine[:, : prefix + grid.num_frames * grid.num_patches]
+        return torch.cat([mine[:, :prefix], self._patches(mine).flatten(1, 2)], dim=1)
+
+    def put(self, tokens: torch.Tensor, valid: torch.Tensor) -> None:
+        """Writes `valid`, as `of` gives it, to where it belongs in (B, L, ...), and zeros to the padding."""
+        mine, prefix = tokens[self.first : self.last], self.grid.num_prefix_tokens
+        if self.in_place:
+            if valid.data_ptr() != mine.data_ptr():
+                mine[:, : valid.shape[1]] = valid
+            mine[:, valid.shape[1] :] = 0
+        else:
+            mine[:, :prefix] = valid[:, :prefix]
+            mine[:, prefix:] = 0
+            self._patches(mine).copy_(valid[:, prefix:].unflatten(1, (self.grid.num_patches, self.grid.num_frames)))
+
+    def _patches(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, valid frames, ...) of tokens in patch-major order."""
+        grid = self.grid
+        stored = tokens[:, grid.num_prefix_tokens :].unflatten(1, (grid.num_patches, self.stored))
+        return stored[:, :, : grid.num_frames]
+
+    def seed(self, seed: torch.Tensor | None) -> torch.Tensor | None:
+        """Launches number their samples from zero: without seeds of their own all would drop alike."""
+        return None if seed is None else seed + self.first
+
+
+def clips(grid: Grid) -> Iterator[Clips]:
+    """Of a grid with `valid_frames`: a sample each, but those without padding that follow each other, which are one."""
+    valid, first = grid.valid_frames or (), 0
+    while first < len(valid):
+        last = first + 1
+        while valid[first] == grid.num_frames and last < len(valid) and valid[last] == grid.num_frames:
+            last += 1
+        yield Clips(first, last, grid.num_frames, grid._replace(num_frames=valid[first], valid_frames=None))
+        first = last
+
+
+def reference(
+    attend: Callable[..., torch.Tensor], qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None
+) -> torch.Tensor:
+    """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
+    outs = []
+    for some in clips(grid):
+        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed))
+        padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
+        index = some.of(torch.arange(qkv[0].shape[1], device=out.device)[None].expand(qkv[0].shape[0], -1))[0]
+        outs.append(padded.index_copy(1, index, out))
+    return torch.cat(outs)
+
+
+def stats_shape(implementation: Any, qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
+    """Those of all clips, one after the other."""
+    return (sum(torch.Size(shape).numel() for _, _, shape in _calls(implementation, qkv, grid)),)
+
+
+def forward(
+    implementation: Any, qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    part = qkv[0]
+    out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
+    for some, parts, _ in _calls(implementation, qkv, grid):
+        place = some.of(out) if some.in_place else None
+        valid, statistics = implementation.forward(parts, some.grid, some.seed(seed), place)
+        some.put(out, valid)
+        stats.append(statistics.flatten())
+    return out, torch.cat(stats) if stats else out.new_empty(0, dtype=torch.float32)
+
+
+def backward(
+    implementation: Any,
+    grad_out: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    stats: torch.Tensor,
+    grid: Grid,
+    seed: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    grads = tuple(part.new_empty(part.shape) for part in qkv)
+    first = 0
+    for some, parts, shape in _calls(implementation, qkv, grid):
+        last = first + torch.Size(shape).numel()
+        tensors = (some.of(grad_out), parts, some.of(out), stats[first:last].view(shape))
+        places = tuple(some.of(grad) for grad in grads) if some.in_place else None
+        valid = implementation.backward(*tensors, some.grid, some.seed(seed), places)
+        for grad, of_valid in zip(grads, valid, strict=True):
+            some.put(grad, of_valid)
+        first = last
+    return grads
+
+
+def _calls(
+    implementation: Any, qkv: Sequence[torch.Tensor], grid: Grid
+) -> Iterator[tuple[Clips, tuple[torch.Tensor, ...], tuple[int, ...]]]:
+    """For each launch its clips, their part of `qkv`, and the shape of its statistics."""
+    for some in clips(grid):
+        parts = tuple(some.of(part) for part in qkv)
+        yield some, parts, implementation.stats_shape(parts, some.grid)
