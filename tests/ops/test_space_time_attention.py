@@ -485,7 +485,8 @@ def test_valid_frames_in_the_reference(token_order, kernel):
     qkv = torch.randn(3, 1 + 2 * 3, 3, 1, 4, dtype=torch.float64, requires_grad=True)
     options = {"token_order": token_order, "valid_frames": torch.tensor([2, 1, 1])}
     attend = partial(space_time_attention, grid_size=(2, 3), axis="time", **options)
-    assert torch.autograd.gradgradcheck(attend, qkv)
+    if not SIMULATED:
+        assert torch.autograd.gradgradcheck(attend, qkv)
     if kernel.name != "cuda" or token_order == "time_major":
         grad = torch.randn(3, 7, 1, 4, device=kernel.device)
         assert_parity(attend, {"qkv": qkv.detach().float().to(kernel.device)}, [grad], kernel)

@@ -114,7 +114,11 @@ def check_against_the_document(case: str, dtype: str, target: Target, launch: La
 
 
 @pytest.mark.parametrize("arch", (80, 90, 100))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    # float16 takes the tiles and the instructions of bfloat16.
+    [pytest.param(dtype, marks=[pytest.mark.slow] * (dtype == "float16")) for dtype in DTYPES],
+)
 def test_every_kernel(dtype, arch):
     """The compiler says what the document says; another version's kernels must compile and fit."""
     if arch == 100 and version() < (3, 3):
