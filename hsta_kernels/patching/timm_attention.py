@@ -1,7 +1,7 @@
 """Attention of timm's vision transformers: q, k and v are read where the projection left them.
 
 timm permutes the projection's result to three tensors (B, H, N, D), and attention's result back to tokens. Ours reads
-and writes tokens: a view makes (B, N, 3, H, D), and the gradient comes packed. Modules inside are called, all of them.
+and writes tokens: a view makes (B, N, 3, H, D), and the gradient comes packed. Modules inside are called as before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _replace(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "somebody has given it a forward of its own"
     if more := {name for name, _ in module.named_children()} - PARTS:
-        return f"it has {', '.join(sorted(more))}, which timm.layers.Attention has not by default"
+        return f"it has {', '.join(sorted(more))}, which timm.layers.Attention does not have by default"
     module.__class__ = kind
     return None
 

@@ -248,7 +248,7 @@ def test_what_is_not_replaced_is_said():
     report = hsta_kernels.patch(model)
     assert report.replaced == ["plain"]
     assert report.left == {
-        "gated": "it has gate, which timm.layers.Attention has not by default",
+        "gated": "it has gate, which timm.layers.Attention does not have by default",
         "derived": f"it is a {__name__}.Tempered; timm.layers.Attention is replaced",
         "rope": "it is a timm.layers.attention.AttentionRope; timm.layers.Attention is replaced",
         "changed": "somebody has given it a forward of its own",
