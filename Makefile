@@ -21,6 +21,9 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	# A second transformers, of the year before, in a folder of its own: tests/patching/test_versions.py.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps \
 		--target build/transformers-4.57 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+	# timm and the torchvision that it imports, in another: the same test says why.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --upgrade --no-deps \
+		--constraint constraints.txt --target build/timm timm torchvision
 	@touch $@
 
 install: $(VENV)/installed  ## virtual environment, dependencies, build

@@ -1,6 +1,6 @@
-"""Other people's video transformers: patched, against each of their own settings and compiled. Base sizes.
+"""Other people's video transformers, and a ViT on frames: patched, against each of their own settings and compiled.
 
-Weights are random. They are measured where ``--only`` names them: a full run is about our own model.
+Sizes are base, weights random. They are measured where ``--only`` names them: a full run is about our own model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,11 +41,29 @@ def videomae(frames: int, **settings: Any) -> nn.Module:
     return VideoMAEForVideoClassification(VideoMAEConfig(num_frames=frames, **settings))
 
 
-# A model, and its own settings of attention.
-MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "timesformer": (timesformer, ("eager",)),
-    "vivit": (vivit, ("eager", "sdpa")),
-    "videomae": (videomae, ("eager", "sdpa")),
+class OfFrames(nn.Module):
+    """A ViT on each frame, called as models of video are."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.vit(pixel_values.flatten(0, 1)))
+
+
+def vit(frames: int, **settings: Any) -> nn.Module:
+    import timm
+
+    return OfFrames(timm.create_model("vit_base_patch16_224", **settings))
+
+
+# A model, its own settings of attention, and whose it is.
+MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...], str]] = {
+    "timesformer": (timesformer, ("eager",), "transformers"),
+    "vivit": (vivit, ("eager", "sdpa"), "transformers"),
+    "videomae": (videomae, ("eager", "sdpa"), "transformers"),
+    "vit": (vit, ("eager", "sdpa"), "timm"),
 }
 
 
@@ -57,7 +76,11 @@ def build(name: str, frames: int, device: torch.device, **settings: Any) -> tupl
 
 def with_attention(model: nn.Module, implementation: str) -> nn.Module:
     model = copy.deepcopy(model)
-    model.config._attn_implementation = implementation
+    if isinstance(model, OfFrames):
+        for block in model.vit.blocks:
+            block.attn.fused_attn = implementation == "sdpa"
+    else:
+        model.config._attn_implementation = implementation
     return model
 
 
@@ -112,10 +135,9 @@ def step_of(who: str, name: str, frames: str, dtype: str, device: str) -> Callab
 
 
 def works(device: torch.device, quick: bool) -> Iterator[Work]:
-    if importlib.util.find_spec("transformers") is None:
-        return
+    installed = [name for name, (_, _, library) in MODELS.items() if importlib.util.find_spec(library)]
     for short, dtype in dtypes(quick).items():
-        for name in MODELS:
+        for name in installed:
             for frames in (8, 16, 32):
                 for training in (False, True):
                     title = f"patched-{name}-T{frames}-{'training' if training else 'inference'}-{short}"

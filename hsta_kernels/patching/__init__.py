@@ -11,7 +11,11 @@ from torch import nn
 
 # A library, and the files here about it, which import it: each has patch(model), which gives the names of modules that
 # it knows, with None or why one was left as it is, and unpatch(model).
-FAMILIES = {"transformers": ("timesformer", "attention_interface"), "diffusers": ("attention_processor",)}
+FAMILIES = {
+    "transformers": ("timesformer", "attention_interface"),
+    "diffusers": ("attention_processor",),
+    "timm": ("timm_attention",),
+}
 
 
 @dataclass
@@ -36,14 +40,15 @@ class PatchReport:
 
 
 def patch(model: nn.Module) -> PatchReport:
-    """Makes a video transformer of another library run on these kernels, with the same results.
+    """Makes a video transformer, or a ViT, of another library run on these kernels, with the same results.
 
     Modules are changed in place, and stay what they were to everybody who looks: weights, names, hooks, gradient
     checkpointing and ``state_dict`` are untouched, only ``forward`` is another. Known are
 
     - TimeSformer of Hugging Face transformers: its layers, with divided or joint attention,
     - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``,
-    - AnimateDiff, Stable Video Diffusion and Latte of diffusers: attention over time, by an attention processor.
+    - AnimateDiff, Stable Video Diffusion and Latte of diffusers: attention over time, by an attention processor,
+    - ViTs of timm: ``timm.layers.Attention``.
 
     What a call asks that the kernels cannot do (attention weights as an output, dropout of probabilities, a hook on a
     module inside a layer) goes the way it went before.
@@ -70,7 +75,7 @@ def patch(model: nn.Module) -> PatchReport:
     if not (report.replaced or report.left):
         raise ValueError(
             f"model ({type(model).__name__}) has no module that is known here: TimeSformer, ViViT, VideoMAE and "
-            "V-JEPA 2 of transformers are, and attention over time of diffusers"
+            "V-JEPA 2 of transformers are, attention over time of diffusers, and timm.layers.Attention"
         )
     return report
 
