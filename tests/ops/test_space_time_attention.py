@@ -423,7 +423,7 @@ def test_autocast_casts_as_torch_attention_does():
         (
             {"qkv": (torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 2, 8), torch.zeros(1, 16, 1, 8))},
             ValueError,
-            r"v of qkv must have shape \(B, L, H, D\) of q = \(1, 16, 2, 8\); got \(1, 16, 1, 8\)",
+            r"v of qkv must have shape \(B, L, H, D\) of k = \(1, 16, 2, 8\); got \(1, 16, 1, 8\)",
         ),
         ({"prefix": "mean"}, ValueError, "prefix must be 'all', 'none' or 'frame_mean'; got 'mean'"),
         ({"prefix": "frame_mean"}, ValueError, "prefix='frame_mean' goes with axis='space'; got axis='time'"),
@@ -452,6 +452,53 @@ def test_bad_arguments_are_named(change, error, message):
 def test_explicit_backend_says_why_it_cannot():
     with backend("cpu"), pytest.raises(BackendError, match="float64"):
         space_time_attention(torch.zeros(1, 16, 3, 2, 8, dtype=torch.float64), (3, 5), "time")
+
+
+@pytest.mark.parametrize("sharing", (2, 3))
+def test_heads_that_share_keys(axis, kernel, sharing):
+    """As if each key and value were there for each of its queries' heads."""
+    q, k, v = (torch.randn(2, 13, heads, 16, device=kernel.device) for heads in (6, 6 // sharing, 6 // sharing))
+    grads = [torch.randn(2, 13, 6, 16, device=kernel.device)]
+
+    def shared(q, k, v):
+        return space_time_attention((q, k, v), (3, 4), axis)
+
+    def repeated(q, k, v):
+        return space_time_attention((q, *(part.repeat_interleave(sharing, dim=2) for part in (k, v))), (3, 4), axis)
+
+    tensors = {"q": q, "k": k, "v": v}
+    ours, _, exact = assert_parity(shared, tensors, grads, kernel)
+    expected = run(repeated, {key: t.double() for key, t in tensors.items()}, "reference", [grads[0].double()])
+    for key in ours:
+        torch.testing.assert_close(exact[key], expected[key])
+
+
+def test_heads_that_cannot_share_keys():
+    q, k, v = (torch.randn(2, 13, heads, 16) for heads in (6, 4, 4))
+    with pytest.raises(ValueError, match="k of qkv must have a number of heads that divides the 6 of q; got 4"):
+        space_time_attention((q, k, v), (3, 4), "time")
+    with pytest.raises(ValueError, match="v of qkv must have shape"):
+        space_time_attention((q, k[:, :, :3], v[:, :, :2]), (3, 4), "time")
+
+
+@pytest.mark.parametrize("length", ("height", "width", "window"))
+def test_axes_and_windows_by_views(length):
+    """As docs/operators.md has them, against attention with a mask."""
+    frames, height, width, window = 4, 3, 5, 2
+    qkv = torch.randn(2, frames * height * width, 3, 2, 8)
+    t, y, x = torch.unravel_index(torch.arange(frames * height * width), (frames, height, width))
+    if length == "height":
+        rows = qkv.unflatten(1, (frames, height * width)).flatten(0, 1)
+        out, same = space_time_attention(rows, (height, width), "time", 0), (t, x)
+    elif length == "width":
+        out, same = space_time_attention(qkv, (frames * height, width), "space", 0), (t, y)
+    else:
+        windows = qkv.unflatten(1, (frames // window, window * height * width)).flatten(0, 1)
+        out, same = space_time_attention(windows, (window, height * width), "joint", 0), (t // window,)
+    seen = torch.stack([of[:, None] == of for of in same]).all(0)
+    q, k, v = qkv.transpose(1, 3).unbind(2)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+    torch.testing.assert_close(out.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("seen_along", "prefix_sees"), [("time", "all"), ("space", "frame_mean"), ("joint", "none")])

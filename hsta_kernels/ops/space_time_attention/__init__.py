@@ -55,8 +55,9 @@ def space_time_attention(
         qkv: packed projections, shape (B, L, 3, H, D) with L = num_prefix_tokens + T·N, as ``nn.Linear`` leaves them
             after a view, or a tuple of q, k and v, each (B, L, H, D); float32, bfloat16, float16 or float64. Any
             strides with a contiguous last dimension are read in place, so ``x.transpose(1, 2)`` of the (B, H, L, D)
-            that others take costs no copy. Under autocast, float32 input is cast to the autocast dtype, as PyTorch's
-            own attention does.
+            that others take costs no copy. k and v may have H/R heads, each for R heads of q that follow each other
+            (grouped-query attention, arXiv 2305.13245): R calls, no copies of keys. Under autocast, float32 input is
+            cast to the autocast dtype, as PyTorch's own attention does.
         grid_size: (T, N), temporal positions and patches a frame.
         axis: ``"time"``, ``"space"`` or ``"joint"``.
         num_prefix_tokens: P, number of prefix tokens, 0 or more.
@@ -115,6 +116,20 @@ def space_time_attention(
     dropout_rate, seed = check_dropout(dropout_rate, seed, parts[0].device)
     valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
     grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid)
+    if len(parts) == 3 and parts[1].shape[2] != heads:
+        q, k, v = parts
+        sharing = heads // k.shape[2]
+        outs = [
+            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, backend)
+            for i in range(sharing)
+        ]
+        return torch.stack(outs, dim=3).flatten(2, 3)
+    return _attend(parts, grid, seed, backend)
+
+
+def _attend(
+    parts: tuple[torch.Tensor, ...], grid: Grid, seed: torch.Tensor | None, backend: str | None
+) -> torch.Tensor:
     chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed), requested=backend)
     if chosen == "reference":
         return reference.space_time_attention(parts, grid, seed)
@@ -131,9 +146,14 @@ def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Te
     if len(qkv) != 3:
         raise ValueError(f"qkv must be a packed tensor or three tensors q, k and v; got {len(qkv)}")
     check_tensor("q of qkv", qkv[0], "(B, L, H, D)")
+    batch, length, heads, head_dim = qkv[0].shape
     for name, part in zip(("k of qkv", "v of qkv"), qkv[1:], strict=True):
         check_tensor(name, part, "(B, L, H, D)", like=("q of qkv", qkv[0]))
-        check_shape(name, part, tuple(qkv[0].shape), "(B, L, H, D) of q")
+    shared = qkv[1].shape[2]
+    if shared and heads % shared:
+        raise ValueError(f"k of qkv must have a number of heads that divides the {heads} of q; got {shared}")
+    check_shape("k of qkv", qkv[1], (batch, length, shared or heads, head_dim), "(B, L, H, D) of q")
+    check_shape("v of qkv", qkv[2], tuple(qkv[1].shape), "(B, L, H, D) of k")
     return tuple(qkv)
 
 
