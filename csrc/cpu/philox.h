@@ -27,17 +27,21 @@ class Dropout {
 
   // Whether to keep the elements of kLanes blocks, 1 or 0, four a block. `counter` has a block in each lane.
   void draw(const BitsVec (&counter)[4], float* kept) const {
-    BitsVec words[4] = {counter[0], counter[1], counter[2], counter[3]};
-    uint32_t key0 = uint32_t(seed_), key1 = uint32_t(seed_ >> 32);
-    for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
-      BitsVec high0, low0, high1, low1;
-      multiply(words[0], 0xD2511F53u, &high0, &low0);
-      multiply(words[2], 0xCD9E8D57u, &high1, &low1);
-      words[0] = high1 ^ words[1] ^ key0, words[1] = low1;
-      words[2] = high0 ^ words[3] ^ key1, words[3] = low0;
-    }
+    // Blocks of even and of odd lanes: of elements of 64 bits the low half counts, the high one is left as it comes.
+    WideVec words[2][4];
+    for (int i = 0; i < 4; ++i) words[0][i] = (WideVec)counter[i], words[1][i] = (WideVec)counter[i] >> 32;
+    uint64_t key0 = seed_ & 0xFFFFFFFFu, key1 = seed_ >> 32;
+    for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
+      for (auto& w : words) {
+        const WideVec first = multiply(w[0], 0xD2511F53u), second = multiply(w[2], 0xCD9E8D57u);
+        w[0] = (second >> 32) ^ w[1] ^ key0, w[1] = second;
+        w[2] = (first >> 32) ^ w[3] ^ key1, w[3] = first;
+      }
     Vec word[4];
-    for (int i = 0; i < 4; ++i) word[i] = words[i] >= threshold_ ? broadcast(1.0f) : Vec{};
+    for (int i = 0; i < 4; ++i) {
+      const BitsVec bits = (BitsVec)((words[0][i] & 0xFFFFFFFFu) | words[1][i] << 32);
+      word[i] = bits >= threshold_ ? broadcast(1.0f) : Vec{};
+    }
     // Each run of four lanes has four blocks a vector for each word: exchanged, a vector for each block.
     const Vec low01 = shuffle<InFours<0, 4, 1, 5>>(word[0], word[1]),
               low23 = shuffle<InFours<0, 4, 1, 5>>(word[2], word[3]);
@@ -54,12 +58,19 @@ class Dropout {
   uint32_t threshold_;
   float scale_;
 
-  // The high and low halves of 32-bit products.
-  static void multiply(BitsVec a, uint32_t b, BitsVec* high, BitsVec* low) {
-    typedef uint64_t WideVec __attribute__((vector_size(8 * kLanes)));
-    const WideVec product = __builtin_convertvector(a, WideVec) * uint64_t(b);
-    *high = __builtin_convertvector(product >> 32, BitsVec);
-    *low = a * b;
+  typedef uint64_t WideVec __attribute__((vector_size(4 * kLanes)));
+
+  // Of the low halves. GCC would multiply all bits, which takes three times as long.
+  static WideVec multiply(WideVec a, uint64_t b) {
+#if defined(__AVX512F__)
+    return (WideVec)_mm512_mul_epu32((__m512i)a, (__m512i)(b - WideVec{}));
+#elif defined(__AVX2__)
+    return (WideVec)_mm256_mul_epu32((__m256i)a, (__m256i)(b - WideVec{}));
+#elif defined(__SSE2__) && !defined(__AVX__)
+    return (WideVec)_mm_mul_epu32((__m128i)a, (__m128i)(b - WideVec{}));
+#else
+    return (a & 0xFFFFFFFFu) * b;
+#endif
   }
 };
 
