@@ -209,7 +209,8 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
 // tensor (B, L, 3, H, D); so may their gradients. Stats belong to queries whose softmax is over several groups: the
 // prefix, with PrefixAttention::kAll and unless joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j
 // = scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of
-// several ulp on the recomputed probabilities.
+// several ulp on the recomputed probabilities. Dropout's mask is a function of `seed` and of the place of query and key
+// (cpu/attention_dropout.h), and neither stats nor any softmax's sum know of it; the CUDA kernels have none.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -217,6 +218,8 @@ struct SpaceTimeAttention {
   PrefixAttention prefix_attention;
   int64_t batch, prefix, frames, patches, heads, head_dim;
   double scale;
+  double dropout_rate;  // as of BiasGelu
+  uint64_t seed;
   TensorView qkv[3];
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
@@ -234,6 +237,8 @@ void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
   in.size("num_frames", op.frames);
   in.size("num_patches", op.patches);
   in.number("scale", op.scale);
+  in.number("dropout_rate", op.dropout_rate);
+  in.number("seed", op.seed);
   const int64_t tokens = op.prefix + op.frames * op.patches;
   in.parts("qkv", op.qkv, &op.dtype, {&op.batch, tokens, &op.heads, &op.head_dim}, Layout::kRows);
   in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});

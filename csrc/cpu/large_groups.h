@@ -4,6 +4,7 @@
 // softmax is taken at once: below some thousand keys that costs less than the corrections of an online softmax.
 #pragma once
 
+#include "attention_dropout.h"
 #include "attention_groups.h"
 #include "gemm.h"
 
@@ -51,12 +52,12 @@ inline void store_weights(float* to, Vec p) { store(to, p); }
 inline void store_weights(Pair* to, Vec p) { store_pairs(to, p); }
 #endif
 
-// Writes 2^(score - max2); returns the sum.
-template <typename Word>
-float exponentiate(const float* scores, int64_t padded, float max2, Word* weights) {
+// Writes drop(2^(score - max2), key); returns the sum of what is not dropped yet.
+template <typename Word, typename Drop>
+float exponentiate(const float* scores, int64_t padded, float max2, Word* weights, const Drop& drop) {
   const auto weigh = [=](int64_t j) {
     const Vec p = exp2(load(scores + j) - broadcast(max2));
-    store_weights(weights + j / kPerWord<Word>, p);
+    store_weights(weights + j / kPerWord<Word>, drop(p, j));
     return p;
   };
   Vec even{}, odd{};
@@ -77,6 +78,7 @@ struct LargeGroups {
 
   const Plan& plan;
   const ScoreScale scale;
+  const AttentionDropout dropout;
   const int64_t words, padded_words;  // of a row of the tensors, of a row of weights
   const int64_t depth;                // of products that sum over the group's rows
   const bool ask_ahead;
@@ -84,6 +86,7 @@ struct LargeGroups {
   LargeGroups(const Plan& plan, const SpaceTimeAttention& op)
       : plan(plan),
         scale(op.scale),
+        dropout(plan, op),
         words(row_words<Word>(plan.dim)),
         padded_words(plan.rows_padded / kPerWord<Word>),
         depth(depth_words<Word>(plan.rows)),
@@ -92,7 +95,7 @@ struct LargeGroups {
   // Operands of a group and of a block of its queries, and room for what is computed from them.
   struct Buffers {
     Word *rows, *kt, *v_deep;
-    float *scores, *values;
+    float *scores, *values, *kept;
     Word* weights;
     // Backward pass only.
     Word *grad_out, *vt, *q_deep, *k_deep, *grad_out_deep, *grad_weights, *probs_by_key, *grad_by_key;
@@ -106,6 +109,7 @@ struct LargeGroups {
       v_deep = arena.take<Word>(panel_words(groups.depth, plan.dim_padded));
       scores = arena.take<float>(block);
       values = arena.take<float>(kBlockRows * plan.dim_padded);
+      kept = arena.take<float>(groups.dropout.floats(kBlockRows));
       weights = kPairs ? arena.take<Word>(block / 2) : reinterpret_cast<Word*>(scores);
       if (!backward) return;
       grad_out = arena.take<Word>(kBlockRows * groups.words);
@@ -177,12 +181,17 @@ struct LargeGroups {
       pack(group, group.part(kQuery), first, count, b.rows);
       gemm<Word>(count, plan.rows_padded, words, {b.rows, words, 1}, panels_of(b.kt, words), b.scores, plan.rows_padded,
                  false);
+      if (dropout.drops()) dropout.draw(group, first, count, b.kept);
       for (int64_t i = 0; i < count; ++i) {
         ask_for_next(group, first + i, false);
         float* row = b.scores + i * plan.rows_padded;
         const int64_t visible = plan.first_visible(group.index, first + i);
         row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, plan.lowest(first + i));
-        row_sum[i] = exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words);
+        const auto weigh = [&](auto drop) {
+          return exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words, drop);
+        };
+        row_sum[i] = dropout.drops() ? weigh([&, i](Vec p, int64_t j) { return dropout.apply(p, b.kept, i, j); })
+                                     : weigh([](Vec p, int64_t) { return p; });
       }
       gemm<Word>(count, plan.dim_padded, depth, {b.weights, padded_words, 1}, panels_of(b.v_deep, depth), b.values,
                  plan.dim_padded, false);
@@ -226,10 +235,15 @@ struct LargeGroups {
                  false);
       gemm<Word>(count, plan.rows_padded, words, {b.grad_out, words, 1}, panels_of(b.vt, words), b.grad_scores,
                  plan.rows_padded, false);
+      if (dropout.drops()) {
+        dropout.draw(group, first, count, b.kept);
+        drop_rows(count, b.kept, b.grad_scores);
+      }
       for (int64_t i = 0; i < count; ++i) {
         ask_for_next(group, first + i, true);
         score_gradients(group, first + i, b, i);
       }
+      if (dropout.drops()) drop_rows(count, b.kept, b.scores);
       if constexpr (kPairs) pair_up_rows(count, b);
 
       gemm<Word>(count, plan.dim_padded, depth, {b.grad_weights, padded_words, 1}, panels_of(b.k_deep, depth), b.values,
@@ -242,6 +256,12 @@ struct LargeGroups {
     }
     write_gradients(group, 0, plan.rows, kKey, b.grad_k, plan.dim_padded, add);
     write_gradients(group, 0, plan.rows, kValue, b.grad_v, plan.dim_padded, add);
+  }
+
+  // Of the block's probabilities, or of their gradients.
+  void drop_rows(int64_t count, const float* kept, float* rows) const {
+    for (int64_t i = 0; i < count; ++i, rows += plan.rows_padded)
+      for (int64_t j = 0; j < plan.rows_padded; j += kLanes) store(rows + j, dropout.apply(load(rows + j), kept, i, j));
   }
 
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).

@@ -8,6 +8,7 @@
 // exactly one, however large the scores.
 #include <cstring>
 
+#include "attention_dropout.h"
 #include "attention_groups.h"
 #include "large_groups.h"
 #include "memory.h"
@@ -18,14 +19,14 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-// Where bfloat16 has tile registers, they take groups of many tokens.
-template <typename T>
+// Where bfloat16 has tile registers, they take groups of many tokens, but drop nothing.
+template <typename T, bool kDrops>
 struct LargeGroupsOf {
   using type = LargeGroups<T>;
 };
 #ifdef __AMX_BF16__
 template <>
-struct LargeGroupsOf<BFloat16> {
+struct LargeGroupsOf<BFloat16, false> {
   using type = TileGroups;
 };
 #endif
@@ -38,15 +39,23 @@ int64_t tokens_bytes(const SpaceTimeAttention& op) {
 // A prefix query does not look at prefix tokens but in group 0. In the other groups their weights are zeros, and zero
 // times an infinite value is NaN: columns that are NaN are summed anew, over all tokens.
 template <typename T>
-void sum_nan_columns(const Group<T>& group, int64_t query, const ScoreScale& scale, float max2, float* values) {
-  const Plan& plan = group.plan;
-  float* sums = scratch(Scratch::kThread, plan.dim);
+void sum_nan_columns(const Group<T>& of, int64_t query, const ScoreScale& scale, float max2, float* values) {
+  const Plan& plan = of.plan;
+  const AttentionDropout dropout(plan, of.op);
+  float* sums = scratch(Scratch::kThread, plan.dim + dropout.floats(1));
+  float* kept = sums + plan.dim;
   for (int64_t d = 0; d < plan.dim; ++d) sums[d] = 0;
-  for (int64_t token = 0; token < plan.tokens; ++token) {
-    const float score = dot(plan.dim, group.part(kQuery).row(query), group.part(kKey).row(token));
-    const float weight = exp2(scaled(broadcast(score), scale) - broadcast(max2))[0];
-    const T* value = group.part(kValue).row(token);
-    for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight * to_float(value[d]);
+  for (int64_t g = 0; g < plan.groups; ++g) {
+    const Group<T> group{plan, of.op, of.sample, g, of.head};
+    if (dropout.drops()) dropout.draw(group, query, 1, kept);
+    for (int64_t row = plan.first_visible(g, query); row < plan.rows; ++row) {
+      const int64_t token = plan.token(g, row);
+      const float score = dot(plan.dim, group.part(kQuery).row(query), group.part(kKey).row(token));
+      Vec weight = exp2(scaled(broadcast(score), scale) - broadcast(max2));
+      if (dropout.drops()) weight = dropout.apply(weight, kept, 0, row);
+      const T* value = group.part(kValue).row(token);
+      for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight[0] * to_float(value[d]);
+    }
   }
   for (int64_t d = 0; d < plan.dim; ++d)
     if (std::isnan(values[d])) values[d] = sums[d];
@@ -75,11 +84,11 @@ Writer gradient_writer(const SpaceTimeAttention& op) {
   return Writer({grad[kQuery].data, grad[kKey].data, grad[kValue].data}, bytes, run);
 }
 
-template <typename T>
+template <typename T, typename Large>
 void forward(const SpaceTimeAttention& op) {
   const Plan plan(op, true, Writer(op.out.data, tokens_bytes<T>(op), op.head_dim * int64_t(sizeof(T))));
   const SmallGroups<T> small(plan, op);
-  const typename LargeGroupsOf<T>::type large(plan, op);
+  const Large large(plan, op);
   const auto partials = pieces<Partials>(Scratch::kShared, plan, op);
   const int64_t buffer_floats = plan.small ? small.scratch_floats(false) : large.scratch_floats(false);
 
@@ -132,11 +141,11 @@ struct PrefixGradients {
         deltas(arena.take(op.batch * op.heads * plan.prefix)) {}
 };
 
-template <typename T>
+template <typename T, typename Large>
 void backward(const SpaceTimeAttention& op) {
   Plan plan(op, false, gradient_writer<T>(op));
   const SmallGroups<T> small(plan, op);
-  const typename LargeGroupsOf<T>::type large(plan, op);
+  const Large large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
   const auto shared = pieces<PrefixGradients>(Scratch::kShared, plan, op);
   plan.deltas = shared.deltas;
@@ -194,14 +203,26 @@ void backward(const SpaceTimeAttention& op) {
   });
 }
 
+// run(element, groups of many tokens) with the types for `op`.
+template <typename Run>
+void with_types(const SpaceTimeAttention& op, const Run& run) {
+  with_type(op.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (op.dropout_rate > 0)
+      run(element, LargeGroupsOf<T, true>());
+    else
+      run(element, LargeGroupsOf<T, false>());
+  });
+}
+
 }  // namespace
 
 void space_time_attention_forward(const SpaceTimeAttention& op) {
-  with_type(op.dtype, [&](auto element) { forward<decltype(element)>(op); });
+  with_types(op, [&](auto element, auto large) { forward<decltype(element), typename decltype(large)::type>(op); });
 }
 
 void space_time_attention_backward(const SpaceTimeAttention& op) {
-  with_type(op.dtype, [&](auto element) { backward<decltype(element)>(op); });
+  with_types(op, [&](auto element, auto large) { backward<decltype(element), typename decltype(large)::type>(op); });
 }
 
 }  // namespace HSTA_ISA

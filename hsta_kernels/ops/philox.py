@@ -60,3 +60,8 @@ def check_dropout(
     if seed.numel() != 1 or seed.device != device:
         raise ValueError(f"seed must hold one number, on {device}; got {seed.numel()} on {seed.device}")
     return dropout_rate, seed.reshape(1)
+
+
+def kernel_arguments(dropout_rate: float, seed: torch.Tensor | None) -> tuple[float, int]:
+    """The rate and the seed's bits, as csrc/operators.h reads them."""
+    return (0.0, 0) if seed is None else (dropout_rate, int(seed) & 0xFFFFFFFFFFFFFFFF)

@@ -6,6 +6,7 @@ import torch
 
 from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
+from hsta_kernels.ops.philox import kernel_arguments
 
 
 def refuse(x: torch.Tensor) -> str | None:
@@ -15,7 +16,7 @@ def refuse(x: torch.Tensor) -> str | None:
 def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None) -> torch.Tensor:
     out = contiguous_like(x)
     if x.numel():
-        launch.run("bias_gelu_forward", x, bias, *_dropout(dropout_rate, seed), out)
+        launch.run("bias_gelu_forward", x, bias, *kernel_arguments(dropout_rate, seed), out)
     return out
 
 
@@ -24,9 +25,5 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad_x, grad_bias = contiguous_like(x), torch.zeros_like(bias)
     if x.numel():
-        launch.run("bias_gelu_backward", x, bias, *_dropout(dropout_rate, seed), grad_out, grad_x, grad_bias)
+        launch.run("bias_gelu_backward", x, bias, *kernel_arguments(dropout_rate, seed), grad_out, grad_x, grad_bias)
     return grad_x, grad_bias
-
-
-def _dropout(rate: float, seed: torch.Tensor | None) -> tuple[float, int]:
-    return (0.0, 0) if seed is None else (rate, int(seed) & 0xFFFFFFFFFFFFFFFF)

@@ -8,12 +8,11 @@ import torch
 
 from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
+from hsta_kernels.ops.philox import kernel_arguments
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
-    if grid.dropout_rate:
-        return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     return launch.refuse("qkv", qkv[0])
 
 
@@ -38,7 +37,7 @@ def forward(
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_numbers(grid), _parts(qkv), out, stats)
+        run("space_time_attention_forward", *_numbers(grid, seed), _parts(qkv), out, stats)
     return out, stats
 
 
@@ -55,14 +54,15 @@ def backward(
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if out.numel():
         tensors = (_parts(qkv), out, stats, grad_out, _parts(grads))
-        run("space_time_attention_backward", *_numbers(grid), *tensors)
+        run("space_time_attention_backward", *_numbers(grid, seed), *tensors)
     return grads
 
 
-def _numbers(grid: Grid) -> tuple[int | float, ...]:
+def _numbers(grid: Grid, seed: torch.Tensor | None) -> tuple[int | float, ...]:
     """As csrc/operators.h reads them."""
     choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
-    return *choices, grid.num_prefix_tokens, grid.num_frames, grid.num_patches, grid.scale
+    sizes = grid.num_prefix_tokens, grid.num_frames, grid.num_patches
+    return *choices, *sizes, grid.scale, *kernel_arguments(grid.dropout_rate, seed)
 
 
 def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
