@@ -177,7 +177,7 @@ def backward(
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
             )
-            config = _flash_tiles("flash_backward_kv", q, groups)
+            config = _flash_tiles("flash_backward_kv", q, groups, halved=seed is not None)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
             )
@@ -232,6 +232,9 @@ def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> d
     return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
 
 
-def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups) -> dict[str, Any]:
+def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups, halved: bool = False) -> dict[str, Any]:
+    """`halved` tiles leave the registers that dropout takes where all of them are taken without it."""
     config = configuration(kernel, rows, rows.shape[-1], groups.members)
+    if halved:
+        config["BLOCK_N"] = max(16, config["BLOCK_N"] // 2)
     return config | {"TAIL_M": groups.tail(config["BLOCK_M"]), "TAIL_N": groups.tail(config["BLOCK_N"])}
