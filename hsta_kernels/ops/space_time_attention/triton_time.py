@@ -60,12 +60,15 @@ def _kept(
     number = tl.where(position == PREFIX, T + rows - PACK * T, rows % T)  # in a group
     group = tl.maximum(position, 0)  # among themselves prefix tokens are in group 0
     KEYS: tl.constexpr = 4 if T + P <= 4 else 8 if T + P <= 8 else 16 if T + P <= 16 else 32 if T + P <= 32 else ROWS
-    mask = kept(seed, threshold, number, 0, number, group[:, None], sequence, KEYS)
+    mask = kept(seed, threshold, number, 0, number, group[:, None], sequence, KEYS) | (position == PREFIX)[:, None]
     threshold = tl.full((), threshold, tl.uint32)
+    key = number[:, None]
     for token in range(P):  # whose row has keys of all groups
-        a, b, c, d = tl.philox(seed, number // 4, T + token, group, sequence.to(tl.int32))
-        word = tl.where(number % 2 == 0, tl.where(number % 4 == 0, a, c), tl.where(number % 4 == 1, b, d))
-        mask = tl.where((rows == PACK * T + token)[:, None], (word >= threshold)[None, :], mask)
+        a, b, c, d = tl.philox(seed, key // 4, T + token, group[:, None], sequence.to(tl.int32))
+        word = tl.where(key % 2 == 0, tl.where(key % 4 == 0, a, c), tl.where(key % 4 == 1, b, d))
+        word = tl.sum(word, 1)  # of one number; else each thread draws those of all its keys, and all warps the same
+        least = tl.where(rows == PACK * T + token, threshold, 0)
+        mask &= word[None, :] >= least[:, None]
     return mask
 
 
