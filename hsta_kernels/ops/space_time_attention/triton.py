@@ -173,11 +173,12 @@ def backward(
             delta = q.new_empty(deltas, dtype=torch.float32)
             common["MEAN"] = groups.mean
             sizes = (*grad_strides, *strides, *groups[3:], length, heads, *factors)
-            config = _flash_tiles("flash_backward_q", q, groups)
+            halved = seed is not None
+            config = _flash_tiles("flash_backward_q", q, groups, halved)
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
             )
-            config = _flash_tiles("flash_backward_kv", q, groups, halved=seed is not None)
+            config = _flash_tiles("flash_backward_kv", q, groups, halved)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
             )
@@ -223,10 +224,13 @@ def _columns(head_dim: int) -> dict[str, int]:
 def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
     """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
 
-    None when a sequence is too long for one tile, or lies along another axis.
+    None when a sequence is too long for one tile, or lies along another axis. With dropout one of more than 32
+    rows is: its mask takes more registers than there are.
     """
     sequence = groups.members + groups.prefix
-    if grid.axis != "time" or not configured(kernel, rows, rows.shape[-1], sequence):
+    if grid.axis != "time" or (grid.dropout_rate and sequence > 32):
+        return None
+    if not configured(kernel, rows, rows.shape[-1], sequence):
         return None
     config = configuration(kernel, rows, rows.shape[-1], sequence)
     return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
