@@ -190,20 +190,23 @@ def _amd_resources(code: str, shared_memory: int) -> AmdResources:
 
 def attention(
     axis: str, frames: int, patches: int, num_prefix_tokens: int, head_dim: int, batch: int = 8, packed: bool = True,
-    **who_sees_whom: str,
+    dropout_rate: float = 0.0, **who_sees_whom: str,
 ) -> Callable:  # fmt: skip
     """Forward and backward pass of space_time_attention, to be given a dtype; not packed, q, k and v are (B, H, L, D)
     in memory."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid = Grid(frames, patches, axis, num_prefix_tokens, head_dim**-0.5, **who_sees_whom)
+        grid = Grid(
+            frames, patches, axis, num_prefix_tokens, head_dim**-0.5, dropout_rate=dropout_rate, **who_sees_whom
+        )
         length = num_prefix_tokens + frames * patches
         shapes = [(batch, length, 3, 12, head_dim)] if packed else [(batch, 12, length, head_dim)] * 3
         qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         if not packed:
             qkv = [part.transpose(1, 2) for part in qkv]
-        out, stats = space_time_attention.forward(qkv, grid)
-        space_time_attention.backward(out, qkv, out, stats, grid)
+        seed = torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None
+        out, stats = space_time_attention.forward(qkv, grid, seed)
+        space_time_attention.backward(out, qkv, out, stats, grid, seed)
 
     return run
 

@@ -567,3 +567,39 @@ def test_valid_frames_under_the_compiler():
 def test_valid_frames_that_are_none(valid_frames, message):
     with pytest.raises((TypeError, ValueError), match=message):
         space_time_attention(torch.randn(2, 13, 3, 2, 16), (3, 4), "time", valid_frames=valid_frames)
+
+
+DROPPED = [  # grid, prefix, prefix_sees, token_order, dtype, packed; tails alone, whole tiles, and both
+    ("time", (3, 7), 0, "all", "time_major", torch.float32, True),
+    ("time", (8, 9), 1, "all", "patch_major", torch.float16, True),
+    ("time", (3, 12), 2, "all", "time_major", torch.float32, False),
+    ("time", (16, 3), 1, "none", "time_major", torch.bfloat16, True),
+    ("time", (40, 2), 2, "all", "time_major", torch.float32, True),
+    ("space", (2, 17), 0, "all", "patch_major", torch.float32, False),
+    ("space", (2, 70), 1, "all", "time_major", torch.bfloat16, True),
+    ("space", (3, 6), 2, "all", "time_major", torch.float32, True),
+    ("space", (2, 70), 2, "all", "patch_major", torch.float16, True),
+    ("space", (3, 35), 2, "frame_mean", "time_major", torch.float32, True),
+    ("space", (2, 9), 1, "none", "time_major", torch.float32, True),
+    ("joint", (2, 35), 1, "all", "time_major", torch.float32, True),
+    ("joint", (2, 67), 2, "none", "time_major", torch.float16, False),
+]
+
+
+@pytest.mark.parametrize(("axis", "grid", "prefix", "prefix_sees", "token_order", "of", "packed"), DROPPED, ids=str)
+def test_dropout_parity(axis, grid, prefix, prefix_sees, token_order, of, packed, kernel):
+    """The mask is the reference's, so results are as near to it as those without dropout."""
+    if kernel.simulated and of == torch.bfloat16:
+        of = torch.float16  # Triton's interpreter computes bfloat16 wrongly
+    seed = torch.tensor([-(1 << 40) - 7], device=kernel.device)
+    function = partial(attention(grid, axis, prefix), prefix=prefix_sees, token_order=token_order)
+    function = partial(function, dropout_rate=0.3 if packed else 0.6, seed=seed)
+    qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 16).to(kernel.device, of)
+    tensors = {"qkv": qkv} if packed else dict(zip("qkv", qkv.clone().unbind(2), strict=True))
+    if kernel.name == "cuda":
+        with pytest.raises(BackendError, match=r"(dropout_rate|prefix|token_order) is |qkv is three tensors"):
+            function(qkv, backend=kernel.name)
+        return
+    case = f"{axis} {grid} {prefix_sees} P={prefix} {token_order}"
+    grad = torch.randn_like(qkv[:, :, 0])
+    assert_parity(function if packed else of_three(function), tensors, [grad], kernel, case=case)

@@ -136,9 +136,9 @@ class Machine:
     # Arithmetic
 
     def _arithmetic(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:
-        operation, dtype = parts[0], dtype_of(parts[-1])
+        operation, dtype, pairs = parts[0], dtype_of(parts[-1].removesuffix("x2")), parts[-1].endswith("x2")
         target, *of = operands
-        values = [self.value(operand, dtype) for operand in of]
+        values = [self.value(operand, np.dtype(np.uint32) if pairs else dtype).view(dtype) for operand in of]
         with np.errstate(all="ignore"):
             if dtype.kind == "f" and operation in _FLOAT:
                 function = {"max": np.maximum, "min": np.minimum}[operation] if "NaN" in parts else _FLOAT[operation]
@@ -151,7 +151,7 @@ class Machine:
                 result = _INTEGER[operation](*values)
             else:
                 raise Fault(f"an instruction that is not understood: {'.'.join(parts)}")
-        self.put(target, result, active)
+        self.put(target, result.view(np.uint32) if pairs else result, active)
 
     def _mul(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:
         """Also of mad, which adds a third operand."""
@@ -255,6 +255,8 @@ class Machine:
                 result = ((value.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
             else:
                 result = value.astype(dtype_of(to))
+                if result.itemsize == 1:  # there are no registers so small
+                    result = result.astype(f"{result.dtype.kind}2")
         self.put(operands[0], result.view(np.uint32)[:, 0] if to.endswith("x2") else result, active)
 
     def _prmt(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:

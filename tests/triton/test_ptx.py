@@ -8,6 +8,7 @@ barrier or a fence too few shows on a GPU alone, now and then. Here the operator
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 
@@ -94,6 +95,14 @@ def test_attention(axis, grid, head_dim, h100):
     on_the_matrix_unit = {name for name, ptx in h100.ptx.items() if "wgmma.mma_async" in ptx}
     flash = {"flash_forward", "flash_backward_q", "flash_backward_kv"}
     assert on_the_matrix_unit == ({"time_forward", "time_backward"} if axis == "time" else flash)
+
+
+@pytest.mark.parametrize(("axis", "grid"), [("time", (3, 25)), ("space", (2, 70))])
+def test_attention_with_dropout(axis, grid, h100):
+    """Each query's numbers of kept keys, summed by other threads than those that need them."""
+    qkv = torch.randn(1, 1 + grid[0] * grid[1], 3, 1, 64).bfloat16()
+    function = partial(of_attention.attention(grid, axis), dropout_rate=0.3, seed=torch.tensor([1 << 40]))
+    of_attention.assert_parity(function, {"qkv": qkv}, [torch.randn_like(qkv[:, :, 0])], KERNEL)
 
 
 def without(pattern: str, instead: str = ""):

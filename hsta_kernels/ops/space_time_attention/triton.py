@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from hsta_kernels.ops.launch.triton import (
     precision,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
+from hsta_kernels.ops.philox import threshold
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
 _MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
@@ -66,8 +68,6 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
-    if grid.dropout_rate:
-        return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
@@ -101,7 +101,7 @@ def forward(
     strides, unit = in_units(q.stride()[:3])
     columns = _columns(head_dim)
     common = {"P": groups.prefix, **columns, "UNIT": unit, "PRECISION": precision(q.dtype)}
-    factor = in_two_parts(grid.scale * math.log2(math.e))
+    factors = (*in_two_parts(grid.scale * math.log2(math.e)), *_dropout(grid, seed))
     tile = _time_tile("time_forward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_shape = (batch, heads, groups.prefix, splits)
@@ -110,13 +110,13 @@ def forward(
     with current_device(q):
         if tile:
             time_forward[(batch * splits * heads,)](
-                *rows, values, partial_stats, *strides, groups.groups, *groups[5:], length, heads, *factor,
+                *rows, values, partial_stats, *strides, groups.groups, *groups[5:], length, heads, *factors,
                 **common, **tile,
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", q, groups)
             flash_forward[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factor,
+                *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
                 **common, MEAN=groups.mean, **config,
             )  # fmt: skip
         merging = {"P": groups.prefix, "BLOCK": _MERGED_SPLITS, **columns, "enable_fp_fusion": False}
@@ -160,7 +160,7 @@ def backward(
         "P": groups.prefix, **columns, "UNIT": unit, "GRAD_UNIT": grad_unit, "PARTS": parts,
         "PRECISION": precision(q.dtype),
     }  # fmt: skip
-    scales = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale)
+    factors = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale, *_dropout(grid, seed))
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
@@ -168,17 +168,18 @@ def backward(
         if tile:
             time_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
-                groups.groups, *groups[5:], length, heads, *scales, **common, **tile,
+                groups.groups, *groups[5:], length, heads, *factors, **common, **tile,
             )  # fmt: skip
         else:
             delta = q.new_empty(deltas, dtype=torch.float32)
             common["MEAN"] = groups.mean
-            sizes = (*grad_strides, *strides, *groups[3:], length, heads, *scales)
-            config = _flash_tiles("flash_backward_q", q, groups)
+            sizes = (*grad_strides, *strides, *groups[3:], length, heads, *factors)
+            halved = seed is not None
+            config = _flash_tiles("flash_backward_q", q, groups, halved)
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
             )
-            config = _flash_tiles("flash_backward_kv", q, groups)
+            config = _flash_tiles("flash_backward_kv", q, groups, halved)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
             )
@@ -188,6 +189,16 @@ def backward(
                 P=groups.prefix, BLOCK=_MERGED_SPLITS, PARTS=parts, **columns, enable_fp_fusion=False,
             )  # fmt: skip
     return grads
+
+
+def _dropout(grid: Grid, seed: torch.Tensor | None) -> tuple[torch.Tensor | None, int | None, float | None]:
+    """The seed, the words below which a probability is dropped, as 32 signed bits, and the factor of the others.
+
+    Without dropout these are None, and the kernels compiled without them.
+    """
+    if seed is None:
+        return None, None, None
+    return seed, ctypes.c_int32(threshold(grid.dropout_rate)).value, 1 / (1 - grid.dropout_rate)
 
 
 def _after(first: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -214,15 +225,21 @@ def _columns(head_dim: int) -> dict[str, int]:
 def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
     """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
 
-    None when a sequence is too long for one tile, or lies along another axis.
+    None when a sequence is too long for one tile, or lies along another axis. With dropout one of more than 32
+    rows is: its mask takes more registers than there are.
     """
     sequence = groups.members + groups.prefix
-    if grid.axis != "time" or not configured(kernel, rows, rows.shape[-1], sequence):
+    if grid.axis != "time" or (grid.dropout_rate and sequence > 32):
+        return None
+    if not configured(kernel, rows, rows.shape[-1], sequence):
         return None
     config = configuration(kernel, rows, rows.shape[-1], sequence)
     return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
 
 
-def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups) -> dict[str, Any]:
+def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups, halved: bool = False) -> dict[str, Any]:
+    """`halved` tiles leave the registers that dropout takes where all of them are taken without it."""
     config = configuration(kernel, rows, rows.shape[-1], groups.members)
+    if halved:
+        config["BLOCK_N"] = max(16, config["BLOCK_N"] // 2)
     return config | {"TAIL_M": groups.tail(config["BLOCK_M"]), "TAIL_N": groups.tail(config["BLOCK_N"])}

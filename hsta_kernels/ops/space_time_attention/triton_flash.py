@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hsta_kernels.ops.space_time_attention.triton_tile import LOWEST, divide, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import LOWEST, divide, kept, load_tile, scores, store_tile
 
 
 @triton.jit
@@ -48,6 +48,7 @@ def _place(row, token, group, G, L, P: tl.constexpr, TAIL: tl.constexpr, MEAN: t
 @triton.jit
 def _attend(
     q, k_base, v_base, values, m, l, query, start, group, G, group_step, member_step, token_stride, scale, scale_low,
+    seed, threshold, kept_scale, sequence,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -63,6 +64,9 @@ def _attend(
     p = tl.exp2(s - new_m[:, None])
     correction = tl.exp2(m - new_m)
     l = l * correction + tl.sum(p, 1)
+    if seed is not None:
+        mask = kept(seed, threshold, query, start, tl.arange(0, BLOCK), group, sequence, BLOCK)
+        p = tl.where(mask, p * kept_scale, 0.0)
     values = values * correction[:, None]
     return tl.dot(p.to(v.dtype), v, values, input_precision=PRECISION), new_m, l
 
@@ -71,6 +75,7 @@ def _attend(
 def _forward_tile(
     start, q_base, k_base, v_base, out, stats, partial_values, partial_stats, token_stride,
     sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
+    seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -84,13 +89,15 @@ def _forward_tile(
     for first in range(0, full, BLOCK_N):
         values, m, l = _attend(
             q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step, token_stride,
-            scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, MEAN, PRECISION,
+            scale, scale_low, seed, threshold, kept_scale, sample * H + head,
+            P, D, BLOCK_D, BLOCK_N, False, MEAN, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             values, m, l = _attend(
                 q, k_base, v_base, values, m, l, query, first, group, G, group_step, member_step,
-                token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, MEAN, PRECISION,
+                token_stride, scale, scale_low, seed, threshold, kept_scale, sample * H + head,
+                P, D, BLOCK_D, TAIL_N, True, MEAN, PRECISION,
             )  # fmt: skip
 
     patch = query < G
@@ -114,7 +121,7 @@ def _forward_tile(
 def flash_forward(
     q_ptr, k_ptr, v_ptr, out, stats, partial_values, partial_stats,
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale, scale_low,
+    groups, G, group_step, member_step, L, H, scale, scale_low, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -128,16 +135,18 @@ def flash_forward(
     sample = (program // tiles // H // groups).to(tl.int64)
     offset = (sample * sample_stride + head * head_stride) * UNIT
     q_base, k_base, v_base = q_ptr + offset, k_ptr + offset, v_ptr + offset
+    if seed is not None:
+        seed = tl.load(seed)
     if tile < full:
         _forward_tile(
             tile * BLOCK_M, q_base, k_base, v_base, out, stats, partial_values, partial_stats, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
-            P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, MEAN, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _forward_tile(
             full * BLOCK_M + (tile - full) * TAIL_M, q_base, k_base, v_base, out, stats, partial_values, partial_stats,
             token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,
-            P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, MEAN, PRECISION,
         )  # fmt: skip

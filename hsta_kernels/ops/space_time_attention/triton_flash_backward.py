@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.space_time_attention.triton_flash import _place, _token, _visible
-from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, load_tile, scores, store_tile
+from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, kept, load_tile, scores, store_tile
 
 
 @triton.jit
 def _p_and_dp(
     q, do, m, inverse_l, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
-    scale, scale_low, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+    scale, scale_low, seed, threshold, kept_scale, sequence,
+    P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Probabilities of the keys in rows start to start + BLOCK, the probabilities' gradients, and these keys."""
@@ -29,19 +30,24 @@ def _p_and_dp(
     p = tl.exp2(s - m[:, None]) * inverse_l[:, None]
     if TAIL:
         p = tl.where(_visible(query[:, None], key[None, :], group, G, P, MEAN), p, 0.0)
-    return p, tl.dot(do, tl.trans(v), input_precision=PRECISION), k
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    if seed is not None:
+        mask = kept(seed, threshold, query, start, tl.arange(0, BLOCK), group, sequence, BLOCK)
+        dp = tl.where(mask, dp * kept_scale, 0.0)
+    return p, dp, k
 
 
 @triton.jit
 def _add_to_dq(
     dq, q, do, m, inverse_l, delta, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
-    scale, scale_low, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+    scale, scale_low, seed, threshold, kept_scale, sequence,
+    P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq plus what the keys in rows start to start + BLOCK contribute."""
     p, dp, k = _p_and_dp(
         q, do, m, inverse_l, k_base, v_base, query, start, group, G, group_step, member_step, token_stride,
-        scale, scale_low, P, D, BLOCK_D, BLOCK, TAIL, MEAN, PRECISION,
+        scale, scale_low, seed, threshold, kept_scale, sequence, P, D, BLOCK_D, BLOCK, TAIL, MEAN, PRECISION,
     )  # fmt: skip
     ds = p * (dp - delta[:, None])
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -50,6 +56,7 @@ def _add_to_dq(
 @triton.jit
 def _delta(
     q, do, m, inverse_l, k_base, v_base, query, group, G, group_step, member_step, token_stride, scale, scale_low,
+    seed, threshold, kept_scale, sequence,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -59,13 +66,13 @@ def _delta(
     for first in range(0, full, BLOCK_N):
         p, dp, _ = _p_and_dp(
             q, do, m, inverse_l, k_base, v_base, query, first, group, G, group_step, member_step, token_stride,
-            scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, True, PRECISION,
+            scale, scale_low, seed, threshold, kept_scale, sequence, P, D, BLOCK_D, BLOCK_N, False, True, PRECISION,
         )  # fmt: skip
         delta += tl.sum(p * dp, 1)
     for first in tl.range(full, G + P, TAIL_N, num_stages=1):
         p, dp, _ = _p_and_dp(
             q, do, m, inverse_l, k_base, v_base, query, first, group, G, group_step, member_step, token_stride,
-            scale, scale_low, P, D, BLOCK_D, TAIL_N, True, True, PRECISION,
+            scale, scale_low, seed, threshold, kept_scale, sequence, P, D, BLOCK_D, TAIL_N, True, True, PRECISION,
         )  # fmt: skip
         delta += tl.sum(p * dp, 1)
     return delta
@@ -76,6 +83,7 @@ def _dq_tile(
     start, grad_base, q_base, k_base, v_base, out, stats, delta_rows, dq_ptr, partial_grads,
     grad_token_stride, token_stride,
     sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
+    seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +103,8 @@ def _dq_tile(
     if TAIL and MEAN:
         delta = _delta(
             q, do, m, inverse_l, k_base, v_base, query, group, G, group_step, member_step, token_stride,
-            scale, scale_low, P, D, BLOCK_D, ROWS, BLOCK_N, TAIL_N, PRECISION,
+            scale, scale_low, seed, threshold, kept_scale, sample * H + head,
+            P, D, BLOCK_D, ROWS, BLOCK_N, TAIL_N, PRECISION,
         )  # fmt: skip
         tl.store(delta_rows + row, delta, mask=valid)
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -103,13 +112,15 @@ def _dq_tile(
     for first in range(0, full, BLOCK_N):
         dq = _add_to_dq(
             dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
-            token_stride, scale, scale_low, P, D, BLOCK_D, BLOCK_N, False, MEAN, PRECISION,
+            token_stride, scale, scale_low, seed, threshold, kept_scale, sample * H + head,
+            P, D, BLOCK_D, BLOCK_N, False, MEAN, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
         for first in tl.range(full, G + P, TAIL_N, num_stages=1):
             dq = _add_to_dq(
                 dq, q, do, m, inverse_l, delta, k_base, v_base, query, first, group, G, group_step, member_step,
-                token_stride, scale, scale_low, P, D, BLOCK_D, TAIL_N, True, MEAN, PRECISION,
+                token_stride, scale, scale_low, seed, threshold, kept_scale, sample * H + head,
+                P, D, BLOCK_D, TAIL_N, True, MEAN, PRECISION,
             )  # fmt: skip
     dq *= grad_scale
     store_tile(
@@ -127,7 +138,7 @@ def flash_backward_q(
     grad_out, q_ptr, k_ptr, v_ptr, out, stats, delta_rows, dq_ptr, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
+    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
@@ -142,12 +153,14 @@ def flash_backward_q(
     offset = (sample * sample_stride + head * head_stride) * UNIT
     q_base, k_base, v_base = q_ptr + offset, k_ptr + offset, v_ptr + offset
     grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
+    if seed is not None:
+        seed = tl.load(seed)
     if tile < full:
         _dq_tile(
             tile * BLOCK_M, grad_base, q_base, k_base, v_base, out, stats, delta_rows, dq_ptr, partial_grads,
             grad_token_stride * GRAD_UNIT, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
-            P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _dq_tile(
@@ -155,14 +168,14 @@ def flash_backward_q(
             dq_ptr, partial_grads,
             grad_token_stride * GRAD_UNIT, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
-            P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _add_to_dk_dv(
     dk, dv, k, v, q_base, grad_base, row_stats, row_delta, key, start, group, groups, G, group_step, member_step,
-    token_stride, grad_token_stride, L, scale, scale_low,
+    token_stride, grad_token_stride, L, scale, scale_low, seed, threshold, kept_scale, first_key, sequence,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
     MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -182,8 +195,15 @@ def _add_to_dk_dv(
         p = tl.where(_visible(query[None, :], key[:, None], group, G, P, MEAN) & valid[None, :], p, 0.0)
     if TAIL and MEAN:  # of a prefix query's gradient each group has its share
         p = tl.where(query[None, :] < G, p, p / groups)
-    dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+    weights = p
+    if seed is not None:
+        keys: tl.constexpr = key.shape[0]
+        mask = tl.trans(kept(seed, threshold, query, first_key, tl.arange(0, keys), group, sequence, keys))
+        weights = tl.where(mask, p * kept_scale, 0.0)
+    dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
     dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+    if seed is not None:
+        dp = tl.where(mask, dp * kept_scale, 0.0)
     ds = p * (dp - delta[None, :])
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
@@ -193,6 +213,7 @@ def _dk_dv_tile(
     start, grad_base, q_base, k_base, v_base, row_stats, row_delta, dk_ptr, dv_ptr, partial_grads,
     grad_token_stride, token_stride,
     sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
+    seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -208,6 +229,7 @@ def _dk_dv_tile(
         dk, dv = _add_to_dk_dv(
             dk, dv, k, v, q_base, grad_base, row_stats, row_delta, key, first, group, groups, G, group_step,
             member_step, token_stride, grad_token_stride, L, scale, scale_low,
+            seed, threshold, kept_scale, start, sample * H + head,
             P, D, BLOCK_D, BLOCK_N, False, MEAN, PRECISION,
         )  # fmt: skip
     if TAIL_N > 0:
@@ -215,6 +237,7 @@ def _dk_dv_tile(
             dk, dv = _add_to_dk_dv(
                 dk, dv, k, v, q_base, grad_base, row_stats, row_delta, key, first, group, groups, G, group_step,
                 member_step, token_stride, grad_token_stride, L, scale, scale_low,
+                seed, threshold, kept_scale, start, sample * H + head,
                 P, D, BLOCK_D, TAIL_N, True, MEAN, PRECISION,
             )  # fmt: skip
     dk *= grad_scale
@@ -232,7 +255,7 @@ def flash_backward_kv(
     grad_out, q_ptr, k_ptr, v_ptr, stats, delta_rows, dk_ptr, dv_ptr, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
-    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
+    groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
@@ -248,18 +271,20 @@ def flash_backward_kv(
     q_base, k_base, v_base = q_ptr + offset, k_ptr + offset, v_ptr + offset
     grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
     row = (sample * H + head) * (L + groups * (P * MEAN))
+    if seed is not None:
+        seed = tl.load(seed)
     if tile < full:
         _dk_dv_tile(
             tile * BLOCK_M, grad_base, q_base, k_base, v_base, stats + row * 2, delta_rows + row, dk_ptr, dv_ptr,
             partial_grads,
             grad_token_stride * GRAD_UNIT, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
-            P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, BLOCK_M, False, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
         )  # fmt: skip
     elif TAIL_M > 0:
         _dk_dv_tile(
             full * BLOCK_M + (tile - full) * TAIL_M, grad_base, q_base, k_base, v_base, stats + row * 2,
             delta_rows + row, dk_ptr, dv_ptr, partial_grads, grad_token_stride * GRAD_UNIT, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
-            P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
+            seed, threshold, kept_scale, P, D, BLOCK_D, TAIL_M, True, BLOCK_N, TAIL_N, PARTS, MEAN, PRECISION,
         )  # fmt: skip

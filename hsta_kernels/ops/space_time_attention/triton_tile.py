@@ -64,6 +64,34 @@ def diagonal(square, ROWS: tl.constexpr):
 
 
 @triton.jit
+def kept(seed, threshold, query, first, column, group, sequence, KEYS: tl.constexpr):
+    """Whether dropout keeps what row query[i] of a group sees of row first + column[j], as (i, j).
+
+    The mask is that of reference.py. One block of Philox serves four keys. A query's bits of 32 keys make one number:
+    it is these numbers that go to the threads that hold the probabilities, and not the tile of all bits.
+
+    Args:
+        seed: its value.
+        threshold: words below it drop; its 32 bits.
+        query, column: numbers, 1-D.
+        first: a multiple of four.
+        group, sequence: scalars, or of shape (queries, 1).
+        KEYS: all columns are below it; a power of 2, at least 4.
+    """
+    CHUNK: tl.constexpr = KEYS if KEYS < 32 else 32
+    block = tl.arange(0, CHUNK // 4)[None, :]
+    threshold = tl.full((), threshold, tl.uint32)
+    bits = tl.zeros((query.shape[0], column.shape[0]), tl.uint32)
+    for start in tl.static_range(0, KEYS, CHUNK):
+        a, b, c, d = tl.philox(seed, (first + start) // 4 + block, query[:, None], group, sequence.to(tl.int32))
+        four = (a >= threshold).to(tl.uint32) | ((b >= threshold).to(tl.uint32) << 1)
+        four |= ((c >= threshold).to(tl.uint32) << 2) | ((d >= threshold).to(tl.uint32) << 3)
+        all_of_them = tl.sum(four << (4 * block).to(tl.uint32), 1)
+        bits = tl.where((column // CHUNK * CHUNK == start)[None, :], all_of_them[:, None], bits)
+    return (bits >> (column % CHUNK).to(tl.uint32)[None, :]) % 2 != 0
+
+
+@triton.jit
 def merge_prefix(
     partial_values, partial_stats, out, stats, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,

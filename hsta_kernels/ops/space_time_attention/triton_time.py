@@ -19,6 +19,7 @@ from hsta_kernels.ops.space_time_attention.triton_tile import (
     LOWEST,
     diagonal,
     divide,
+    kept,
     load_tile,
     scores,
     store_tile,
@@ -51,10 +52,31 @@ def _visible(position, split):
 
 
 @triton.jit
+def _kept(
+    seed, threshold, position, sequence, T: tl.constexpr, P: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr
+):
+    """What dropout keeps of a tile, (queries, keys); anything where one does not see the other."""
+    rows = tl.arange(0, ROWS)
+    number = tl.where(position == PREFIX, T + rows - PACK * T, rows % T)  # in a group
+    group = tl.maximum(position, 0)  # among themselves prefix tokens are in group 0
+    KEYS: tl.constexpr = 4 if T + P <= 4 else 8 if T + P <= 8 else 16 if T + P <= 16 else 32 if T + P <= 32 else ROWS
+    mask = kept(seed, threshold, number, 0, number, group[:, None], sequence, KEYS) | (position == PREFIX)[:, None]
+    threshold = tl.full((), threshold, tl.uint32)
+    key = number[:, None]
+    for token in range(P):  # whose row has keys of all groups
+        a, b, c, d = tl.philox(seed, key // 4, T + token, group[:, None], sequence.to(tl.int32))
+        word = tl.where(key % 2 == 0, tl.where(key % 4 == 0, a, c), tl.where(key % 4 == 1, b, d))
+        word = tl.sum(word, 1)  # of one number; else each thread draws those of all its keys, and all warps the same
+        least = tl.where(rows == PACK * T + token, threshold, 0)
+        mask &= word[None, :] >= least[:, None]
+    return mask
+
+
+@triton.jit
 def time_forward(
     q_ptr, k_ptr, v_ptr, out, stats, partial_values, partial_stats,
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
-    N, group_step, member_step, L, H, scale, scale_low,
+    N, group_step, member_step, L, H, scale, scale_low, seed, threshold, kept_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -73,6 +95,9 @@ def time_forward(
     m = tl.maximum(tl.max(s, 1), LOWEST)
     p = tl.exp2(s - m[:, None])
     l = tl.sum(p, 1)
+    if seed is not None:
+        mask = _kept(tl.load(seed), threshold, position, sample * H + head, T, P, PACK, ROWS)
+        p = tl.where(mask, p * kept_scale, 0.0)
     values = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
 
     o = divide(values, l[:, None], q.dtype)
@@ -92,7 +117,7 @@ def time_backward(
     grad_out, q_ptr, k_ptr, v_ptr, out, stats, dq_ptr, dk_ptr, dv_ptr, partial_grads,
     grad_sample_stride: tl.int64, grad_token_stride: tl.int64, grad_head_stride: tl.int64,
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
-    N, group_step, member_step, L, H, scale, scale_low, grad_scale,
+    N, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -116,8 +141,14 @@ def time_backward(
 
     s = scores(q, k, scale, scale_low, PRECISION)
     p = tl.where(_visible(position, split), tl.exp2(s - m[:, None]) * inverse_l[:, None], 0.0)
-    dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION)
+    weights = p
+    if seed is not None:
+        mask = _kept(tl.load(seed), threshold, position, sample * H + head, T, P, PACK, ROWS)
+        weights = tl.where(mask, p * kept_scale, 0.0)
+    dv = tl.dot(tl.trans(weights.to(do.dtype)), do, input_precision=PRECISION)
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    if seed is not None:
+        dp = tl.where(mask, dp * kept_scale, 0.0)
     # A patch has its whole row here. A prefix query's row is spread over the splits: δ = Σ p·dp = dO·O, by the same
     # kind of product as dp, so that with a one-hot p they cancel exactly.
     delta = tl.sum(p * dp, 1)
