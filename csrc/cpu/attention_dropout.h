@@ -48,19 +48,39 @@ class AttentionDropout {
     }
   }
 
-  // A vector of probabilities of the i-th query of the run, from key j on; those past the last key are undefined.
-  Vec apply(Vec probabilities, const float* kept, int64_t i, int64_t j) const {
-    const float* row = kept + 4 * blocks_ * i;  // patches' keys from row + prefix on, and then the prefix
-    Vec kept_here = load(row + j);
-    if (j < plan_.prefix)
-      kept_here = is_below(lane_numbers(), plan_.prefix - j) ? load(row + plan_.rows + j) : kept_here;
-    return dropout_.apply(probabilities, kept_here);
+  // Whether the i-th query of the run keeps keys j, j + 1, ...; of those past the last nothing is said.
+  Vec row(const float* kept, int64_t i, int64_t j) const {
+    return prefix_first(j, lane_numbers(), kept + 4 * blocks_ * i + j,
+                        [](const float* row) __attribute__((always_inline)) { return load(row); });
   }
+
+  // Four keys of queries i, i + 1, ... of the run, as a tile of scores has them (small_tiles.h).
+  Vec tile(const float* kept, int64_t i, int64_t j) const {
+    const int64_t stride = 4 * blocks_;
+    return prefix_first(j, lane_numbers() % 4, kept + stride * i + j,
+                        [=](const float* first) __attribute__((always_inline)) {
+                          Vec v = load(first);
+                          for (int q = 1; q < kLanes / 4; ++q)
+                            v = is_equal(lane_numbers() / 4, q) ? load(first + (stride - 4) * q) : v;
+                          return v;
+                        });
+  }
+
+  Vec apply(Vec probabilities, Vec kept) const { return dropout_.apply(probabilities, kept); }
 
  private:
   const Plan& plan_;
   const Dropout dropout_;
   const int64_t blocks_;
+
+  // load_keys(from) for a vector whose keys have the numbers `key` beyond j; the prefix tokens among them are drawn
+  // last.
+  template <typename Load>
+  Vec prefix_first(int64_t j, IntVec key, const float* from, const Load& load_keys) const {
+    const Vec kept = load_keys(from);
+    if (j >= plan_.prefix) return kept;
+    return is_below(key, plan_.prefix - j) ? load_keys(from + plan_.rows) : kept;
+  }
 };
 
 }  // namespace

@@ -79,7 +79,7 @@ struct Plan {
     rows_padded = round_up(rows, kLanes);
     dim = op.head_dim;
     dim_padded = round_up(dim, kLanes);
-    small = rows <= kMaxSmallRows && !(op.dropout_rate > 0);
+    small = rows <= kMaxSmallRows;
     // Groups over time are neighbours in memory: take all heads of a few small ones at a time, in the order they lie.
     groups_per_item = small ? 8 : 1;
     heads_per_item = small ? op.heads : 1;

@@ -190,8 +190,9 @@ struct LargeGroups {
         const auto weigh = [&](auto drop) {
           return exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words, drop);
         };
-        row_sum[i] = dropout.drops() ? weigh([&, i](Vec p, int64_t j) { return dropout.apply(p, b.kept, i, j); })
-                                     : weigh([](Vec p, int64_t) { return p; });
+        row_sum[i] = dropout.drops()
+                         ? weigh([&, i](Vec p, int64_t j) { return dropout.apply(p, dropout.row(b.kept, i, j)); })
+                         : weigh([](Vec p, int64_t) { return p; });
       }
       gemm<Word>(count, plan.dim_padded, depth, {b.weights, padded_words, 1}, panels_of(b.v_deep, depth), b.values,
                  plan.dim_padded, false);
@@ -261,7 +262,8 @@ struct LargeGroups {
   // Of the block's probabilities, or of their gradients.
   void drop_rows(int64_t count, const float* kept, float* rows) const {
     for (int64_t i = 0; i < count; ++i, rows += plan.rows_padded)
-      for (int64_t j = 0; j < plan.rows_padded; j += kLanes) store(rows + j, dropout.apply(load(rows + j), kept, i, j));
+      for (int64_t j = 0; j < plan.rows_padded; j += kLanes)
+        store(rows + j, dropout.apply(load(rows + j), dropout.row(kept, i, j)));
   }
 
   // Row i of the block: scores become probabilities, grad_scores (now dp) become p * (dp - delta).

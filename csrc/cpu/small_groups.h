@@ -4,9 +4,10 @@
 // border around the matrix of the patches (prefix_border.h): where patches alone fill whole tiles, prefix tokens would
 // begin a row and a column of nearly empty ones. Those files have the steps that differ, this one has the algorithm.
 // Rows are read where they lie when their memory layout is that of the words. Vectors of eight lanes are too short for
-// tiles to pay where patches fill them: query_lanes.h has these groups.
+// tiles to pay where patches fill them: query_lanes.h has these groups. Dropout is for tiles without a border alone.
 #pragma once
 
+#include "attention_dropout.h"
 #include "attention_groups.h"
 #include "prefix_border.h"
 #include "prefix_in_tiles.h"
@@ -59,16 +60,17 @@ struct SmallGroups {
 
   const Plan& plan;
   const ScoreScale scale;
+  const AttentionDropout dropout;
   const int64_t words;
 
   explicit SmallGroups(const Plan& plan, const SpaceTimeAttention& op)
-      : plan(plan), scale(op.scale), words(row_words<Word>(plan.dim)) {}
+      : plan(plan), scale(op.scale), dropout(plan, op), words(row_words<Word>(plan.dim)) {}
 
   // What rows are copied to where they do not serve as they lie, and room for what is computed from them.
   struct Buffers {
     Word *q, *k, *v, *grad_out;
     Word *prefix_deep[3], *deep[3];  // copies of prefix rows and of all rows, see deep_rows
-    float* values;
+    float *values, *kept;
 
     Buffers(Arena& arena, const SmallGroups& groups, bool backward) {
       const Plan& plan = groups.plan;
@@ -78,16 +80,18 @@ struct SmallGroups {
       for (int i = 0; i < sums; ++i) prefix_deep[i] = arena.take<Word>(deep_words(kMaxBorderTokens, plan.dim_padded));
       for (int i = 0; i < sums; ++i) deep[i] = arena.take<Word>(deep_words(plan.rows, plan.dim_padded));
       values = arena.take<float>(kTileQueries * plan.dim_padded);
+      kept = arena.take<float>(groups.dropout.floats(round_up(plan.rows, kTileQueries)));
     }
   };
 
   int64_t scratch_floats(bool backward) const {
     if constexpr (kLanes == 8)
-      if (fills_lanes()) return QueryLanes<T>(plan, scale).scratch_floats(backward);
+      if (in_lanes()) return QueryLanes<T>(plan, scale).scratch_floats(backward);
     return floats_of<Buffers>(*this, backward);
   }
 
-  bool fills_lanes() const { return plan.rows - plan.prefix >= kLanes; }
+  // Whether query_lanes.h has the groups.
+  bool in_lanes() const { return plan.rows - plan.prefix >= kLanes && !dropout.drops(); }
 
   // A group where prefix tokens look at each other has all rows in its tiles.
   bool has_border(const Group<T>& group) const {
@@ -99,15 +103,16 @@ struct SmallGroups {
   template <typename Merge>
   void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
     if constexpr (kLanes == 8)
-      if (fills_lanes()) return QueryLanes<T>(plan, scale).forward(group, buffer, merge);
-    has_border(group) ? forward_with<PrefixBorderForward<T>>(group, buffer, merge)
-                      : forward_with<PrefixInTilesForward<T>>(group, buffer, merge);
+      if (in_lanes()) return QueryLanes<T>(plan, scale).forward(group, buffer, merge);
+    if (dropout.drops()) return forward_with<true, PrefixInTilesForward<T>>(group, buffer, merge);
+    has_border(group) ? forward_with<false, PrefixBorderForward<T>>(group, buffer, merge)
+                      : forward_with<false, PrefixInTilesForward<T>>(group, buffer, merge);
   }
 
   // delta of a prefix query, in the order of the products of its whole row.
   float prefix_delta(const Group<T>& group, int64_t query, float* buffer) const {
     if constexpr (kLanes == 8)
-      if (fills_lanes()) return QueryLanes<T>(plan, scale).prefix_delta(group, query, buffer);
+      if (in_lanes()) return QueryLanes<T>(plan, scale).prefix_delta(group, query, buffer);
     const auto b = pieces_in<Buffers>(buffer, *this, true);
     pack_row(group.grad_out().row(query), plan.dim, b.grad_out);
     pack_row(group.out(query), plan.dim, b.q);
@@ -120,9 +125,10 @@ struct SmallGroups {
   template <typename Add>
   void backward(const Group<T>& group, float* buffer, const Add& add) const {
     if constexpr (kLanes == 8)
-      if (fills_lanes()) return QueryLanes<T>(plan, scale).backward(group, buffer, add);
-    has_border(group) ? backward_with<PrefixBorderBackward<T>>(group, buffer, add)
-                      : backward_with<PrefixInTilesBackward<T>>(group, buffer, add);
+      if (in_lanes()) return QueryLanes<T>(plan, scale).backward(group, buffer, add);
+    if (dropout.drops()) return backward_with<true, PrefixInTilesBackward<T>>(group, buffer, add);
+    has_border(group) ? backward_with<false, PrefixBorderBackward<T>>(group, buffer, add)
+                      : backward_with<false, PrefixInTilesBackward<T>>(group, buffer, add);
   }
 
  private:
@@ -141,7 +147,7 @@ struct SmallGroups {
     matrix.pad(s, broadcast(-INFINITY));
   }
 
-  template <typename Prefix, typename Merge>
+  template <bool kDrops, typename Prefix, typename Merge>
   void forward_with(const Group<T>& group, float* buffer, const Merge& merge) const {
     const auto b = pieces_in<Buffers>(buffer, *this, false);
     const SmallRows<Word> rows = take_qkv(group, b);
@@ -151,6 +157,8 @@ struct SmallGroups {
     const Word* deep[kMaxSmallRows];
     const Word* const* deep_v = deep_rows(rows.v + matrix.first_row, matrix.rows, plan.dim_padded, b.deep[0], deep);
     float* values = b.values;
+
+    if constexpr (kDrops) dropout.draw(group, 0, plan.rows, b.kept);
 
     // Step by step for all queries: the steps of one query wait for each other, those of many do not.
     Vec s[kTiles], row_max[kMaxQueryTiles], sum[kMaxQueryTiles];
@@ -164,8 +172,10 @@ struct SmallGroups {
     for (int64_t i = 0; i < matrix.query_tiles; ++i) {
       sum[i] = Vec{};
       for (int64_t t = i * key_tiles; t < (i + 1) * key_tiles; ++t) {
-        const Vec p = exp2(s[t] - row_max[i]);
+        Vec p = exp2(s[t] - row_max[i]);
         sum[i] += p;
+        if constexpr (kDrops)
+          p = dropout.apply(p, dropout.tile(b.kept, i * kTileQueries, (t - i * key_tiles) * kTileKeys));
         Tile::store_over_keys(weights + t * Tile::kFloats, p);
       }
       prefix.add_weights(i, row_max[i], sum[i]);
@@ -187,7 +197,7 @@ struct SmallGroups {
     prefix.finish(deep_v, values, merge);
   }
 
-  template <typename Prefix, typename Add>
+  template <bool kDrops, typename Prefix, typename Add>
   void backward_with(const Group<T>& group, float* buffer, const Add& add) const {
     const auto b = pieces_in<Buffers>(buffer, *this, true);
     SmallRows<Word> rows = take_qkv(group, b);
@@ -202,6 +212,7 @@ struct SmallGroups {
     const DeepRows<Word> deep{take_deep(rows.q, 0), take_deep(rows.k, 1), take_deep(rows.grad_out, 2)};
     float* values = b.values;
 
+    if constexpr (kDrops) dropout.draw(group, 0, plan.rows, b.kept);
     Word probs[kTiles * Tile::kFloats], grad_scores[kTiles * Tile::kFloats];
     for (int64_t i = 0; i < matrix.query_tiles; ++i) {
       const int64_t row = matrix.row(i), queries = matrix.queries(i);
@@ -213,6 +224,12 @@ struct SmallGroups {
       prefetch_next(group, group.part(kKey), row, queries);
       // Lanes of absent keys and queries hold copies. Their weights are zeros, and zero times infinity is NaN.
       matrix.pad(dp, Vec{});
+      Vec kept[kMaxKeyTiles];
+      if constexpr (kDrops)
+        for (int64_t t = 0; t < key_tiles; ++t) {
+          kept[t] = dropout.tile(b.kept, i * kTileQueries, t * kTileKeys);
+          dp[t] = dropout.apply(dp[t], kept[t]);
+        }
       const Vec row_max = prefix.row_max(i, s);
       Vec sum{}, delta{};
       for (int64_t t = 0; t < key_tiles; ++t) {
@@ -230,7 +247,7 @@ struct SmallGroups {
       for (int64_t t = 0; t < key_tiles; ++t) {
         const Vec p = s[t] * inverse;
         dp[t] = p * (dp[t] - delta);
-        Tile::store_over_queries(probs + (i * key_tiles + t) * Tile::kFloats, p);
+        Tile::store_over_queries(probs + (i * key_tiles + t) * Tile::kFloats, kDrops ? dropout.apply(p, kept[t]) : p);
       }
       prefix.score_gradients(i, inverse, delta, dp);
       for (int64_t t = 0; t < key_tiles; ++t) {

@@ -52,7 +52,7 @@ void sum_nan_columns(const Group<T>& of, int64_t query, const ScoreScale& scale,
       const int64_t token = plan.token(g, row);
       const float score = dot(plan.dim, group.part(kQuery).row(query), group.part(kKey).row(token));
       Vec weight = exp2(scaled(broadcast(score), scale) - broadcast(max2));
-      if (dropout.drops()) weight = dropout.apply(weight, kept, 0, row);
+      if (dropout.drops()) weight = dropout.apply(weight, dropout.row(kept, 0, row));
       const T* value = group.part(kValue).row(token);
       for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight[0] * to_float(value[d]);
     }

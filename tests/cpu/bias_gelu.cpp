@@ -1,20 +1,8 @@
-// bias_gelu against a loop over elements, with dropout by Philox written out for one element.
+// bias_gelu against a loop over elements.
 #include "check.h"
 
 namespace hsta {
 namespace {
-
-uint32_t random_word(uint64_t seed, int64_t row, int64_t column) {
-  uint32_t c[4] = {uint32_t(column / 4), 0, uint32_t(row), uint32_t(uint64_t(row) >> 32)};
-  uint32_t key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
-  for (int round = 0; round < 10; ++round, key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u) {
-    const uint64_t first = uint64_t(c[0]) * 0xD2511F53u, second = uint64_t(c[2]) * 0xCD9E8D57u;
-    const uint32_t next[4] = {uint32_t(second >> 32) ^ c[1] ^ key[0], uint32_t(second),
-                              uint32_t(first >> 32) ^ c[3] ^ key[1], uint32_t(first)};
-    for (int word = 0; word < 4; ++word) c[word] = next[word];
-  }
-  return c[column % 4];
-}
 
 template <typename X>
 void check(int64_t rows, int64_t width, int64_t gap, float rate) {
@@ -36,7 +24,8 @@ void check(int64_t rows, int64_t width, int64_t gap, float rate) {
   for (int64_t i = 0; i < rows * width; ++i) {
     const double z = double(to_float(x[i])) + bias[i % width];
     const double below = std::erfc(-z / std::sqrt(2.0)) / 2;
-    const bool kept = random_word(op.seed, i / width, i % width) >= uint32_t(double(rate) * 4294967296.0);
+    const uint32_t block = uint32_t(i % width / 4);
+    const bool kept = keeps(rate, op.seed, {block, 0, uint32_t(i / width), 0}, i % width % 4);
     const double factor = kept ? 1 / (1 - double(rate)) : 0;
     exact_out[i] = z * below * factor;
     exact_grad[i] = to_float(grad_out[i]) * factor * (below + z * std::exp(-z * z / 2) * 0.3989422804014327);

@@ -6,11 +6,14 @@ namespace {
 
 using Values = std::vector<double>;
 
+constexpr uint64_t kSeed = 0x123456789abcdefull;
+
 struct Shape {
   Axis axis;
   int64_t batch, prefix, frames, patches, heads, dim;
   TokenOrder order = TokenOrder::kTimeMajor;
   PrefixAttention prefix_attention = PrefixAttention::kAll;
+  double dropout_rate = 0;
 
   int64_t tokens() const { return prefix + frames * patches; }
   int64_t frame(int64_t token) const {
@@ -30,6 +33,22 @@ struct Shape {
     if (axis == Axis::kJoint) return true;
     return axis == Axis::kTime ? position(i) == position(j) : frame(i) == frame(j);
   }
+  // What dropout makes of the probability of query i and key j in the n-th softmax: a group's rows count its patches
+  // first, and then the prefix.
+  double dropout_factor(int64_t sequence, int64_t i, int64_t j, int64_t n) const {
+    const bool alone = prefix_attention == PrefixAttention::kNone;
+    if (dropout_rate == 0 || (alone && i < prefix)) return 1;
+    const auto row = [&](int64_t token) {
+      if (axis == Axis::kJoint) return token - (alone ? prefix : 0);
+      if (token < prefix) return (axis == Axis::kTime ? frames : patches) + token;
+      return axis == Axis::kTime ? frame(token) : position(token);
+    };
+    const auto group_of = [&](int64_t token) { return axis == Axis::kTime ? position(token) : frame(token); };
+    const int64_t group = axis == Axis::kJoint ? 0 : i >= prefix ? group_of(i) : j >= prefix ? group_of(j) : n;
+    const bool kept = keeps(dropout_rate, kSeed,
+                            {uint32_t(row(j) / 4), uint32_t(row(i)), uint32_t(group), uint32_t(sequence)}, row(j) % 4);
+    return kept ? 1 / (1 - dropout_rate) : 0;
+  }
 };
 
 // `out` (B, L, H, D) and `grad_qkv` (B, L, 3, H, D), in double.
@@ -46,7 +65,7 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
     for (int64_t d = 0; d < dim; ++d) sum += a[d] * b[d];
     return sum;
   };
-  Values p(length), dp(length);
+  Values p(length), dp(length), factor(length);
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t h = 0; h < s.heads; ++h)
       for (int64_t i = 0; i < length; ++i)
@@ -60,7 +79,8 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
           for (int64_t j = 0; j < length; ++j) {
             if (!s.sees(i, j, n)) continue;
             p[j] /= sum;
-            dp[j] = dot(&grad_out[o], &qkv[row(b, j, 2, h)]);
+            factor[j] = s.dropout_factor(b * s.heads + h, i, j, n);
+            dp[j] = factor[j] * dot(&grad_out[o], &qkv[row(b, j, 2, h)]);
             delta += p[j] * dp[j];
           }
           for (int64_t j = 0; j < length; ++j) {
@@ -69,10 +89,10 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
             const int64_t k = row(b, j, 1, h), v = row(b, j, 2, h);
             const double ds = scale * p[j] * (dp[j] - delta);
             for (int64_t d = 0; d < dim; ++d) {
-              out[o + d] += p[j] * qkv[v + d];
+              out[o + d] += factor[j] * p[j] * qkv[v + d];
               grad_qkv[q + d] += ds * qkv[k + d];
               grad_qkv[k + d] += ds * qkv[q + d];
-              grad_qkv[v + d] += p[j] * grad_out[o + d];
+              grad_qkv[v + d] += factor[j] * p[j] * grad_out[o + d];
             }
           }
         }
@@ -99,6 +119,7 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   Tensor<float> stats({s.batch, s.heads, op.has_stats() ? s.prefix : 0, 2});
   op.batch = s.batch, op.prefix = s.prefix, op.frames = s.frames, op.patches = s.patches;
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
+  op.dropout_rate = s.dropout_rate, op.seed = kSeed;
   for (int part = 0; part < 3; ++part) {
     op.qkv[part] = part_of(qkv.view(), part, sizeof(T));
     op.grad_qkv[part] = part_of(grad_qkv.view(), part, sizeof(T));
@@ -109,11 +130,12 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
 
   Values exact_out, exact_grad;
   naive(s, qkv.values(), grad_out.values(), exact_out, exact_grad);
-  const std::string what =
-      "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
-      ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
-      " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
-      " prefix " + std::to_string(int(s.prefix_attention)) + ", " + layout;
+  const std::string what = "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " +
+                           std::to_string(int(s.axis)) + ", T=" + std::to_string(s.frames) +
+                           " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
+                           " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " +
+                           std::to_string(int(s.order)) + " prefix " + std::to_string(int(s.prefix_attention)) +
+                           " dropout " + std::to_string(s.dropout_rate) + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
 }
@@ -138,8 +160,10 @@ void test_orders_and_prefixes() {
         if (prefix_attention == PrefixAttention::kFrameMean && axis != Axis::kSpace) continue;
         for (int64_t prefix : {0, 1, 3})
           for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {2, 11}, {17, 3}, {3, 67}})
-            check_layouts<T>({axis, 2, prefix, frames, patches, 2, 24, order, prefix_attention}, false);
-        check_layouts<T>({axis, 1, 40, 2, 33, 1, 40, order, prefix_attention}, false);
+            for (double rate : {0.0, 0.3})
+              check_layouts<T>({axis, 2, prefix, frames, patches, 2, 24, order, prefix_attention, rate}, false);
+        for (double rate : {0.0, 0.3})
+          check_layouts<T>({axis, 1, 40, 2, 33, 1, 40, order, prefix_attention, rate}, false);
       }
 }
 
@@ -153,7 +177,8 @@ void test() {
     for (int64_t patches : {1, 31, 32, 67}) check_layouts<T>({axis, 1, 1, 2, patches, 1, 32}, false);
     check_layouts<T>({axis, 1, 40, 2, 3, 1, 8}, false);     // more prefix tokens than patches
     check_layouts<T>({axis, 1, 100, 2, 33, 1, 40}, false);  // than queries of a block
-    check_layouts<T>({axis, 1, 1, 1, 401, 1, 8}, false);    // one group's queries are several work items
+    for (double rate : {0.0, 0.3})                          // one group's queries are several work items
+      check_layouts<T>({axis, 1, 1, 1, 401, 1, 8, TokenOrder::kTimeMajor, PrefixAttention::kAll, rate}, false);
   }
 }
 

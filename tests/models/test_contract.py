@@ -28,7 +28,7 @@ from hsta_kernels import HSTA, HSTAConfig, reference
 from tests.models.parity import make_inputs, same_model, small_config, trained_reference
 
 KINDS = pytest.mark.parametrize("kind", [HSTA, reference.HSTA], ids=["fused", "reference"])
-DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.2, "head_drop_rate": 0.2}
+DROPS = {"drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2, "head_drop_rate": 0.2}
 
 
 def config(**fields) -> HSTAConfig:

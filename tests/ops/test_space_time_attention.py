@@ -394,6 +394,104 @@ def test_statistics_of_prefix_queries_are_those_of_their_softmax(seen_along):
     torch.testing.assert_close((stats[..., :1, 0] + stats[..., :1, 1].log2()) * math.log(2), natural)
 
 
+# --- dropout
+
+SEED = 123456789123456789
+# Groups in whole tiles and not, of more than a tile's lanes, of more than a vector, large, and of several blocks.
+GRIDS_OF_DROPOUT = ((3, 4), (2, 9), (9, 5), (17, 3), (2, 67))
+
+
+@pytest.fixture
+def dropping(kernel: Kernel) -> Kernel:
+    if kernel.name != "cpu":
+        pytest.skip("the CPU kernels drop probabilities")
+    return kernel
+
+
+def dropped(grid, axis: str, num_prefix_tokens: int = 1, rate: float = 0.25, seed: int = SEED, **options):
+    return partial(attention(grid, axis, num_prefix_tokens), dropout_rate=rate, seed=torch.tensor(seed), **options)
+
+
+@pytest.mark.parametrize(("axis", "prefix_sees"), WHO_SEES_WHOM, indirect=["axis"])
+@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
+@pytest.mark.parametrize("grid", GRIDS_OF_DROPOUT, ids=str)
+@pytest.mark.parametrize("prefix", (0, 1, 2))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_parity_of_dropout(axis, prefix_sees, token_order, grid, prefix, dtype, dropping):
+    qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 24).to(dtype)
+    function = dropped(grid, axis, prefix, prefix=prefix_sees, token_order=token_order)
+    grad = torch.randn_like(qkv[:, :, 0])
+    assert_parity(
+        function, {"qkv": qkv}, [grad], dropping, case=f"{axis} {grid} {prefix_sees} P={prefix} {token_order}"
+    )
+
+
+def test_dropout_of_three_tensors_and_of_any_thread_count_and_batch(axis, dtype, dropping):
+    """The bits of the packed one in one thread; a sample's mask depends on its place in the batch."""
+    grid, threads = (3, 37), torch.get_num_threads()
+    qkv = torch.randn(4, 1 + grid[0] * grid[1], 3, 2, 16).to(dtype)
+    try:
+        torch.set_num_threads(1)
+        expected = run(dropped(grid, axis), {"qkv": qkv}, dropping.name)
+        torch.set_num_threads(2)
+        assert_same_bits(run(dropped(grid, axis), {"qkv": qkv}, dropping.name), expected)
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_bits(
+        {"out 0": run(dropped(grid, axis), {"qkv": qkv[:2]}, dropping.name)["out 0"]}, {"out 0": expected["out 0"][:2]}
+    )
+    parts = dict(zip("qkv", qkv.unbind(2), strict=True))
+    ours = run(of_three(dropped(grid, axis)), parts, dropping.name)
+    assert torch.equal(ours["out 0"], expected["out 0"])
+    assert torch.equal(torch.stack([ours[f"grad of {name}"] for name in "qkv"], 2), expected["grad of qkv"])
+
+
+def test_a_rate_of_zero_is_no_dropout_and_another_seed_another_mask(axis, dropping):
+    qkv, grid = random((2, 16, 3, 2, 16), dropping), (3, 5)
+    plain = run(attention(grid, axis), qkv, dropping.name)
+    assert_same_bits(run(dropped(grid, axis, rate=0.0), qkv, dropping.name), plain)
+    one, same, other, high = (
+        run(dropped(grid, axis, seed=seed), qkv, dropping.name)["out 0"] for seed in (1, 1, 2, 1 + (1 << 32))
+    )
+    assert torch.equal(one, same)
+    assert not any(torch.equal(one, x) for x in (plain["out 0"], other, high))
+
+
+@pytest.mark.parametrize("frames", (3, 40))
+def test_dropout_keeps_the_share_that_it_says(frames, dropping):
+    """Of uniform probabilities and values of one, an output is the share kept, by 1 - rate."""
+    qkv = torch.zeros(4, 50 * frames, 3, 8, 8)
+    qkv[:, :, 2] = 1
+    out = dropped((frames, 50), "time", 0, rate=0.3)(qkv, backend=dropping.name)
+    kept, count = (out * 0.7 * frames).sum(dtype=torch.double) / 8, 4 * 8 * 50 * frames**2
+    assert abs(kept / count - 0.7) < 4 * math.sqrt(0.21 / count)
+
+
+def test_gradients_of_gradients_have_the_mask_of_dropout(axis, dropping):
+    """The second derivative, by the formula, belongs to the kernel's first."""
+    qkv = torch.randn(1, 16, 3, 2, 8)
+
+    def penalty_gradient(name: str, dtype: torch.dtype) -> torch.Tensor:
+        x = qkv.to(dtype).requires_grad_()
+        out = dropped((3, 5), axis)(x, backend=name)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    ours, exact = penalty_gradient(dropping.name, torch.float32), penalty_gradient("reference", torch.double)
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_values_of_infinity_behind_dropout(axis, dropping):
+    """Also of prefix queries, whose masks are spread over the groups."""
+    qkv = torch.rand(2, 1 + 3 * 9, 3, 1, 16)
+    qkv[0, 5, 2, 0, :4] = float("inf")
+    with torch.no_grad():
+        ours, exact = (
+            dropped((3, 9), axis)(x, backend=name) for x, name in ((qkv, "cpu"), (qkv.double(), "reference"))
+        )
+    torch.testing.assert_close(ours.double(), exact, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
 def test_autocast_casts_as_torch_attention_does():
     qkv = torch.randn(1, 16, 3, 2, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
