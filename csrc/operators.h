@@ -20,6 +20,10 @@ enum class Layout { kContiguous, kRows };
 
 // Absorbed attention: cross_modal_attention without its projections, over the rows [query, tokens] of a sample: z_h =
 // sum_j softmax_j(u_h · y_j) y_j with y_j the normalized row. `stats` are as those of SpaceTimeAttention.
+//
+// Dropout makes p_j / (1 - rate) or 0 of each probability p_j, by a mask that is a function of `seed`, sample, head and
+// row (cpu/absorbed_attention.cpp). They no longer sum to 1: s_h, their sum, is the third of `stats` then, and has a
+// gradient of its own. The CUDA kernels drop nothing.
 struct AbsorbedAttention {
   DType dtype;  // of the query token, the tokens, and their gradients
   int64_t batch, tokens, heads, width;
@@ -27,7 +31,12 @@ struct AbsorbedAttention {
   TensorView u, query, token;
   TensorView z, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_z, grad_u, grad_query, grad_token;
-  float* workspace;  // of the CUDA kernels, here and below
+  float* workspace;     // of the CUDA kernels, here and below
+  double dropout_rate;  // as of BiasGelu
+  uint64_t seed;
+  TensorView grad_s;  // with dropout only
+
+  bool drops() const { return dropout_rate > 0; }
 };
 
 template <typename Arguments>
@@ -36,14 +45,17 @@ void read_absorbed_attention_forward(Arguments& in, AbsorbedAttention& op) {
   in.tensor("query_token", op.query, &op.dtype, {op.batch, op.width}, Layout::kRows);
   in.tensor("tokens", op.token, op.dtype, {op.batch, &op.tokens, op.width}, Layout::kRows);
   in.number("eps", op.eps);
+  in.number("dropout_rate", op.dropout_rate);
+  in.number("seed", op.seed);
   in.tensor("z", op.z, DType::kFloat32, {op.batch, op.heads, op.width});
-  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, 2});
+  in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, op.drops() ? 3 : 2});
 }
 
 template <typename Arguments>
 void read_absorbed_attention_backward(Arguments& in, AbsorbedAttention& op) {
   read_absorbed_attention_forward(in, op);
   in.tensor("grad_z", op.grad_z, DType::kFloat32, {op.batch, op.heads, op.width});
+  in.tensor("grad_s", op.grad_s, DType::kFloat32, {op.batch, op.drops() ? op.heads : 0});
   in.tensor("grad_u", op.grad_u, DType::kFloat32, {op.batch, op.heads, op.width});
   in.tensor("grad_query_token", op.grad_query, op.dtype, {op.batch, op.width});
   in.tensor("grad_tokens", op.grad_token, op.dtype, {op.batch, op.tokens, op.width});

@@ -7,16 +7,27 @@ def runnable_cpu_isas() -> str: ...
 def exp2(x: Tensor, y: Tensor, /) -> None: ...
 def exp2_for_bfloat16(x: Tensor, y: Tensor, /) -> None: ...
 def absorbed_attention_forward(
-    u: Tensor, query_token: Tensor, tokens: Tensor, eps: float, z: Tensor, stats: Tensor, /
+    u: Tensor,
+    query_token: Tensor,
+    tokens: Tensor,
+    eps: float,
+    dropout_rate: float,
+    seed: int,
+    z: Tensor,
+    stats: Tensor,
+    /,
 ) -> None: ...
 def absorbed_attention_backward(
     u: Tensor,
     query_token: Tensor,
     tokens: Tensor,
     eps: float,
+    dropout_rate: float,
+    seed: int,
     z: Tensor,
     stats: Tensor,
     grad_z: Tensor,
+    grad_s: Tensor,
     grad_u: Tensor,
     grad_query_token: Tensor,
     grad_tokens: Tensor,

@@ -9,12 +9,16 @@
 // There are few heads and many columns, so that lanes run along the columns in both products and no head is padded to a
 // vector. The buffer has rows of words w with y = (w - mean) * rstd (long_rows.h), which the products never see:
 //     u · y_j = rstd_j (u · w_j - mean_j sum(u)),   sum_j p_j y_j = sum_j p_j rstd_j w_j - sum_j p_j rstd_j mean_j.
+//
+// Dropout multiplies the softmax with a mask: row j of a head keeps its probability or not by word j % 4 of the block
+// of random numbers with counter (j / 4, head, 0, sample).
 #include <cmath>
 
 #include "gemm.h"
 #include "kernels.h"
 #include "long_rows.h"
 #include "memory.h"
+#include "philox.h"
 #include "writer.h"
 
 namespace hsta {
@@ -88,14 +92,49 @@ void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMa
     gemm(m_count, min(kPanel, n_count - n), k_count, a, rows_of(b + n, ldb), c + n, ldc, accumulate);
 }
 
-// Softmax state of one run of rows, for all heads: maximum (base 2), sum, and weighted sum of y, which is
-// `shift` less than z, (heads, padded).
+// The mask of a run of rows.
+class RunMask {
+ public:
+  RunMask(const AbsorbedAttention& op, int64_t rows) : dropout_(op.dropout_rate, op.seed), heads_(op.heads) {
+    // Rows begin anywhere in a block of four. Runs are cut into blocks of rows, whose last vector may end beyond them.
+    if (dropout_.drops) stride_ = round_up(round_up(rows, kBlockRows) + 3, 4 * kLanes);
+  }
+
+  bool drops() const { return dropout_.drops; }
+
+  int64_t floats() const { return heads_ * stride_; }
+
+  void draw(int64_t sample, int64_t first, float* kept) {
+    kept_ = kept, first_ = first / 4 * 4;
+    for (int64_t h = 0; h < heads_; ++h) {
+      BitsVec counter[4] = {uint32_t(first / 4) + Dropout::block_numbers(), uint32_t(h) - BitsVec{}, BitsVec{},
+                            uint32_t(sample) - BitsVec{}};
+      for (int64_t i = 0; i < stride_; i += 4 * kLanes, counter[0] += uint32_t(kLanes))
+        dropout_.draw(counter, kept + h * stride_ + i);
+    }
+  }
+
+  // A vector of a head's numbers, of rows from `row` on.
+  Vec apply(Vec numbers, int64_t head, int64_t row) const {
+    return dropout_.apply(numbers, load(kept_ + head * stride_ + row - first_));
+  }
+
+ private:
+  const Dropout dropout_;
+  const int64_t heads_;
+  int64_t stride_ = 0, first_ = 0;
+  const float* kept_ = nullptr;
+};
+
+// Softmax state of one run of rows, for all heads: maximum (base 2), sum, sum of what dropout keeps, and weighted sum
+// of y, which is `shift` less than z, (heads, padded).
 template <typename Word>
 struct Partial {
-  float *max2, *sum, *shift, *z;
+  float *max2, *sum, *kept_sum, *shift, *z;
   Partial(Arena& arena, const Plan<Word>& plan)
       : max2(arena.take(round_up(plan.heads, kLanes))),
         sum(arena.take(round_up(plan.heads, kLanes))),
+        kept_sum(arena.take(round_up(plan.heads, kLanes))),
         shift(arena.take(round_up(plan.heads, kLanes))),
         z(arena.take(plan.heads * plan.padded)) {}
 };
@@ -215,15 +254,16 @@ struct ForwardBuffers {
   Word *weights, *u;
   float* u_row;
   Block<T> block;
-  float* sums;
+  float *sums, *kept;
 
-  ForwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t u_rows)
+  ForwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t u_rows, int64_t mask)
       : scores(arena.take(u_rows * kBlockRows)),
         weights(arena.take<Word>(u_rows * kBlockRows)),
         u(arena.take<Word>(u_rows * plan.words_stride)),
         u_row(arena.take(plan.padded)),
         block(arena, plan),
-        sums(arena.take(u_rows)) {}
+        sums(arena.take(u_rows)),
+        kept(arena.take(mask)) {}
 };
 
 template <typename T>
@@ -235,7 +275,8 @@ void forward(const AbsorbedAttention& op) {
 
 #pragma omp parallel
   {
-    auto buffers = pieces<ForwardBuffers<T>>(Scratch::kThread, plan, u_rows);
+    RunMask mask(op, plan.rows_per_item);
+    auto buffers = pieces<ForwardBuffers<T>>(Scratch::kThread, plan, u_rows, mask.floats());
     float *scores = buffers.scores, *sums = buffers.sums;
     Word *weights = buffers.weights, *u = buffers.u;
     Block<T>& block = buffers.block;
@@ -248,10 +289,12 @@ void forward(const AbsorbedAttention& op) {
       if (sample != packed_sample) pack_heads(plan, op.u.at<const float>(sample), kLog2E, buffers.u_row, u, sums);
       packed_sample = sample;
       const auto state = of_item<Partial<Word>>(plan, parts, item);
-      for (int64_t h = 0; h < plan.heads; ++h) state.max2[h] = -INFINITY, state.sum[h] = 0, state.shift[h] = 0;
+      for (int64_t h = 0; h < plan.heads; ++h)
+        state.max2[h] = -INFINITY, state.sum[h] = 0, state.kept_sum[h] = 0, state.shift[h] = 0;
       for (int64_t i = 0; i < plan.heads * plan.padded; ++i) state.z[i] = 0;
 
       const int64_t end = min((slot + 1) * plan.rows_per_item, plan.rows);
+      if (mask.drops()) mask.draw(sample, slot * plan.rows_per_item, buffers.kept);
       for (int64_t first = slot * plan.rows_per_item; first < end; first += kBlockRows) {
         const int64_t count = min(kBlockRows, end - first);
         block.take(op, plan, sample, first, count, u_rows, u, sums, scores);
@@ -268,6 +311,15 @@ void forward(const AbsorbedAttention& op) {
             sum += p;
             store(row + i, p);
           }
+          if (mask.drops()) {
+            Vec kept_sum{};
+            for (int64_t i = 0; i < kBlockRows; i += kLanes) {
+              const Vec weight = mask.apply(load(row + i), h, first + i);
+              kept_sum += weight;
+              store(row + i, weight);
+            }
+            state.kept_sum[h] = state.kept_sum[h] * correction[0] + reduce_add(kept_sum);
+          }
           const float shift = block.weights_of_words(row, weights + h * kBlockRows / kPerWord<Word>);
           state.max2[h] = top[0];
           state.sum[h] = state.sum[h] * correction[0] + reduce_add(sum);
@@ -283,8 +335,8 @@ void forward(const AbsorbedAttention& op) {
 
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < op.batch * plan.heads; ++i) {
-    const int64_t first = i / plan.heads * plan.slots, h = i % plan.heads;
-    float top = -INFINITY, sum = 0, shift = 0;
+    const int64_t sample = i / plan.heads, first = sample * plan.slots, h = i % plan.heads;
+    float top = -INFINITY, sum = 0, kept_sum = 0, shift = 0;
     for (int64_t slot = 0; slot < plan.slots; ++slot) {
       const float other = of_item<Partial<Word>>(plan, parts, first + slot).max2[h];
       top = top > other ? top : other;
@@ -295,14 +347,16 @@ void forward(const AbsorbedAttention& op) {
       const auto state = of_item<Partial<Word>>(plan, parts, first + slot);
       const float factor = std::exp2(state.max2[h] - top);
       sum += factor * state.sum[h];
+      kept_sum += factor * state.kept_sum[h];
       shift += factor * state.shift[h];
       const float* from = state.z + h * plan.padded;
       for (int64_t c = 0; c < plan.width; ++c) z[c] += factor * from[c];
     }
     const float inverse = 1 / sum;
     for (int64_t c = 0; c < plan.width; ++c) z[c] = (z[c] - shift) * inverse;
-    float* stats = op.stats.as<float>() + 2 * i;
+    float* stats = op.stats.at<float>(sample, h);
     stats[0] = top, stats[1] = sum;
+    if (op.drops()) stats[2] = kept_sum * inverse;
   }
 }
 
@@ -328,9 +382,9 @@ struct BackwardBuffers {
   Word* packed_down;                 // and along u and grad_z
   Word *scores_down, *weights;
   Block<T> block;
-  float *sums, *inverse, *delta;
+  float *sums, *inverse, *delta, *kept;
 
-  BackwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t both, int64_t u_rows)
+  BackwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t both, int64_t u_rows, int64_t mask)
       : scores(arena.take(u_rows * kBlockRows)),
         stacked(arena.take(both * plan.padded)),
         grad_y(arena.take(kBlockRows * plan.stride)),
@@ -341,14 +395,15 @@ struct BackwardBuffers {
         block(arena, plan),
         sums(arena.take(u_rows)),
         inverse(arena.take(plan.heads)),
-        delta(arena.take(plan.heads)) {}
+        delta(arena.take(plan.heads)),
+        kept(arena.take(mask)) {}
 };
 
 template <typename T>
 void backward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
   const Plan<Word> plan(op);
-  const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of probabilities
+  const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of weights
   const int64_t u_rows = round_up(both, kTileHeads), depth = depth_words<Word>(both);
   float* parts = scratch(Scratch::kShared, plan.items * floats_of<Share<Word>>(plan));
   const int64_t row_bytes = op.width * int64_t(sizeof(T));
@@ -357,7 +412,8 @@ void backward(const AbsorbedAttention& op) {
 
 #pragma omp parallel
   {
-    auto buffers = pieces<BackwardBuffers<T>>(Scratch::kThread, plan, both, u_rows);
+    RunMask mask(op, plan.rows_per_item);
+    auto buffers = pieces<BackwardBuffers<T>>(Scratch::kThread, plan, both, u_rows, mask.floats());
     float *scores = buffers.scores, *stacked = buffers.stacked, *grad_y = buffers.grad_y, *sums = buffers.sums;
     Word *packed = buffers.packed, *packed_down = buffers.packed_down, *weights = buffers.weights;
     Word* scores_down = buffers.scores_down;
@@ -370,7 +426,9 @@ void backward(const AbsorbedAttention& op) {
     for (int64_t item = 0; item < plan.items; ++item) {
       const int64_t sample = item / plan.slots, slot = item % plan.slots;
       const float *u = op.u.at<const float>(sample), *z = op.z.at<const float>(sample);
-      const float *grad_z = op.grad_z.at<const float>(sample), *stats = op.stats.at<const float>(sample);
+      const float* grad_z = op.grad_z.at<const float>(sample);
+      const float* grad_s = mask.drops() ? op.grad_s.at<const float>(sample) : nullptr;
+      const auto stats = [&](int64_t h) { return op.stats.at<const float>(sample, h); };
       if (sample != packed_sample) {
         pack_heads(plan, u, kLog2E, grad_y, packed, sums);
         pack_heads(plan, grad_z, 1, grad_y, packed + plan.heads * plan.words_stride, sums + plan.heads);
@@ -380,8 +438,9 @@ void backward(const AbsorbedAttention& op) {
             stacked[h * plan.padded + c] = inside ? u[h * plan.width + c] : 0.0f;
             stacked[(plan.heads + h) * plan.padded + c] = inside ? grad_z[h * plan.width + c] : 0.0f;
           }
-          inverse[h] = 1 / stats[2 * h + 1];
+          inverse[h] = 1 / stats(h)[1];
           delta[h] = dot(plan.width, z + h * plan.width, grad_z + h * plan.width);
+          if (mask.drops()) delta[h] += stats(h)[2] * grad_s[h];
         }
         words_down(both, plan.padded, stacked, packed_down);
       }
@@ -391,6 +450,7 @@ void backward(const AbsorbedAttention& op) {
       const int64_t start = min(slot * plan.rows_per_item, plan.rows);
       const int64_t end = min(start + plan.rows_per_item, plan.rows);
       for (int64_t h = 0; h < plan.heads; ++h) shift[h] = 0;
+      if (mask.drops()) mask.draw(sample, start, buffers.kept);
       if (start == end)
         for (int64_t i = 0; i < plan.heads * plan.padded; ++i) grad_u[i] = 0;
       for (int64_t first = start; first < end; first += kBlockRows) {
@@ -400,10 +460,15 @@ void backward(const AbsorbedAttention& op) {
           for (int64_t i = 0; i < kBlockRows; i += kLanes) {
             float* s = scores + h * kBlockRows + i;
             float* dp = s + plan.heads * kBlockRows;
-            const Vec p = exp2(load(s) - broadcast(stats[2 * h])) * broadcast(inverse[h]);
+            const Vec p = exp2(load(s) - broadcast(stats(h)[0])) * broadcast(inverse[h]);
+            Vec weight = p, grad_p = load(dp);
+            if (mask.drops()) {
+              weight = mask.apply(p, h, first + i);
+              grad_p = mask.apply(grad_p + broadcast(grad_s[h]), h, first + i);
+            }
             // The probability of a single row is 1 whatever its score.
-            store(s, plan.rows == 1 ? Vec{} : p * (load(dp) - broadcast(delta[h])));
-            store(dp, p);
+            store(s, plan.rows == 1 ? Vec{} : p * (grad_p - broadcast(delta[h])));
+            store(dp, weight);
           }
         for (int64_t h = 0; h < plan.heads; ++h)
           for (int64_t i = count; i < kBlockRows; ++i) scores[h * kBlockRows + i] = 0;

@@ -145,11 +145,11 @@ class CrossModalAttention(reference.CrossModalAttention):
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         norm, attn = self.norm1, self.attn
-        if not (
+        rate = drop_rate(attn.attn_drop)
+        if rate is None or not (
             is_plain_norm(norm)
             and is_plain(attn, reference.CrossAttention)
             and all(is_plain_linear(linear, bias=True) for linear in (attn.wq, attn.wk, attn.wv))
-            and drop_rate(attn.attn_drop) == 0
         ):
             return super().forward(cls, patches)
         out = ops.cross_modal_attention(
@@ -165,6 +165,7 @@ class CrossModalAttention(reference.CrossModalAttention):
             attn.wv.bias,
             attn.num_heads,
             norm.eps,
+            dropout_rate=rate,
         )
         return cls + self.drop_path(attn.proj_drop(attn.proj(out)))
 
@@ -198,9 +199,6 @@ class HSTA(reference.HSTA):
     read, only where they are plain: an ``nn.Linear``, ``nn.LayerNorm`` or ``nn.Dropout`` with no hooks, no
     parametrization, no wrapper and ordinary parameters. Anything else, such as an adapter or a quantized layer in
     its place, is called, and what lies around it stays fused.
-
-    In training with ``attn_drop_rate > 0`` crossmodal attention, whose operator drops no probabilities, goes through
-    the reference's explicit path.
 
     Args:
         config: an ``HSTAConfig``; or give its fields as keywords.

@@ -54,7 +54,7 @@ def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(modul
         call("space_time_attention_forward", 0, 0, 0, 1, 3, 5, 0.25, qkv, qkv[:, :, 0].contiguous(), stats)
     u, tokens = torch.zeros(2, 2, 16), torch.zeros(2, 8, 16).half()
     with pytest.raises(RuntimeError, match=rf"absorbed_attention_forward of float32 .*, {missing}"):
-        call("absorbed_attention_forward", u, tokens[:, 0], tokens[:, 1:], 1e-6, u, stats[:, :, 0])
+        call("absorbed_attention_forward", u, tokens[:, 0], tokens[:, 1:], 1e-6, 0.0, 0, u, stats[:, :, 0])
 
 
 def test_it_asks_the_runtime_for_launches_and_limits_alone(build: Build):

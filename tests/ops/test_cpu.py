@@ -74,7 +74,22 @@ CALLS = {
         [],
     ),
     "absorbed attention": (
-        lambda u, query, tokens, k_bias: AbsorbedAttention.apply(u.float(), query, tokens, k_bias, 1e-6, "cpu"),
+        lambda u, query, tokens, k_bias: AbsorbedAttention.apply(
+            u.float(), query, tokens, k_bias, 1e-6, 0.0, None, "cpu"
+        ),
+        [torch.randn(3, 3, 48), torch.randn(3, 48), torch.randn(3, 197, 48)],
+        [torch.randn(48)],
+    ),
+    "absorbed attention with dropout": (
+        lambda u, query, tokens, k_bias: torch.cat(
+            [
+                result.flatten(1)
+                for result in AbsorbedAttention.apply(
+                    u.float(), query, tokens, k_bias, 1e-6, 0.25, torch.tensor([1 << 40]), "cpu"
+                )
+            ],
+            dim=1,
+        ),
         [torch.randn(3, 3, 48), torch.randn(3, 48), torch.randn(3, 197, 48)],
         [torch.randn(48)],
     ),
@@ -133,7 +148,7 @@ def test_large_outputs_hold_the_bits_of_small_ones(name, dtype):
             [torch.randn(32, 1 + 4 * 49, 3, 4, 32)],
         ),
         "absorbed attention": (
-            lambda u, query, tokens: AbsorbedAttention.apply(u.float(), query, tokens, weight, 1e-6, "cpu"),
+            lambda u, query, tokens: AbsorbedAttention.apply(u.float(), query, tokens, weight, 1e-6, 0.0, None, "cpu"),
             [torch.randn(32, 3, 128), torch.randn(32, 128), torch.randn(32, 300, 128)],
         ),
         "add_layer_norm": (

@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from hsta_kernels import backend, backends
+from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import cross_modal_attention
 from hsta_kernels.ops.cross_modal_attention import autograd
+from hsta_kernels.ops.philox import philox
 from tests.kernels import Kernel
 from tests.ops.parity import assert_parity, assert_same_bits, run
 from tests.tolerances import assert_close_to_reference, nearby
@@ -19,12 +20,23 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 OPERATOR = backends.OPERATORS["cross_modal_attention"]
 HEADS = 2
 NAMES = ("query_token", "tokens", *(f"{x}_{y}" for x in ("norm", "q", "k", "v") for y in ("weight", "bias")))
+SHAPES = dict(zip(NAMES, [(8, 32), (8, 9, 32), *[(32,)] * 2, *[(32, 32), (32,)] * 3], strict=True))
 EXAMPLES = {
     "cross_modal_attention": (
         lambda *tensors, **named: cross_modal_attention(*tensors, **named, num_heads=HEADS),
-        dict(zip(NAMES, [(8, 32), (8, 9, 32), *[(32,)] * 2, *[(32, 32), (32,)] * 3], strict=True)),
-    )
+        SHAPES,
+    ),
+    "cross_modal_attention_dropout": (
+        lambda *tensors, **named: cross_modal_attention(
+            *tensors, **named, num_heads=HEADS, dropout_rate=0.25, seed=seed(tensors or tuple(named.values()))
+        ),
+        SHAPES,
+    ),
 }
+
+
+def seed(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.tensor(1 << 40, device=tensors[0].device)
 
 
 def arguments(batch: int, tokens: int, width: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
@@ -39,11 +51,11 @@ def arguments(batch: int, tokens: int, width: int, scale: float = 1.0) -> dict[s
     return values | {"tokens": longer[:, 1:]}
 
 
-def check(values64, heads: int, dtype: torch.dtype, kernel: Kernel, grad=None, near=nearby) -> None:
+def check(values64, heads: int, dtype: torch.dtype, kernel: Kernel, grad=None, near=nearby, **dropout) -> None:
     if grad is None:
         grad = torch.randn(values64["query_token"].shape, dtype=torch.float64)
     values = {key: value.to(kernel.device, dtype) for key, value in values64.items()}  # of the same strides
-    function = partial(cross_modal_attention, num_heads=heads)
+    function = partial(cross_modal_attention, num_heads=heads, **dropout)
     assert_parity(function, values, [grad.to(kernel.device, dtype)], kernel, zero=["grad of k_bias"], near=near)
 
 
@@ -56,6 +68,57 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
     if kernel.simulated and (batch, tokens, width, heads) in LARGE:
         pytest.skip("too large for what simulates a GPU")
     check(arguments(batch, tokens, width), heads, dtype, kernel)
+
+
+@pytest.mark.parametrize("rate", (0.1, 0.9))
+@pytest.mark.parametrize(("batch", "tokens", "width", "heads"), [*SMALL, *LARGE, (3, 0, 24, 3), (2, 3, 24, 3)])
+def test_parity_with_dropout(batch, tokens, width, heads, rate, dtype, kernel):
+    dropout = {"dropout_rate": rate, "seed": torch.tensor([7 + (5 << 32)], device=kernel.device)}
+    values = arguments(batch, tokens, width)
+    if kernel.name != "cpu":
+        with pytest.raises(BackendError, match=f"dropout_rate is {rate}; the kernels drop nothing"):
+            check(values, heads, dtype, kernel, **dropout)
+        return
+    check(values, heads, dtype, kernel, **dropout)
+
+
+@pytest.mark.parametrize("heads", (1, 3))
+def test_reference_drops_what_the_definition_says(heads):
+    values, rate, seed = arguments(2, 9, 24), 0.4, (3 << 32) + 11
+    rows = torch.cat([values["query_token"][:, None], values["tokens"]], 1)
+    y = torch.nn.functional.layer_norm(rows, (24,), values["norm_weight"], values["norm_bias"], 1e-6)
+    q, k, v = (y @ values[f"{name}_weight"].T + values[f"{name}_bias"] for name in "qkv")
+    expected = torch.zeros(2, 24, dtype=torch.float64)
+    for sample in range(2):
+        for head in range(heads):
+            columns = slice(head * 24 // heads, (head + 1) * 24 // heads)
+            p = torch.softmax(k[sample, :, columns] @ q[sample, 0, columns] * (24 / heads) ** -0.5, 0)
+            for row in range(10):
+                counter = [torch.tensor(word) for word in (row // 4, head, 0, sample)]
+                if philox(counter, torch.tensor(seed))[row % 4] >= rate * 2**32:
+                    expected[sample, columns] += p[row] / (1 - rate) * v[sample, row, columns]
+    with backend("reference"):
+        out = cross_modal_attention(**values, num_heads=heads, dropout_rate=rate, seed=torch.tensor(seed))
+    torch.testing.assert_close(out, expected)
+
+
+def test_dropout_at_rate_0_is_none(kernel):
+    values = {key: value.float().to(kernel.device) for key, value in arguments(2, 17, 24).items()}
+    plain = partial(cross_modal_attention, num_heads=3)
+    dropped = partial(plain, dropout_rate=0, seed=torch.tensor(7, device=kernel.device))
+    assert_same_bits(run(dropped, values, kernel.name), run(plain, values, kernel.name))
+
+
+def test_a_mask_is_its_seeds():
+    values = {key: value.float() for key, value in arguments(2, 17, 24).items()}
+    call = partial(cross_modal_attention, **values, num_heads=3, dropout_rate=0.5)
+    assert torch.equal(call(seed=torch.tensor(7)), call(seed=torch.tensor([7])))
+    assert not torch.equal(call(seed=torch.tensor(7)), call(seed=torch.tensor(8)))
+    torch.manual_seed(1)
+    drawn = call()
+    assert not torch.equal(drawn, call())
+    torch.manual_seed(1)
+    assert torch.equal(drawn, call())
 
 
 @pytest.mark.parametrize("offset", (0.49, 3, 7, 9, 100, 1000))
@@ -150,7 +213,9 @@ def test_strided_tokens_give_the_bits_of_copies(kernel):
 
 
 def pooled(u, query_token, tokens, kernel: Kernel):
-    return autograd.AbsorbedAttention.apply(u, query_token, tokens, u.new_zeros(u.shape[-1]), 1e-6, kernel.name)
+    return autograd.AbsorbedAttention.apply(
+        u, query_token, tokens, u.new_zeros(u.shape[-1]), 1e-6, 0.0, None, kernel.name
+    )
 
 
 @pytest.mark.parametrize("width", (32, 776))
@@ -196,6 +261,8 @@ def test_empty_batch(kernel):
         ({"norm_weight": torch.zeros(16, dtype=torch.int32)}, TypeError, "norm_weight must be float32"),
         ({"q_bias": torch.zeros(16, device="meta")}, ValueError, "q_bias must be on the device of tokens"),
         ({"num_heads": 3}, ValueError, "num_heads must divide C = 16; got 3"),
+        ({"dropout_rate": 1.0}, ValueError, "dropout_rate must be at least 0 and less than 1; got 1.0"),
+        ({"dropout_rate": 0.5, "seed": 7}, TypeError, "seed must be an int64 tensor; got int"),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):

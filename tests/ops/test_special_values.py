@@ -173,7 +173,7 @@ def test_parity_of_special_values_in_a_sample(value, dtype):
                     rows[1, place, width // 2] = value
                 u = torch.linspace(-1, 1, 6 * width).view(1, 6, width).expand(3, -1, -1).clone().requires_grad_()
                 leaf = rows.clone().requires_grad_()
-                z = AbsorbedAttention.apply(u, leaf[:, 0], leaf[:, 1:], torch.zeros(width), 1e-6, "cpu")
+                z = AbsorbedAttention.apply(u, leaf[:, 0], leaf[:, 1:], torch.zeros(width), 1e-6, 0.0, None, "cpu")
                 results.append((z.detach(), *torch.autograd.grad(z, (u, leaf), torch.ones_like(z))))
             for clean, with_special in zip(*results, strict=True):
                 assert with_special[1].isnan().all(), f"{tuple(clean.shape)}, token {place}"

@@ -113,6 +113,7 @@ def test_opcheck(device):
         torch.library.opcheck(gelu_ops.forward, (rows, weight, rate, seed, "triton"))
         torch.library.opcheck(gelu_ops.backward, (rows, rows, weight, rate, seed, "triton"))
     u, query, tokens = (torch.randn(s, device=device) for s in ((2, 3, 48), (2, 48), (2, 7, 48)))
-    torch.library.opcheck(absorbed_ops._forward, (u, query, tokens, 1e-6, "triton"))
-    z, stats = absorbed_ops._forward(u, query, tokens, 1e-6, "triton")
-    torch.library.opcheck(absorbed_ops._backward, (torch.randn_like(z), u, query, tokens, z, stats, 1e-6, "triton"))
+    torch.library.opcheck(absorbed_ops._forward, (u, query, tokens, 1e-6, 0.0, None, "triton"))
+    z, stats = absorbed_ops._forward(u, query, tokens, 1e-6, 0.0, None, "triton")
+    arguments = torch.randn_like(z), u, query, tokens, z, stats, 1e-6, 0.0, None, None, "triton"
+    torch.library.opcheck(absorbed_ops._backward, arguments)

@@ -16,6 +16,7 @@ from hsta_kernels.ops.checks import (
 )
 from hsta_kernels.ops.cross_modal_attention import autograd, reference
 from hsta_kernels.ops.dispatch import call
+from hsta_kernels.ops.philox import check_dropout
 
 
 def cross_modal_attention(
@@ -32,6 +33,9 @@ def cross_modal_attention(
     num_heads: int,
     eps: float = 1e-6,
     backend: str | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Crossmodal attention of HSTA (arXiv 2405.03202, its CSTA), without the output projection.
 
@@ -54,14 +58,19 @@ def cross_modal_attention(
         eps: LayerNorm's epsilon.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
             ``set_backend`` chose.
+        dropout_rate: probability of an attention probability to become zero, in [0, 1); the others are divided by
+            1 - dropout_rate.
+        seed: of dropout's mask, one int64 on the device of `tokens`, which gives the same mask on every backend.
+            Without one, PyTorch's generator draws it when `dropout_rate` is not 0.
 
     Returns:
         (B, C), heads concatenated, ready for the output projection.
 
     Raises:
         TypeError: an argument is not a dense floating-point tensor, dtypes differ outside autocast, `num_heads` is not
-            an integer, or `eps` is not a number.
-        ValueError: shapes or devices do not fit together, C is 0, or C is not a multiple of `num_heads`.
+            an integer, `eps` or `dropout_rate` is not a number, or `seed` is not int64.
+        ValueError: shapes or devices do not fit together, C is 0, C is not a multiple of `num_heads`, `dropout_rate` is
+            outside [0, 1), or `seed` is not one number beside `tokens`.
         BackendError: a backend was requested by name and cannot run this call.
     """
     check_tensor("tokens", tokens, "(B, N, C)")
@@ -84,12 +93,13 @@ def cross_modal_attention(
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads must divide C = {width}; got {num_heads}")
 
+    dropout_rate, seed = check_dropout(dropout_rate, seed, tokens.device)
     tensors = (query_token, tokens, *vectors.values(), *matrices.values())
-    chosen = autograd.OPERATOR.choose(tokens, num_heads, tensors=tensors, requested=backend)
+    chosen = autograd.OPERATOR.choose(tokens, num_heads, dropout_rate, tensors=(*tensors, seed), requested=backend)
     if chosen == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
-        return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps)
-    if chosen == "cpu" and like is not None:
+        return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps, dropout_rate, seed)
+    if chosen == "cpu" and like is not None and seed is None:
         arguments = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return autograd.CrossModalAttention.apply(k_bias, *arguments, num_heads, eps)
@@ -103,7 +113,11 @@ def cross_modal_attention(
     # From here on in float32: u multiplies normalized tokens, so it carries LayerNorm's weight and the softmax scale.
     u = u.float() * (norm_weight.float() * head_dim**-0.5)
     rows = query_token.to(tokens.dtype), rows_contiguous(tokens)
-    z = autograd.AbsorbedAttention.apply(u, *rows, k_bias, eps, chosen)
-    z = (z * norm_weight.float() + norm_bias.float()).to(q.dtype)
+    z = autograd.AbsorbedAttention.apply(u, *rows, k_bias, eps, dropout_rate, seed, chosen)
+    of_norm, of_values = norm_bias.float(), v_bias.view(num_heads, head_dim)
+    if seed is not None:  # then weights sum to s, and biases are multiplied by it
+        z, s = z
+        of_norm, of_values = of_norm * s[..., None], of_values * s[..., None]
+    z = (z * norm_weight.float() + of_norm).to(q.dtype)
     heads = torch.einsum("bhc,hdc->bhd", z, v_weight.view(num_heads, head_dim, width))
-    return heads.flatten(1) + v_bias.to(heads.dtype)
+    return (heads + of_values.to(heads.dtype)).flatten(1)

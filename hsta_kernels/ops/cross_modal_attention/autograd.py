@@ -4,8 +4,9 @@ With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine 
 
     z_h = Σ_j softmax_j(u_h · x̂_j) x̂_j      over the rows j of [query_token, tokens],
 
-everything in crossmodal attention that touches all tokens: u has absorbed the key projection. What is left are products
-of single rows with weights, before it and after it: on the CPU kernels too.
+everything in crossmodal attention that touches all tokens: u has absorbed the key projection. Dropout makes other
+weights of softmax's, and z no mean: s_h, their sum, is then a second result, since biases are multiplied by it. What is
+left are products of single rows with weights, before it and after it: on the CPU kernels too.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.cross_modal_attention import cpu, cuda, reference, triton
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
-# Each module has forward(u, query_token, tokens, eps) -> (z, stats) and
-# backward(grad_z, u, query_token, tokens, z, stats, eps) -> (grad_u, grad_query_token, grad_tokens).
+# Each module has forward(u, query_token, tokens, eps, dropout_rate, seed) -> (z, stats) and backward(grad_z, u,
+# query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
+# dropout the third of a head's stats is s.
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -31,14 +33,21 @@ OPERATOR = backends.Operator(
 
 @custom_op("absorbed_attention_forward")
 def _forward(
-    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, backend: str
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    eps: float,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return OPERATOR.implementations[backend].forward(u.contiguous(), rows_contiguous(query_token), tokens, eps)
+    tensors = (u.contiguous(), rows_contiguous(query_token), tokens)
+    return OPERATOR.implementations[backend].forward(*tensors, eps, dropout_rate, seed)
 
 
 @_forward.register_fake
-def _(u, query_token, tokens, eps, backend):
-    return u.new_empty(u.shape), u.new_empty((*u.shape[:2], 2))
+def _(u, query_token, tokens, eps, dropout_rate, seed, backend):
+    return u.new_empty(u.shape), u.new_empty((*u.shape[:2], 2 if seed is None else 3))
 
 
 @custom_op("absorbed_attention_backward")
@@ -50,14 +59,18 @@ def _backward(
     z: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
+    grad_s: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     tensors = (grad_z.contiguous(), u.contiguous(), rows_contiguous(query_token), tokens, z, stats)
-    return OPERATOR.implementations[backend].backward(*tensors, eps)
+    grad_s = None if grad_s is None else grad_s.contiguous()
+    return OPERATOR.implementations[backend].backward(*tensors, eps, dropout_rate, seed, grad_s)
 
 
 @_backward.register_fake
-def _(grad_z, u, query_token, tokens, z, stats, eps, backend):
+def _(grad_z, u, query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s, backend):
     return u.new_empty(u.shape), query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
 
 
@@ -91,8 +104,8 @@ def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v
 
 
 class CrossModalAttention(torch.autograd.Function):
-    """The whole operator on the CPU. Saves what `AbsorbedAttention` saves; the query's projections are recomputed in
-    the backward pass, by PyTorch.
+    """The whole operator on the CPU, without dropout. Saves what `AbsorbedAttention` saves; the query's projections are
+    recomputed in the backward pass, by PyTorch.
 
     The key bias is an argument only to receive its gradient, which is zero.
     """
@@ -116,7 +129,7 @@ class CrossModalAttention(torch.autograd.Function):
             norm = norm_weight.float(), norm_bias.float()
             grad_z, *of_values = _values_backward(grad_out, z, *norm, v_weight)
             rows = rows_contiguous(query_token), rows_contiguous(tokens)
-            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, "cpu")
+            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, "cpu")
             grad_absorbed, *of_query = _query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
             grad_norm = (
                 (a + b).to(t.dtype)
@@ -176,7 +189,9 @@ def _query_backward(
 
 class AbsorbedAttention(torch.autograd.Function):
     """Saves z and each head's softmax statistics (as in space-time attention); the tokens' means and variances and the
-    probabilities are recomputed in the backward pass.
+    probabilities are recomputed in the backward pass, and so is dropout's mask.
+
+    Returns z, and with dropout z and s.
 
     The key bias is an argument only to receive its gradient: it shifts all scores of a head alike, so that is zero.
     """
@@ -189,25 +204,28 @@ class AbsorbedAttention(torch.autograd.Function):
         tokens: torch.Tensor,
         k_bias: torch.Tensor,
         eps: float,
+        dropout_rate: float,
+        seed: torch.Tensor | None,
         backend: str,
-    ) -> torch.Tensor:
-        z, stats = call(_forward, u, query_token, tokens, eps, backend)
-        ctx.save_for_backward(u, query_token, tokens, z, stats)
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        z, stats = call(_forward, u, query_token, tokens, eps, dropout_rate, seed, backend)
+        ctx.save_for_backward(u, query_token, tokens, seed, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
-        ctx.arguments = (eps, backend)
-        return z
+        ctx.arguments = (eps, dropout_rate, backend)
+        return z if seed is None else (z, stats[..., 2].clone())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *inputs, z, stats = ctx.saved_tensors
-        eps, backend = ctx.arguments
+        *inputs, seed, z, stats = ctx.saved_tensors
+        eps, dropout_rate, backend = ctx.arguments
 
-        def kernel(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return call(_backward, *tensors, z, stats, eps, backend)
+        def kernel(grad_z: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            grad_s, *inputs = (None, *tensors) if seed is None else tensors
+            return call(_backward, grad_z, *inputs, z, stats, eps, dropout_rate, seed, grad_s, backend)
 
         def formula(u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.absorbed_attention(u, query_token, tokens, eps),)
+            return reference.absorbed_attention(u, query_token, tokens, eps, dropout_rate, seed)
 
         grads = gradient(kernel, formula, grad_outputs, tuple(inputs))
         shape, dtype = ctx.k_bias_like
-        return *grads, grad_outputs[0].new_zeros(shape, dtype=dtype), None, None
+        return *grads, grad_outputs[0].new_zeros(shape, dtype=dtype), None, None, None, None

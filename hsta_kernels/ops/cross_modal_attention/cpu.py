@@ -9,9 +9,10 @@ import torch
 
 from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
+from hsta_kernels.ops.philox import kernel_arguments
 
 
-def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
+def refuse(tokens: torch.Tensor, *heads_and_dropout: Any) -> str | None:
     return launch.refuse("tokens", tokens)
 
 
@@ -20,11 +21,14 @@ def forward(
     query_token: torch.Tensor,
     tokens: torch.Tensor,
     eps: float,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    z, stats = contiguous_like(u), u.new_empty((*u.shape[:2], 2))
+    z, stats = contiguous_like(u), u.new_empty((*u.shape[:2], 2 if seed is None else 3))
     if z.numel():
-        run("absorbed_attention_forward", u, query_token, tokens, eps, z, stats)
+        dropout = kernel_arguments(dropout_rate, seed)
+        run("absorbed_attention_forward", u, query_token, tokens, eps, *dropout, z, stats)
     return z, stats
 
 
@@ -36,11 +40,16 @@ def backward(
     z: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
+    grad_s: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grads = contiguous_like(u), contiguous_like(query_token), contiguous_like(tokens)
     if z.numel():
-        run("absorbed_attention_backward", u, query_token, tokens, eps, z, stats, grad_z, *grads)
+        dropout = kernel_arguments(dropout_rate, seed)
+        grad_s = u.new_empty((u.shape[0], 0)) if grad_s is None else grad_s
+        run("absorbed_attention_backward", u, query_token, tokens, eps, *dropout, z, stats, grad_z, grad_s, *grads)
     return grads
 
 

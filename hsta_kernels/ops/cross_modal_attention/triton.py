@@ -21,12 +21,14 @@ from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 _MOST_RUNS = 128  # of a sample: one program a head puts them together
 
 
-def refuse(tokens: torch.Tensor, *heads: Any) -> str | None:
+def refuse(tokens: torch.Tensor, num_heads: int = 1, dropout_rate: float = 0.0) -> str | None:
+    if dropout_rate:
+        return f"dropout_rate is {dropout_rate}; the kernels drop nothing"
     return refuse_tensor("tokens", tokens, "absorbed_columns")
 
 
 def forward(
-    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float
+    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, *no_dropout: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_forward, merge_z
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns, row_scores
@@ -74,6 +76,7 @@ def backward(
     z: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
+    *no_dropout: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_parts
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
