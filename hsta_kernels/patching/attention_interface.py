@@ -40,13 +40,12 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: query, key, value (B, H, L, D), read in place; returns (B, L, H, D) and no weights.
 
-    Masks, causal attention, dropout, keys of fewer heads or of another length, and dtypes and heads that have no kernel
+    Masks, causal attention, keys of fewer heads or of another length, and dtypes and heads that have no kernel
     go to PyTorch's own attention.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if (
         attention_mask is not None
-        or dropout
         or causal
         or more.get("position_bias") is not None
         or not (query.shape == key.shape == value.shape)
@@ -56,7 +55,7 @@ def attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
         )
     qkv = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return ops.space_time_attention(qkv, (1, query.shape[2]), "joint", 0, scale=scaling), None
+    return ops.space_time_attention(qkv, (1, query.shape[2]), "joint", 0, scale=scaling, dropout_rate=dropout), None
 
 
 def patch(model: nn.Module) -> dict[str, str | None]:

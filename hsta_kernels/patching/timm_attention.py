@@ -63,16 +63,17 @@ class Attention(original.Attention):
                 q, k = q.to(v.dtype), k.to(v.dtype)
             qkv = tuple(part.transpose(1, 2) for part in (q, k, v))
         scale = None if self.fused_attn else self.scale  # scaled_dot_product_attention is not told it
-        out = ops.space_time_attention(qkv, (1, x.shape[1]), "joint", 0, scale=scale)
+        drops = self.training if self.fused_attn else self.attn_drop.training
+        rate = self.attn_drop.p if drops else 0.0
+        out = ops.space_time_attention(qkv, (1, x.shape[1]), "joint", 0, scale=scale, dropout_rate=rate)
         return self.proj_drop(self.proj(self.norm(out.flatten(2))))
 
     def _can_run(self, x: Tensor) -> bool:
-        """Whether this is a call with numbers, in which no probability drops out and nobody looks at probabilities."""
+        """Whether this is a call with numbers, in which nobody looks at probabilities."""
         return (
             not isinstance(x, torch.fx.Proxy)
             and not torch.jit.is_tracing()
             and not torch.onnx.is_in_onnx_export()
-            and not (self.training and self.attn_drop.p > 0)
             and (self.fused_attn or is_plain(self.attn_drop, nn.Dropout))  # fused attention does not call it
             and has_kernels(x, self.head_dim)
         )

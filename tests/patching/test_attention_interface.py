@@ -101,16 +101,23 @@ def test_through_the_compiler_in_one_graph(make):
         torch.testing.assert_close(compiled(**clip(model)).logits, expected)
 
 
-def test_dropout_of_probabilities_goes_to_pytorch(make, kernel_calls):
+def test_dropout_of_probabilities_is_the_kernels(make, kernel_calls):
+    """Drawn by PyTorch's generator, and the reference's with the same seed; about what PyTorch's own attention drops."""
     model = make()
     hsta_kernels.patch(model)
+    plain = model(**clip(model)).logits
     model.train()
     for module in model.modules():
         for name in ("dropout_prob", "attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.4)
-    model(**clip(model))
-    assert not kernel_calls
+    logits = []
+    for backend in ("auto", "reference"):
+        torch.manual_seed(0)
+        with hsta_kernels.backend(backend):
+            logits.append(model(**clip(model)).logits)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+    assert kernel_calls and not torch.allclose(logits[0], plain, rtol=1e-3, atol=1e-4)
 
 
 def test_chosen_by_name_and_then_patched(make):
