@@ -102,7 +102,7 @@ def test_through_the_compiler_in_one_graph(make):
 
 
 def test_dropout_of_probabilities_is_the_kernels(make, kernel_calls):
-    """Drawn by PyTorch's generator, and the reference's with the same seed; about what PyTorch's own attention drops."""
+    """Drawn by PyTorch's generator, and the reference's with the same seed."""
     model = make()
     hsta_kernels.patch(model)
     plain = model(**clip(model)).logits
