@@ -71,7 +71,7 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
 
 
 @pytest.mark.parametrize("rate", (0.1, 0.9))
-@pytest.mark.parametrize(("batch", "tokens", "width", "heads"), [*SMALL, *LARGE, (3, 0, 24, 3), (2, 3, 24, 3)])
+@pytest.mark.parametrize(("batch", "tokens", "width", "heads"), [*SMALL, *LARGE, (3, 0, 24, 3), (8, 3, 32, 2)])
 def test_parity_with_dropout(batch, tokens, width, heads, rate, dtype, kernel):
     dropout = {"dropout_rate": rate, "seed": torch.tensor([7 + (5 << 32)], device=kernel.device)}
     values = arguments(batch, tokens, width)

@@ -633,8 +633,8 @@ def test_valid_frames_in_the_reference(token_order, kernel):
     if not SIMULATED:
         assert torch.autograd.gradgradcheck(attend, qkv)
     if kernel.name != "cuda" or token_order == "time_major":
-        grad = torch.randn(3, 7, 1, 4, device=kernel.device)
-        assert_parity(attend, {"qkv": qkv.detach().float().to(kernel.device)}, [grad], kernel)
+        wider, grad = torch.randn(3, 7, 3, 1, 8), torch.randn(3, 7, 1, 8)
+        assert_parity(attend, {"qkv": wider.to(kernel.device)}, [grad.to(kernel.device)], kernel)
     same = qkv.detach()[:1].expand(3, -1, -1, -1, -1)
     dropped = space_time_attention(
         same, (2, 3), "joint", dropout_rate=0.5, seed=torch.tensor(7), valid_frames=[1, 2, 1], token_order=token_order

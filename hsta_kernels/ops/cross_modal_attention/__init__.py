@@ -109,7 +109,8 @@ def cross_modal_attention(
             return call(autograd.cross_modal_attention, *arguments, num_heads, eps)[0]
 
     head_dim = width // num_heads
-    y = layer_norm(query_token, norm_weight, norm_bias, eps)
+    # A copy of its own: sums over strided rows, and gradients that meet in another order, have other last bits.
+    y = layer_norm(query_token.clone(memory_format=torch.contiguous_format), norm_weight, norm_bias, eps)
     q = F.linear(y, q_weight, q_bias).view(batch, num_heads, head_dim)
     u = torch.einsum("bhd,hdc->bhc", q, k_weight.view(num_heads, head_dim, width))
     # From here on in float32: u multiplies normalized tokens, so it carries LayerNorm's weight and the softmax scale.
