@@ -695,7 +695,7 @@ def test_dropout_parity(axis, grid, prefix, prefix_sees, token_order, of, packed
     qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 16).to(kernel.device, of)
     tensors = {"qkv": qkv} if packed else dict(zip("qkv", qkv.clone().unbind(2), strict=True))
     if kernel.name == "cuda":
-        with pytest.raises(BackendError, match=r"(dropout_rate|prefix|token_order) is |qkv is three tensors"):
+        with pytest.raises(BackendError, match=r"(axis|dropout_rate|prefix|token_order) is |qkv is three tensors"):
             function(qkv, backend=kernel.name)
         return
     case = f"{axis} {grid} {prefix_sees} P={prefix} {token_order}"

@@ -111,7 +111,8 @@ def backward(
     first = 0
     for some, parts, shape in _calls(implementation, qkv, grid):
         last = first + torch.Size(shape).numel()
-        tensors = (some.of(grad_out), parts, some.of(out), stats[first:last].view(shape))
+        statistics = stats[first:last].view(shape).clone()  # GPU kernels want it to begin at a multiple of 16 bytes
+        tensors = (some.of(grad_out), parts, some.of(out), statistics)
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
         valid = implementation.backward(*tensors, some.grid, some.seed(seed), places)
         for grad, of_valid in zip(grads, valid, strict=True):
