@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,9 @@ def kernels(names: Iterable[str]) -> list[Any]:
             marks.append(pytest.mark.gpu)
         parameters.append(pytest.param(Kernel(name, "cpu" if name == "cpu" else "cuda"), id=name, marks=marks))
     return parameters
+
+
+def suites(operators: Iterable[str]) -> list[str]:
+    """Paths from tests/ of the operators' test files: ops/test_<operator>.py, and those whose names go on after it."""
+    here = Path(__file__).parent
+    return [str(file.relative_to(here)) for name in operators for file in sorted(here.glob(f"ops/test_{name}*.py"))]

@@ -13,8 +13,8 @@ import torch
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import add_layer_norm, cross_modal_attention, space_time_attention
 from tests.kernels import Kernel
+from tests.ops import attention as of_attention
 from tests.ops import test_cross_modal_attention as of_cross_modal
-from tests.ops import test_space_time_attention as of_attention
 from tests.sanitizer import sanitized
 
 pytestmark = [

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hsta_kernels import backends
+from hsta_kernels.ops.space_time_attention.grid import AXES
 from tests.kernels import DTYPES, SIMULATED, Kernel, kernels
 
 
@@ -33,4 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def dtype(request: pytest.FixtureRequest, kernel: Kernel) -> torch.dtype:
     if kernel.simulated and kernel.name == "triton" and request.param == torch.bfloat16:
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
+    return request.param
+
+
+@pytest.fixture(params=AXES)
+def axis(request: pytest.FixtureRequest, kernel: Kernel) -> str:
+    if kernel.name == "cuda" and request.param != "time":
+        pytest.skip("the CUDA kernels attend over time alone")
     return request.param

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from hsta_kernels import backends, ops
 from hsta_kernels.ops.cross_modal_attention.autograd import AbsorbedAttention
+from tests.kernels import suites
 
 pytestmark = pytest.mark.skipif(backends.cpu is None, reason="the CPU kernels are not built on this machine")
 
@@ -47,9 +49,8 @@ def test_parity_suite_on_every_instruction_set(isa):
     on every processor: what passes by their luck here fails on the next machine. Only sets below those of a processor
     that runs ours are asked for, since PyTorch believes what it is told.
     """
-    here = os.path.dirname(__file__)
-    files = [os.path.join(here, f"test_{name}.py") for name in (*backends.OPERATORS, "quantized_rows", "cpu")]
-    files.append(os.path.join(os.path.dirname(here), "test_products.py"))
+    tests = Path(__file__).parents[1]
+    files = [tests / file for file in (*suites((*backends.OPERATORS, "quantized_rows", "cpu")), "test_products.py")]
     select = (
         "(test_parity or test_inference or exponential or test_error or packed or stays_in_its_row)"
         " and not every_instruction_set"

@@ -11,17 +11,16 @@ import torch
 
 from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import space_time_attention
-from hsta_kernels.ops.philox import philox
 from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS, Grid
-from tests.kernels import SIMULATED, Kernel
+from tests.kernels import SIMULATED
+from tests.ops.attention import WHO_SEES_WHOM, attention, check, looped, of_three, random
 from tests.ops.parity import assert_parity, assert_same_bits, run
 from tests.tolerances import assert_close_to_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 OPERATOR = backends.OPERATORS["space_time_attention"]
-WHO_SEES_WHOM = [*itertools.product(AXES, ("all", "none")), ("space", "frame_mean")]
 EXAMPLES = {
     f"space_time_attention_{axis}": (
         partial(space_time_attention, grid_size=(3, 4), axis=axis),
@@ -51,83 +50,6 @@ SHAPES = SMALL if SIMULATED else SMALL + LARGE
 GRIDS_OF_ORDERS = ((3, 4), (2, 67)) if SIMULATED else ((3, 4), (2, 11), (17, 3), (3, 67))
 
 
-@pytest.fixture(params=AXES)
-def axis(request: pytest.FixtureRequest, kernel: Kernel) -> str:
-    if kernel.name == "cuda" and request.param != "time":
-        pytest.skip("the CUDA kernels attend over time alone")
-    return request.param
-
-
-def attention(grid, axis: str, prefix: int = 1):
-    return partial(space_time_attention, grid_size=grid, axis=axis, num_prefix_tokens=prefix)
-
-
-def check(qkv64, grid, axis, prefix, dtype, kernel: Kernel, grad64=None, strided=lambda t: t):
-    """`qkv64` and `grad64`, rounded to `dtype`; `strided` lays the former out anew."""
-    if grad64 is None:
-        grad64 = torch.randn(qkv64.shape[:2] + qkv64.shape[3:], dtype=torch.float64)
-    qkv, grad = strided(qkv64.to(kernel.device, dtype)), grad64.to(kernel.device, dtype)
-    case = f"{axis} {grid} P={prefix} D={qkv.shape[-1]}"
-    return assert_parity(attention(grid, axis, prefix), {"qkv": qkv}, [grad], kernel, case=case)
-
-
-def random(shape, kernel: Kernel) -> dict[str, torch.Tensor]:
-    return {"qkv": torch.randn(shape).to(kernel.device)}
-
-
-def looped(
-    qkv: torch.Tensor, grid, axis: str, prefix: int, prefix_sees: str, token_order: str, rate: float = 0, seed: int = 0
-) -> torch.Tensor:
-    """Who sees whom and what dropout keeps of it, spelled out token by token."""
-    frames, patches = grid
-    members = {"time": frames, "space": patches, "joint": frames * patches}[axis]
-    out = torch.empty(qkv.shape[:2] + qkv.shape[3:], dtype=qkv.dtype)
-    if token_order == "time_major":
-        place = [(t, n) for t in range(frames) for n in range(patches)]
-    else:
-        place = [(t, n) for n in range(patches) for t in range(frames)]
-    place = [None] * prefix + place
-
-    def seen_by(i: int) -> list[list[int]]:
-        """The keys of a query; several lists where its output is the mean of several."""
-        mine = place[i]
-        if mine is None and prefix_sees == "frame_mean":
-            return [[j for j, other in enumerate(place) if other is None or other[0] == t] for t in range(frames)]
-        if mine is None:
-            return [list(range(len(place)))] if prefix_sees == "all" else [[i]]
-        alike = [
-            j for j, other in enumerate(place)
-            if other and (axis == "joint" or mine[axis == "time"] == other[axis == "time"])
-        ]  # fmt: skip
-        return [alike if prefix_sees == "none" else [*range(prefix), *alike]]
-
-    def row(i: int) -> int:
-        """The number of a token in its group, members first."""
-        if axis == "joint":
-            return i if prefix_sees == "all" else i - prefix
-        return members + i if place[i] is None else place[i][axis == "space"]
-
-    def kept(i: int, j: int, frame: int, head: int) -> torch.Tensor:
-        """Of each sample, whether query i keeps key j; `frame` says of which frame, where both are prefix tokens."""
-        both = [other for other in (place[i], place[j]) if other]
-        group = 0 if axis == "joint" else both[0][axis == "time"] if both else frame
-        sequence = torch.arange(qkv.shape[0]) * qkv.shape[3] + head
-        counter = torch.tensor(row(j) // 4), torch.tensor(row(i)), torch.tensor(group), sequence
-        return philox(counter, torch.tensor(seed))[:, row(j) % 4] >= rate * 2**32
-
-    for i in range(len(place)):
-        for h in range(qkv.shape[3]):
-            outs = []
-            for frame, seen in enumerate(seen_by(i)):
-                q, k, v = qkv[:, i, 0, h], qkv[:, seen, 1, h], qkv[:, seen, 2, h]
-                p = torch.softmax((k @ q[..., None]).squeeze(-1) / math.sqrt(qkv.shape[4]), dim=-1)
-                if rate and not (place[i] is None and prefix_sees == "none"):
-                    p = p * torch.stack([kept(i, j, frame, h) for j in seen], dim=1) / (1 - rate)
-                outs.append((p[:, None] @ v).squeeze(1))
-            out[:, i, h] = torch.stack(outs).mean(0)
-    return out
-
-
 @pytest.mark.parametrize(("seen_along", "prefix_sees"), WHO_SEES_WHOM)
 @pytest.mark.parametrize("prefix", (0, 1, 2))
 @pytest.mark.parametrize("token_order", TOKEN_ORDERS)
@@ -136,18 +58,6 @@ def test_reference_sees_what_the_definition_says(seen_along, prefix_sees, prefix
     with backend("reference"):
         out = space_time_attention(qkv, (3, 4), seen_along, prefix, prefix=prefix_sees, token_order=token_order)
     torch.testing.assert_close(out, looped(qkv, (3, 4), seen_along, prefix, prefix_sees, token_order))
-
-
-@pytest.mark.parametrize(("seen_along", "prefix_sees"), WHO_SEES_WHOM)
-@pytest.mark.parametrize("prefix", (0, 2))
-@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
-def test_reference_drops_what_the_definition_says(seen_along, prefix_sees, prefix, token_order):
-    qkv = torch.randn(2, prefix + 12, 3, 2, 8, dtype=torch.float64)
-    options = {"prefix": prefix_sees, "token_order": token_order, "dropout_rate": 0.25, "seed": torch.tensor(1 << 40)}
-    with backend("reference"):
-        out = space_time_attention(qkv, (3, 4), seen_along, prefix, **options)
-    expected = looped(qkv, (3, 4), seen_along, prefix, prefix_sees, token_order, 0.25, 1 << 40)
-    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("seen_along", AXES)
@@ -278,11 +188,6 @@ def test_layouts(axis, kernel):
     assert_same_bits(*(run(function, {"qkv": t}, kernel.name) for t in (expanded, expanded.contiguous())))
 
 
-def of_three(function):
-    """As a function of q, k and v."""
-    return lambda q, k, v, **more: function((q, k, v), **more)
-
-
 def test_three_tensors_are_read_where_they_lie_and_have_gradients_of_their_own(axis, dtype, kernel):
     """The bits of the packed one, whichever layout each has, and no gradient is part of another's memory."""
     grid, length, heads, dim = ((2, 10), 21, 2, 16) if kernel.simulated else ((3, 21), 64, 2, 32)
@@ -394,104 +299,6 @@ def test_statistics_of_prefix_queries_are_those_of_their_softmax(seen_along):
     torch.testing.assert_close((stats[..., :1, 0] + stats[..., :1, 1].log2()) * math.log(2), natural)
 
 
-# --- dropout
-
-SEED = 123456789123456789
-# Groups in whole tiles and not, of more than a tile's lanes, of more than a vector, large, and of several blocks.
-GRIDS_OF_DROPOUT = ((3, 4), (2, 9), (9, 5), (17, 3), (2, 67))
-
-
-@pytest.fixture
-def dropping(kernel: Kernel) -> Kernel:
-    if kernel.name != "cpu":
-        pytest.skip("the CPU kernels drop probabilities")
-    return kernel
-
-
-def dropped(grid, axis: str, num_prefix_tokens: int = 1, rate: float = 0.25, seed: int = SEED, **options):
-    return partial(attention(grid, axis, num_prefix_tokens), dropout_rate=rate, seed=torch.tensor(seed), **options)
-
-
-@pytest.mark.parametrize(("axis", "prefix_sees"), WHO_SEES_WHOM, indirect=["axis"])
-@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
-@pytest.mark.parametrize("grid", GRIDS_OF_DROPOUT, ids=str)
-@pytest.mark.parametrize("prefix", (0, 1, 2))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_parity_of_dropout(axis, prefix_sees, token_order, grid, prefix, dtype, dropping):
-    qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 24).to(dtype)
-    function = dropped(grid, axis, prefix, prefix=prefix_sees, token_order=token_order)
-    grad = torch.randn_like(qkv[:, :, 0])
-    assert_parity(
-        function, {"qkv": qkv}, [grad], dropping, case=f"{axis} {grid} {prefix_sees} P={prefix} {token_order}"
-    )
-
-
-def test_dropout_of_three_tensors_and_of_any_thread_count_and_batch(axis, dtype, dropping):
-    """The bits of the packed one in one thread; a sample's mask depends on its place in the batch."""
-    grid, threads = (3, 37), torch.get_num_threads()
-    qkv = torch.randn(4, 1 + grid[0] * grid[1], 3, 2, 16).to(dtype)
-    try:
-        torch.set_num_threads(1)
-        expected = run(dropped(grid, axis), {"qkv": qkv}, dropping.name)
-        torch.set_num_threads(2)
-        assert_same_bits(run(dropped(grid, axis), {"qkv": qkv}, dropping.name), expected)
-    finally:
-        torch.set_num_threads(threads)
-    assert_same_bits(
-        {"out 0": run(dropped(grid, axis), {"qkv": qkv[:2]}, dropping.name)["out 0"]}, {"out 0": expected["out 0"][:2]}
-    )
-    parts = dict(zip("qkv", qkv.unbind(2), strict=True))
-    ours = run(of_three(dropped(grid, axis)), parts, dropping.name)
-    assert torch.equal(ours["out 0"], expected["out 0"])
-    assert torch.equal(torch.stack([ours[f"grad of {name}"] for name in "qkv"], 2), expected["grad of qkv"])
-
-
-def test_a_rate_of_zero_is_no_dropout_and_another_seed_another_mask(axis, dropping):
-    qkv, grid = random((2, 16, 3, 2, 16), dropping), (3, 5)
-    plain = run(attention(grid, axis), qkv, dropping.name)
-    assert_same_bits(run(dropped(grid, axis, rate=0.0), qkv, dropping.name), plain)
-    one, same, other, high = (
-        run(dropped(grid, axis, seed=seed), qkv, dropping.name)["out 0"] for seed in (1, 1, 2, 1 + (1 << 32))
-    )
-    assert torch.equal(one, same)
-    assert not any(torch.equal(one, x) for x in (plain["out 0"], other, high))
-
-
-@pytest.mark.parametrize("frames", (3, 40))
-def test_dropout_keeps_the_share_that_it_says(frames, dropping):
-    """Of uniform probabilities and values of one, an output is the share kept, by 1 - rate."""
-    qkv = torch.zeros(4, 50 * frames, 3, 8, 8)
-    qkv[:, :, 2] = 1
-    out = dropped((frames, 50), "time", 0, rate=0.3)(qkv, backend=dropping.name)
-    kept, count = (out * 0.7 * frames).sum(dtype=torch.double) / 8, 4 * 8 * 50 * frames**2
-    assert abs(kept / count - 0.7) < 4 * math.sqrt(0.21 / count)
-
-
-def test_gradients_of_gradients_have_the_mask_of_dropout(axis, dropping):
-    """The second derivative, by the formula, belongs to the kernel's first."""
-    qkv = torch.randn(1, 16, 3, 2, 8)
-
-    def penalty_gradient(name: str, dtype: torch.dtype) -> torch.Tensor:
-        x = qkv.to(dtype).requires_grad_()
-        out = dropped((3, 5), axis)(x, backend=name)
-        (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), x)[0]
-
-    ours, exact = penalty_gradient(dropping.name, torch.float32), penalty_gradient("reference", torch.double)
-    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
-
-
-def test_values_of_infinity_behind_dropout(axis, dropping):
-    """Also of prefix queries, whose masks are spread over the groups."""
-    qkv = torch.rand(2, 1 + 3 * 9, 3, 1, 16)
-    qkv[0, 5, 2, 0, :4] = float("inf")
-    with torch.no_grad():
-        ours, exact = (
-            dropped((3, 9), axis)(x, backend=name) for x, name in ((qkv, "cpu"), (qkv.double(), "reference"))
-        )
-    torch.testing.assert_close(ours.double(), exact, equal_nan=True, rtol=1e-4, atol=1e-5)
-
-
 def test_autocast_casts_as_torch_attention_does():
     qkv = torch.randn(1, 16, 3, 2, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -597,107 +404,3 @@ def test_axes_and_windows_by_views(length):
     q, k, v = qkv.transpose(1, 3).unbind(2)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
     torch.testing.assert_close(out.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("seen_along", "prefix_sees"), [("time", "all"), ("space", "frame_mean"), ("joint", "none")])
-@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
-def test_valid_frames_are_clips_of_their_own(seen_along, prefix_sees, token_order, kernel):
-    """Each sample is what it is alone; padding has no influence, NaN included, and no results."""
-    if kernel.name == "cuda" and (seen_along != "time" or prefix_sees != "all" or token_order != "time_major"):
-        pytest.skip("the CUDA kernels attend over time alone, frames after frames, with prefix='all'")
-    frames, patches, prefix, valid = 4, 3, 1, (2, 2, 4, 1)
-    place = torch.arange(frames * patches)
-    frame = place // patches if token_order == "time_major" else place % frames
-    ours = torch.stack([torch.cat([torch.tensor([True]), frame < f]) for f in valid]).to(kernel.device)  # (B, L)
-    tokens = torch.randn(4, prefix + frames * patches, 3, 2, 16).to(kernel.device)
-    tokens[~ours] = math.nan
-    qkv, grad = tokens.requires_grad_(), torch.randn(4, prefix + frames * patches, 2, 16).to(kernel.device)
-    options = {"prefix": prefix_sees, "token_order": token_order, "backend": kernel.name}
-    out = space_time_attention(qkv, (frames, patches), seen_along, prefix, valid_frames=valid, **options)
-    (of_qkv,) = torch.autograd.grad(out, qkv, grad)
-    assert not out[~ours].any() and not of_qkv[~ours].any()
-    for sample, f in enumerate(valid):
-        alone = qkv.detach()[sample][ours[sample]][None].requires_grad_()
-        expected = space_time_attention(alone, (f, patches), seen_along, prefix, **options)
-        (of_alone,) = torch.autograd.grad(expected, alone, grad[sample][ours[sample]][None])
-        torch.testing.assert_close(out[sample][ours[sample]], expected[0], rtol=0, atol=0)
-        torch.testing.assert_close(of_qkv[sample][ours[sample]], of_alone[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
-def test_valid_frames_in_the_reference(token_order, kernel):
-    """Differentiable twice, and what a kernel's are; each launch drops by a seed of its own."""
-    qkv = torch.randn(3, 1 + 2 * 3, 3, 1, 4, dtype=torch.float64, requires_grad=True)
-    options = {"token_order": token_order, "valid_frames": torch.tensor([2, 1, 1])}
-    attend = partial(space_time_attention, grid_size=(2, 3), axis="time", **options)
-    if not SIMULATED:
-        assert torch.autograd.gradgradcheck(attend, qkv)
-    if kernel.name != "cuda" or token_order == "time_major":
-        wider, grad = torch.randn(3, 7, 3, 1, 8), torch.randn(3, 7, 1, 8)
-        assert_parity(attend, {"qkv": wider.to(kernel.device)}, [grad.to(kernel.device)], kernel)
-    same = qkv.detach()[:1].expand(3, -1, -1, -1, -1)
-    dropped = space_time_attention(
-        same, (2, 3), "joint", dropout_rate=0.5, seed=torch.tensor(7), valid_frames=[1, 2, 1], token_order=token_order
-    )
-    assert not torch.equal(dropped[0], dropped[2])
-
-
-def test_valid_frames_under_the_compiler():
-    torch._dynamo.reset()
-    attend = partial(space_time_attention, grid_size=(3, 4), axis="time", valid_frames=(3, 1))
-    qkv = torch.randn(2, 13, 3, 2, 16, requires_grad=True)
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
-    grads = [torch.autograd.grad(function(qkv).square().sum(), qkv)[0] for function in (attend, compiled)]
-    assert torch.equal(*grads)
-
-
-@pytest.mark.parametrize(
-    ("valid_frames", "message"),
-    [
-        ((2,), r"valid_frames must be 2 numbers from 1 to T=3; got \[2\]"),
-        ((0, 1), r"from 1 to T=3; got \[0, 1\]"),
-        ((4, 1), r"from 1 to T=3; got \[4, 1\]"),
-        ((1.5, 1), "valid_frames must be B integers.* got 1.5"),
-        (3, "valid_frames must be B integers.* got int"),
-        (torch.tensor([1.0, 2.0]), "got a tensor of torch.float32"),
-    ],
-)
-def test_valid_frames_that_are_none(valid_frames, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        space_time_attention(torch.randn(2, 13, 3, 2, 16), (3, 4), "time", valid_frames=valid_frames)
-
-
-DROPPED = [  # grid, prefix, prefix_sees, token_order, dtype, packed; tails alone, whole tiles, and both
-    ("time", (3, 7), 0, "all", "time_major", torch.float32, True),
-    ("time", (8, 9), 1, "all", "patch_major", torch.float16, True),
-    ("time", (3, 12), 2, "all", "time_major", torch.float32, False),
-    ("time", (16, 3), 1, "none", "time_major", torch.bfloat16, True),
-    ("time", (40, 2), 2, "all", "time_major", torch.float32, True),
-    ("space", (2, 17), 0, "all", "patch_major", torch.float32, False),
-    ("space", (2, 70), 1, "all", "time_major", torch.bfloat16, True),
-    ("space", (3, 6), 2, "all", "time_major", torch.float32, True),
-    ("space", (2, 70), 2, "all", "patch_major", torch.float16, True),
-    ("space", (3, 35), 2, "frame_mean", "time_major", torch.float32, True),
-    ("space", (2, 9), 1, "none", "time_major", torch.float32, True),
-    ("joint", (2, 35), 1, "all", "time_major", torch.float32, True),
-    ("joint", (2, 67), 2, "none", "time_major", torch.float16, False),
-]
-
-
-@pytest.mark.parametrize(("axis", "grid", "prefix", "prefix_sees", "token_order", "of", "packed"), DROPPED, ids=str)
-def test_dropout_parity(axis, grid, prefix, prefix_sees, token_order, of, packed, kernel):
-    """The mask is the reference's, so results are as near to it as those without dropout."""
-    if kernel.simulated and of == torch.bfloat16:
-        of = torch.float16  # Triton's interpreter computes bfloat16 wrongly
-    seed = torch.tensor([-(1 << 40) - 7], device=kernel.device)
-    function = partial(attention(grid, axis, prefix), prefix=prefix_sees, token_order=token_order)
-    function = partial(function, dropout_rate=0.3 if packed else 0.6, seed=seed)
-    qkv = torch.randn(2, prefix + grid[0] * grid[1], 3, 2, 16).to(kernel.device, of)
-    tensors = {"qkv": qkv} if packed else dict(zip("qkv", qkv.clone().unbind(2), strict=True))
-    if kernel.name == "cuda":
-        with pytest.raises(BackendError, match=r"(axis|dropout_rate|prefix|token_order) is |qkv is three tensors"):
-            function(qkv, backend=kernel.name)
-        return
-    case = f"{axis} {grid} {prefix_sees} P={prefix} {token_order}"
-    grad = torch.randn_like(qkv[:, :, 0])
-    assert_parity(function if packed else of_three(function), tensors, [grad], kernel, case=case)

@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from hsta_kernels import backends
+from tests.kernels import suites
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "3.6.0"
@@ -57,5 +58,5 @@ def test_no_spills(older):
 
 def test_parity_in_the_interpreter(older):
     """Of all operators, forward and backward, in small shapes."""
-    suites = [f"tests/ops/test_{name}.py" for name, of in backends.OPERATORS.items() if "triton" in of.implementations]
-    run(older | {"TRITON_INTERPRET": "1"}, *suites, "-k", "layouts or strided")
+    files = suites(name for name, of in backends.OPERATORS.items() if "triton" in of.implementations)
+    run(older | {"TRITON_INTERPRET": "1"}, *(f"tests/{file}" for file in files), "-k", "layouts or strided")

@@ -14,8 +14,8 @@ from hsta_kernels import backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from tests.ops import test_cross_modal_attention as of_cross_modal
+from tests.ops.attention import attention
 from tests.ops.parity import assert_same_bits, run
-from tests.ops.test_space_time_attention import attention
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 

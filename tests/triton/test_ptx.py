@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from hsta_kernels.ops.launch import triton as launching
 from tests.kernels import Kernel
-from tests.ops import test_space_time_attention as of_attention
+from tests.ops import attention as of_attention
 from tests.triton.ptx_machine import Fault, execute
 from tests.triton.ptx_memory import GlobalMemory
 from tools.ahead_of_time import Launch, compile_for

@@ -12,8 +12,8 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu
+from tests.ops import attention as of_attention
 from tests.ops import test_cross_modal_attention as of_cross_modal
-from tests.ops import test_space_time_attention as of_attention
 from tests.ops.parity import assert_parity
 
 if backends.triton_interpreted:
