@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Threads that wait sleep instead of spinning: on a busy machine that is several times faster.
 QUIETLY := OMP_WAIT_POLICY=passive
-# Tests start some hundred processes. Where nothing compiled is kept (`pip install --no-compile` leaves nothing, and an
-# environment may forbid Python to write it), each compiles its libraries anew: 3.4 of 6 seconds of one that trains.
+# Tests start many processes. Where no bytecode is kept (`pip install --no-compile` leaves none, and an environment may
+# forbid Python to write it) each compiles its libraries anew, half the time that its start takes.
 COMPILED_ONCE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(abspath build/bytecode)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
