@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # With nothing drawn for a batch or a device, a step is one of a process with a batch that is twice as large.
-SAME = "--drop-rate 0 --drop-path-rate 0 --head-drop-rate 0 --balance weights --label-smoothing 0.1"
+SAME = "--drop-rate 0 --drop-path-rate 0 --head-drop-rate 0 --balance weights --label-smoothing 0.1 --epochs 2"
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +51,24 @@ def pair(learning, people, trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def joined(learning, tmp_path_factory):
-    """The steps of one process on the batches of both together."""
+    """The folder and the steps of one process on the batches of both together."""
+    run = tmp_path_factory.mktemp("joined") / "run"
     with Spy() as spy:
-        assert (
-            main(["train", *learning, *SAME.split(), "--output", str(tmp_path_factory.mktemp("joined") / "run")]) == 0
-        )
-    return spy.steps
+        assert main(["train", *learning, *SAME.split(), "--output", str(run)]) == 0
+    return run, spy.steps
 
 
 def seen(folder, name):
     """What each process saw of a training."""
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def joint(strategy, first, second):
+    """Tensors by name of two processes: both have the same, or the first the first rows and the second the others."""
+    if strategy == "fsdp":
+        return {name: torch.cat([rows, second[name]]) for name, rows in first.items()}
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return first
 
 
 def gradients(step, config, double):
@@ -83,17 +90,17 @@ def gradients(step, config, double):
 def test_gradients_are_those_of_one_process_on_the_joined_batch(strategy, pair, joined):
     """In every step of the training, from the weights that it had then."""
     folder, _, _ = pair
+    _, steps = joined
     config = load_checkpoint(folder / f"{strategy}-same")[0].config
     first, second = (of["steps"] for of in seen(folder, f"{strategy}-same"))
-    assert len(first) == len(second) == len(joined) == 9
+    assert len(first) == len(second) == len(steps) == 6
     ours, same, exact, near = [], [], [], []
-    for one, two, both in zip(first, second, joined, strict=True):
+    for one, two, both in zip(first, second, steps, strict=True):
         for name in ("video", "special", "targets"):  # dealt out in turns
             assert torch.equal(torch.stack([one[name], two[name]], dim=1).flatten(0, 1), both[name])
         assert one["gradients"].keys() == two["gradients"].keys() == both["gradients"].keys()
-        assert all(torch.equal(gradient, two["gradients"][name]) for name, gradient in one["gradients"].items())
-        batch = both | {"weights": one["weights"]}
-        ours.append(one["gradients"])
+        batch = both | {"weights": joint(strategy, one["weights"], two["weights"])}
+        ours.append(joint(strategy, one["gradients"], two["gradients"]))
         same.append(gradients(batch, config, None))
         exact.append(gradients(batch, config, torch.Tensor.double))
         near.append(gradients(batch, config, nearby))
@@ -105,14 +112,22 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(strategy, pair, 
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_log_has_the_loss_of_all_clips_and_the_rate_of_their_number(strategy, pair, trained):
-    """The rate is that of one process with batches of as many clips."""
+def test_the_rate_is_that_of_the_joined_batch(strategy, pair, joined):
+    """As one process has it with batches of as many clips: of every weight in every step, warm-up and decay."""
+    rates = [step["rates"] for step in joined[1]]
+    assert all(min(of) > 0 for of in rates)
+    for of in seen(pair[0], f"{strategy}-same"):
+        assert [step["rates"] for step in of["steps"]] == rates
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_log_has_the_loss_of_all_clips_and_the_rate_of_their_number(strategy, pair, joined):
     run = pair[0] / f"{strategy}-same"
     losses = torch.tensor([[step["loss"] for step in of["steps"]] for of in seen(pair[0], run.name)])
     assert not torch.equal(losses[0], losses[1])
     _, told = zip(*scalars(run, "loss"), strict=True)
-    torch.testing.assert_close(torch.tensor(told), losses.mean(0).view(3, 3).mean(1))
-    assert scalars(run, "learning rate") == scalars(trained, "learning rate")
+    torch.testing.assert_close(torch.tensor(told), losses.mean(0).view(2, 3).mean(1))
+    assert scalars(run, "learning rate") == scalars(joined[0], "learning rate")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -146,11 +161,14 @@ def test_the_checkpoint_is_whole_and_the_average_of_the_weights(strategy, pair):
     folder, _, _ = pair
     state = safetensors.torch.load_file(folder / strategy / STATE)
     model, _ = load_checkpoint(folder / strategy)
-    steps = seen(folder, strategy)[0]["steps"]
+    steps = [
+        joint(strategy, one["weights"], two["weights"])
+        for one, two in zip(*(of["steps"] for of in seen(folder, strategy)), strict=True)
+    ]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[f"average.{name}"]), name
         # From the weights after each step: the first as they are, then halves of what was and what is.
-        after = [*(step["weights"][name] for step in steps[1:]), state[f"weight.{name}"]]
+        after = [*(weights[name] for weights in steps[1:]), state[f"weight.{name}"]]
         expected = after[0]
         for weights in after[1:]:
             expected = expected.lerp(weights, 0.5)

@@ -18,7 +18,7 @@ from hsta.results.evaluation import probabilities
 from hsta.training.checkpoints import load_checkpoint
 from hsta.training.loop import fit
 from hsta.training.recipe import Recipe
-from hsta.training.sharding import whole
+from torch.distributed.tensor import DTensor
 
 from hsta_kernels import HSTA
 
@@ -28,8 +28,8 @@ TESTED = 5  # clips: the first process gets three of them, the second two
 
 
 class Spy:
-    """While this lasts, of each training step inputs, targets, loss, weights and gradients, and all clips that are
-    loaded."""
+    """While this lasts, of each training step inputs, targets, loss, weights, gradients and learning rates, and all
+    clips that are loaded."""
 
     def __init__(self) -> None:
         self.steps: list[dict] = []
@@ -57,8 +57,9 @@ class Spy:
 
         def spying_step(optimizer, *rest):
             parameters = dict(self._model.named_parameters())
-            self._step["weights"] = {name: whole(p.detach()).clone() for name, p in parameters.items()}
-            self._step["gradients"] = {name: whole(p.grad).clone() for name, p in parameters.items()}
+            self._step["weights"] = {name: here(p.detach()).clone() for name, p in parameters.items()}
+            self._step["gradients"] = {name: here(p.grad).clone() for name, p in parameters.items()}
+            self._step["rates"] = [group["lr"] for group in optimizer.param_groups]
             self.steps.append(self._step)
             return step(optimizer, *rest)
 
@@ -75,6 +76,11 @@ class Spy:
     def _replace(self, owner: object, name: str, spying: object) -> None:
         self._undo.append((owner, name, getattr(owner, name)))
         setattr(owner, name, spying)
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor: of a sharded one some of its rows."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def code(*arguments: str) -> object:
