@@ -324,8 +324,7 @@ static inline HalfVec from_words(BitsVec words) {
 #if defined(__AVX512F__)
   return (HalfVec)_mm512_cvtepi32_epi16((__m512i)words);
 #elif defined(__AVX2__)
-  return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)words),
-                                   _mm256_extracti128_si256((__m256i)words, 1));
+  return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)words), _mm256_extracti128_si256((__m256i)words, 1));
 #else
   return __builtin_convertvector(words, HalfVec);
 #endif
