@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace hsta {
 
@@ -47,13 +48,22 @@ inline Float widen(Float16, Bits bits) {
   return reinterpret_bits<Float>(sign | (magnitude >= 0x0f800000u ? special : finite));
 }
 
-// The 16 bits nearest to x, in the low half; ties to even, a NaN stays a NaN.
+// Bits whose upper half is the bfloat16 nearest to x; ties to even, a NaN stays a NaN.
+template <typename Bits, typename Float>
+inline Bits round_to_bfloat16(Float x) {
+  const Bits u = reinterpret_bits<Bits>(x);
+  Bits all_if_nan;
+  if constexpr (std::is_arithmetic_v<Float>)
+    all_if_nan = Bits{} - Bits(x != x);
+  else
+    all_if_nan = (Bits)(x != x);
+  return (u + 0x7fffu + ((u >> 16) & 1u)) | all_if_nan;
+}
+
+// The 16 bits nearest to x, in the low half; likewise.
 template <typename Bits, typename Float>
 inline Bits narrow(BFloat16, Float x) {
-  const Bits u = reinterpret_bits<Bits>(x);
-  const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const Bits nan = (u >> 16) | 0x40u;
-  return x != x ? nan : rounded;
+  return round_to_bfloat16<Bits>(x) >> 16;
 }
 
 template <typename Bits, typename Float>

@@ -42,7 +42,9 @@ void forward(const AddLayerNorm& op) {
       R* sum = op.sum.at<R>(i);
       R* norm = op.norm.at<R>(i);
       Vec total{};
-      for_vectors(op.width, [&](int64_t c, auto count) {
+      // Captured by value, here and below: of what is captured by reference the compiler must believe that a store of
+      // elements changes it, and reads it again for every vector.
+      for_vectors(op.width, [=, &total](int64_t c, auto count) {
         const Vec exact = load_floats(residual + c, count) + load_floats(x + c, count);
         sum_writer.store(exact, sum + c, count);
         const Vec stored = round_to<R>(exact);  // normalize what the next layer reads
@@ -50,7 +52,7 @@ void forward(const AddLayerNorm& op) {
         total += stored;
       });
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
-      for_vectors(op.width, [&](int64_t c, auto count) {
+      for_vectors(op.width, [=](int64_t c, auto count) {
         const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
         const Vec affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
         norm_writer.store(affine, norm + c, count);
@@ -89,14 +91,14 @@ void backward(const AddLayerNorm& op) {
         const R* grad_sum = op.grad_sum.at<const R>(i);
         R* grad_residual = op.grad_residual.at<R>(i);
         Vec total{};
-        for_vectors(op.width, [&](int64_t c, auto count) {
+        for_vectors(op.width, [=, &total](int64_t c, auto count) {
           const Vec y = load_floats(sum + c, count);
           store(row + c, y);
           total += y;
         });
         const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
         Vec g_total{}, along_total{};
-        for_vectors(op.width, [&](int64_t c, auto count) {
+        for_vectors(op.width, [=, &g_total, &along_total](int64_t c, auto count) {
           const Vec y = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
           const Vec incoming = load_floats(grad_norm + c, count);
           const Vec g = incoming * load_floats(weight + c, count);
@@ -109,7 +111,7 @@ void backward(const AddLayerNorm& op) {
         });
         const Vec mean = broadcast(reduce_add(g_total) / float(op.width));
         const Vec along = broadcast(reduce_add(along_total) / float(op.width));
-        for_vectors(op.width, [&](int64_t c, auto count) {
+        for_vectors(op.width, [=](int64_t c, auto count) {
           const Vec through_norm = broadcast(s.rstd) * (load(grad + c) - mean - load(row + c) * along);
           writer.store(load_floats(grad_sum + c, count) + through_norm, grad_residual + c, count);
         });

@@ -33,7 +33,7 @@ void forward(const BiasGelu& op) {
       const X* x = op.x.at<const X>(i);
       X* out = op.out.at<X>(i);
       if (dropout.drops) draw_row(dropout, i, op.width, kept);
-      for_vectors(op.width, [&](int64_t c, auto count) {
+      for_vectors(op.width, [=, &dropout](int64_t c, auto count) {
         const Vec y = gelu(load_floats(x + c, count) + load_floats(bias + c, count));
         writer.store(dropout.drops ? dropout.apply(y, load(kept + c)) : y, out + c, count);
       });
@@ -63,7 +63,7 @@ void backward(const BiasGelu& op) {
         const X* grad_out = op.grad_out.at<const X>(i);
         X* grad_x = op.grad_x.at<X>(i);
         if (dropout.drops) draw_row(dropout, i, op.width, kept);
-        for_vectors(op.width, [&](int64_t c, auto count) {
+        for_vectors(op.width, [=, &dropout](int64_t c, auto count) {
           const Vec slope = gelu_derivative(load_floats(x + c, count) + load_floats(bias + c, count));
           const Vec incoming = load_floats(grad_out + c, count);
           const Vec grad = slope * (dropout.drops ? dropout.apply(incoming, load(kept + c)) : incoming);

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsta_kernels import backends, ops
+from hsta_kernels import backend, backends, ops
 from hsta_kernels.ops.cross_modal_attention.autograd import AbsorbedAttention
 from tests.kernels import suites
 
@@ -39,6 +39,23 @@ def test_exponential_at_its_ends(function):
     y = computed(function, x)
     assert y[:6].tolist() == [1.0, 1.0, 0.5, 2.0**-126, 0.0, 0.0]
     assert y[6].isnan()
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_parity_of_halves(dtype):
+    """Every number of 16 bits is read for what it is, and sums on and beside the middle between two are rounded."""
+    numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype).view(-1, 64)
+    weight, bias = torch.ones(64, dtype=dtype), torch.zeros(64, dtype=dtype)
+    ulp = torch.finfo(dtype).eps
+    for share in (0, ulp / 2, -ulp / 2, ulp / 4, -ulp / 4, ulp * 0.75):
+        addend = (numbers.float() * share).to(dtype)
+        with backend("cpu"):
+            _, total = ops.add_layer_norm(addend, numbers, weight, bias)
+        expected = (numbers.float() + addend.float()).to(dtype)
+        if dtype == torch.bfloat16:  # AVX-512's instruction for it makes zeros of subnormal numbers
+            subnormal = (expected.abs() < torch.finfo(dtype).tiny) & (total == 0)
+            expected = torch.where(subnormal, total, expected)
+        torch.testing.assert_close(total, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("isa", backends.cpu.runnable_cpu_isas().split()[1:] if backends.cpu else [])
