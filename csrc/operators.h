@@ -2,8 +2,8 @@
 //
 // read_<kernel> takes a kernel's arguments from Python in order, and says of each tensor its name, dtype, shape and
 // layout. A dtype or size given by address is taken from the tensor; one given by value is what the tensor must have.
-// The binding checks it (bindings/arguments.h). Tensors of kRows have contiguous rows; all others are contiguous. On a
-// GPU tensors and rows begin at multiples of 16 bytes.
+// The binding checks it (bindings/arguments.h). Tensors of kRows have contiguous rows; all others are contiguous. Where
+// a tensor_or_none is None, its data are null. On a GPU tensors and rows begin at multiples of 16 bytes.
 #pragma once
 
 #include "common/tensor_view.h"
@@ -15,6 +15,8 @@ enum class Axis : int { kTime = 0, kSpace = 1, kJoint = 2 };
 enum class PrefixAttention : int { kAll = 0, kNone = 1, kFrameMean = 2 };
 
 enum class TokenOrder : int { kTimeMajor = 0, kPatchMajor = 1 };
+
+enum class RotaryPairs : int { kInterleaved = 0, kHalf = 1 };
 
 enum class Layout { kContiguous, kRows };
 
@@ -223,6 +225,9 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
 // = scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of
 // several ulp on the recomputed probabilities. Dropout's mask is a function of `seed` and of the place of query and key
 // (cpu/attention_dropout.h), and neither stats nor any softmax's sum know of it; the CUDA kernels have none.
+//
+// With `cos` and `sin`, a row for each token, rows of q and k are rotated before they are used (cpu/rotary.h); without,
+// their data are null. The CUDA kernels rotate nothing.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -232,7 +237,9 @@ struct SpaceTimeAttention {
   double scale;
   double dropout_rate;  // as of BiasGelu
   uint64_t seed;
+  RotaryPairs rotary_pairs;
   TensorView qkv[3];
+  TensorView cos, sin;
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
   float* workspace;
@@ -251,8 +258,11 @@ void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
   in.number("scale", op.scale);
   in.number("dropout_rate", op.dropout_rate);
   in.number("seed", op.seed);
+  in.choice("rotary_pairs", op.rotary_pairs, 2);
   const int64_t tokens = op.prefix + op.frames * op.patches;
   in.parts("qkv", op.qkv, &op.dtype, {&op.batch, tokens, &op.heads, &op.head_dim}, Layout::kRows);
+  in.tensor_or_none("cos", op.cos, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
+  in.tensor_or_none("sin", op.sin, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
   in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});
   in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, op.has_stats() ? op.prefix : 0, 2});
 }

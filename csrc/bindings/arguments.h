@@ -45,6 +45,11 @@ class Arguments {
     take(name, next(name), to, dtype, shape, layout);
   }
 
+  void tensor_or_none(const char* name, TensorView& to, Wanted<DType> dtype, const Shape& shape, Layout layout) {
+    PyObject* value = next(name);
+    if (value != Py_None) take(name, value, to, dtype, shape, layout);
+  }
+
   // A tuple of three tensors of `shape`, or one tensor that has them side by side in a dimension after the first two.
   void parts(const char* name, TensorView (&to)[3], Wanted<DType> dtype, Shape shape, Layout layout) {
     PyObject* value = next(name);

@@ -19,6 +19,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "panels.h"
+#include "rotary.h"
 #include "writer.h"
 
 namespace hsta {
@@ -41,6 +42,22 @@ inline int64_t thread_count() {
 #endif
 }
 
+// Rows of one part (q, k, v, ...), sample and head, a token's row at a time.
+template <typename T>
+struct Rows {
+  const T* base;
+  int64_t stride_token;
+  const Rotary* rotary = nullptr;  // of rows that are not used as they lie
+
+  const T* row(int64_t token) const { return base + token * stride_token; }
+
+  // As words, rotated.
+  template <typename Word>
+  void pack(int64_t token, int64_t dim, Word* to) const {
+    rotary ? rotary->pack_row(row(token), token, to) : pack_row(row(token), dim, to);
+  }
+};
+
 // In how many runs to deal out a group's `rows` queries, with `items` to do in each: every run packs the group's keys
 // and values for itself, so as few as leave at most a tenth of the threads' time idle.
 inline int64_t query_runs_of(int64_t rows, int64_t items) {
@@ -61,10 +78,11 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
+  Rotary rotary;
   Writer writer;            // of the output, or of the gradient
   float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
 
-  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : writer(writer) {
+  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : rotary(op), writer(writer) {
     const bool time_major = op.order == TokenOrder::kTimeMajor, joint = op.axis == Axis::kJoint;
     const int64_t frame_step = time_major ? op.patches : 1, position_step = time_major ? 1 : op.frames;
     tokens = op.prefix + op.frames * op.patches;
@@ -148,7 +166,10 @@ struct Group {
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
 
-  Rows<T> part(Part part) const { return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1]}; }
+  Rows<T> part(Part part) const {
+    const Rotary* rotary = part != kValue && plan.rotary.rotates() ? &plan.rotary : nullptr;
+    return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], rotary};
+  }
   Rows<T> grad_out() const { return {op.grad_out.at<const T>(sample, 0, head), op.grad_out.stride[1]}; }
   T* out(int64_t token) const { return op.out.as<T>() + ((sample * plan.tokens + token) * op.heads + head) * plan.dim; }
   float* stats(int64_t p) const { return op.stats.as<float>() + prefix_row(p) * 2; }
@@ -182,19 +203,21 @@ void write_output(const Group<T>& group, int64_t token, float sum, const float* 
   write_scaled(group.plan, values, 1.0f / sum, group.out(token));
 }
 
+// `values`, of rotated rows of q and k, become those of the rows before.
 template <typename T>
-void write_gradient(const Group<T>& group, int64_t token, Part part, const float* values) {
+void write_gradient(const Group<T>& group, int64_t token, Part part, float* values) {
+  if (part != kValue && group.plan.rotary.rotates()) group.plan.rotary.transpose(values, token);
   write_scaled(group.plan, values, part == kValue ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
 // Gradients of the group's rows first, first + 1, ..., so many floats each; add(part, prefix row, values) takes in what
 // belongs to a prefix token's.
 template <typename T, typename Add>
-void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, const float* values,
-                     int64_t row_floats, const Add& add) {
+void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, float* values, int64_t row_floats,
+                     const Add& add) {
   const Plan& plan = group.plan;
   for (int64_t i = 0; i < count; ++i) {
-    const float* row = values + i * row_floats;
+    float* row = values + i * row_floats;
     if (first + i < plan.prefix)
       add(part, first + i, row);
     else

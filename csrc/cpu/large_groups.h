@@ -129,8 +129,7 @@ struct LargeGroups {
   int64_t scratch_floats(bool backward) const { return floats_of<Buffers>(*this, backward); }
 
   void pack(const Group<T>& group, const Rows<T>& from, int64_t first, int64_t count, Word* to) const {
-    for (int64_t r = 0; r < count; ++r)
-      pack_row(from.row(plan.token(group.index, first + r)), plan.dim, to + r * words);
+    for (int64_t r = 0; r < count; ++r) from.pack(plan.token(group.index, first + r), plan.dim, to + r * words);
   }
 
   // Asks for a token's rows of the next head, which lie behind those of this one: in the midst of computing, when

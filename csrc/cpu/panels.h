@@ -7,15 +7,6 @@
 namespace hsta {
 namespace HSTA_ISA {
 
-// Rows of one part (q, k, v, ...), sample and head, a token's row at a time.
-template <typename T>
-struct Rows {
-  const T* base;
-  int64_t stride_token;
-
-  const T* row(int64_t token) const { return base + token * stride_token; }
-};
-
 // Asks for a row that is due in a while, into the second cache. Inlined, because GCC drops calls of a function that
 // does nothing but prefetch; so must be what calls it alone.
 template <typename T>

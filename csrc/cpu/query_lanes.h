@@ -193,10 +193,11 @@ struct QueryLanes {
   void forward(const Group<T>& group, float* buffer, const Merge& merge) const {
     const auto b = pieces_in<Buffers>(buffer, *this, false);
     NextRows next(group, false);
-    const float *k[kMaxSmallRows], *v[kMaxSmallRows];
+    const float *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows];
+    if (plan.rotary.rotates()) take_rows(group, group.part(kQuery), b.q, q);
     take_rows(group, group.part(kKey), b.k, k);
     take_rows(group, group.part(kValue), b.v, v);
-    put_across(group, group.part(kQuery), b.across);
+    put_queries_across(group, q, b.across);
     multiply(b.across, k, b.scores, next);
     float sums[kMaxSmallRows];
     for (int64_t c = 0; c < patches; c += kLanes) {
@@ -216,7 +217,7 @@ struct QueryLanes {
     for (int64_t p = 0; p < prefix; ++p) {
       const int64_t first = plan.first_visible(group.index, p), keys = rows - first;
       float weights[kMaxSmallRows];
-      pack_row(group.part(kQuery).row(p), dim, b.q);
+      group.part(kQuery).pack(p, dim, b.q);
       multiply_row(b.q, k + first, keys, words, weights);
       Vec row_max = broadcast(plan.lowest(p)), sum{};
       for_lanes(keys, weights, [&](Vec s, IntVec present) {
@@ -257,7 +258,7 @@ struct QueryLanes {
     take_rows(group, group.part(kKey), b.k, k);
     take_rows(group, group.part(kValue), b.v, v);
     take_rows(group, group.grad_out(), b.grad_out, grad_out);
-    put_across(group, group.part(kQuery), b.across);
+    put_queries_across(group, q, b.across);
     put_across(group, group.grad_out(), b.grad_across);
     multiply(b.across, k, b.scores, next);
     multiply(b.grad_across, v, b.products, next);
@@ -283,7 +284,7 @@ struct QueryLanes {
 
     const float* probs = b.scores;
     const float* grad_scores = b.products;
-    weighted_sums(patches, OfQueries{grad_scores}, k, rows, b.values, next, [&](int64_t c, const float* values) {
+    weighted_sums(patches, OfQueries{grad_scores}, k, rows, b.values, next, [&](int64_t c, float* values) {
       write_gradient(group, plan.token(group.index, prefix + c), kQuery, values);
     });
     for (int64_t p = 0; p < prefix; ++p) {
@@ -298,25 +299,32 @@ struct QueryLanes {
  private:
   // Pointers to a group's rows as floats: the tensor's own memory where that will do, else copies.
   void take_rows(const Group<T>& group, const Rows<T>& from, float* copies, const float** to) const {
-    const bool in_place = std::is_same_v<T, float> && patches <= kWays && dim == words;
+    const bool in_place = std::is_same_v<T, float> && patches <= kWays && dim == words && !from.rotary;
     for (int64_t r = 0; r < rows; ++r) {
-      const T* row = from.row(plan.token(group.index, r));
+      const int64_t token = plan.token(group.index, r);
       if constexpr (std::is_same_v<T, float>)
         if (in_place) {
-          to[r] = row;
+          to[r] = from.row(token);
           continue;
         }
-      pack_row(row, dim, copies);
+      from.pack(token, dim, copies);
       to[r] = copies, copies += words;
     }
   }
 
-  // Element d of patch c to d * lanes + c; the lanes of absent patches have copies of the last.
+  // Element d of patch c to d * lanes + c; the lanes of absent patches have copies of the last. Rotated rows are those
+  // that were taken.
+  void put_queries_across(const Group<T>& group, const float* const* rotated, float* to) const {
+    plan.rotary.rotates() ? put_across(rotated[prefix], words, to) : put_across(group, group.part(kQuery), to);
+  }
   void put_across(const Group<T>& group, const Rows<T>& from, float* to) const {
-    const int64_t step = plan.patch_step * from.stride_token, lanes = this->lanes;
-    const T* first = from.row(plan.token(group.index, prefix));
+    put_across(from.row(plan.token(group.index, prefix)), plan.patch_step * from.stride_token, to);
+  }
+  template <typename Element>
+  void put_across(const Element* first, int64_t step, float* to) const {
+    const int64_t lanes = this->lanes;
     for (int64_t c = 0; c < patches; c += kLanes) {
-      const T* row[kLanes];
+      const Element* row[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) row[i] = first + min(c + i, patches - 1) * step;
       float* column = to + c;
       for_vectors(int64_t(dim), [&](int64_t d, auto count) {
@@ -408,7 +416,7 @@ struct QueryLanes {
                   [&](int64_t p, const float* sums) { add(part, p, sums); });
     weighted_sums(
         patches, OfKeys{weights + prefix * kColumns}, queries, rows, values, next,
-        [&](int64_t c, const float* sums) { write_gradient(group, plan.token(group.index, prefix + c), part, sums); });
+        [&](int64_t c, float* sums) { write_gradient(group, plan.token(group.index, prefix + c), part, sums); });
   }
 
   // take(r, sum) for each of `sums` weighted sums of rows.

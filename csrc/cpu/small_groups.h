@@ -23,12 +23,14 @@ template <typename T, typename Word>
 void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const Word** rows) {
   const Plan& plan = group.plan;
   const int64_t words = row_words<Word>(plan.dim);
-  const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim;
+  const bool in_place =
+      sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim && !from.rotary;
   const auto take = [&](int64_t r, const T* row) {
     if (in_place) {
       rows[r] = reinterpret_cast<const Word*>(row);
     } else {
-      pack_row(row, plan.dim, copies + r * words);
+      from.rotary ? from.rotary->pack_row(row, plan.token(group.index, r), copies + r * words)
+                  : pack_row(row, plan.dim, copies + r * words);
       rows[r] = copies + r * words;
     }
   };
@@ -276,7 +278,7 @@ struct SmallGroups {
 
   // Of the group's rows from `first` on; add(part, prefix row, values) takes in the prefix tokens'.
   template <typename Add>
-  void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, const float* values,
+  void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, float* values,
                        const Add& add) const {
     for (int64_t row = first; row < first + count; ++row, values += plan.dim_padded)
       if (row < plan.prefix)

@@ -42,15 +42,18 @@ template <typename T>
 void sum_nan_columns(const Group<T>& of, int64_t query, const ScoreScale& scale, float max2, float* values) {
   const Plan& plan = of.plan;
   const AttentionDropout dropout(plan, of.op);
-  float* sums = scratch(Scratch::kThread, plan.dim + dropout.floats(1));
-  float* kept = sums + plan.dim;
+  const Rows<T> queries = of.part(kQuery), keys = of.part(kKey);
+  float* query_row = scratch(Scratch::kThread, 2 * plan.dim_padded + plan.dim + dropout.floats(1));
+  float *key_row = query_row + plan.dim_padded, *sums = key_row + plan.dim_padded, *kept = sums + plan.dim;
+  queries.pack(query, plan.dim, query_row);
   for (int64_t d = 0; d < plan.dim; ++d) sums[d] = 0;
   for (int64_t g = 0; g < plan.groups; ++g) {
     const Group<T> group{plan, of.op, of.sample, g, of.head};
     if (dropout.drops()) dropout.draw(group, query, 1, kept);
     for (int64_t row = plan.first_visible(g, query); row < plan.rows; ++row) {
       const int64_t token = plan.token(g, row);
-      const float score = dot(plan.dim, group.part(kQuery).row(query), group.part(kKey).row(token));
+      keys.pack(token, plan.dim, key_row);
+      const float score = dot(plan.dim, query_row, key_row);
       Vec weight = exp2(scaled(broadcast(score), scale) - broadcast(max2));
       if (dropout.drops()) weight = dropout.apply(weight, dropout.row(kept, 0, row));
       const T* value = group.part(kValue).row(token);

@@ -214,8 +214,7 @@ class TileGroups {
 
   // Up to 32 rows, those past `count` zeros.
   void pack(const Rows<BFloat16>& from, const Group<BFloat16>& group, int64_t first, int64_t count, Pair* rows) const {
-    for (int64_t r = 0; r < count; ++r)
-      pack_row(from.row(plan.token(group.index, first + r)), plan.dim, rows + r * words);
+    for (int64_t r = 0; r < count; ++r) from.pack(plan.token(group.index, first + r), plan.dim, rows + r * words);
     std::memset(static_cast<void*>(rows + count * words), 0, size_t((kTilePanel - count) * words) * sizeof(Pair));
   }
 

@@ -1,4 +1,6 @@
 // Space-time attention against a loop over all pairs of tokens that see each other.
+#include <algorithm>
+
 #include "check.h"
 
 namespace hsta {
@@ -14,6 +16,8 @@ struct Shape {
   TokenOrder order = TokenOrder::kTimeMajor;
   PrefixAttention prefix_attention = PrefixAttention::kAll;
   double dropout_rate = 0;
+  bool rotates = false;
+  RotaryPairs pairs = RotaryPairs::kInterleaved;
 
   int64_t tokens() const { return prefix + frames * patches; }
   int64_t frame(int64_t token) const {
@@ -50,6 +54,25 @@ struct Shape {
     return kept ? 1 / (1 - dropout_rate) : 0;
   }
 };
+
+// Rows of q and k of `qkv` (B, L, 3, H, D), rotated channel by channel; or by the transposed map.
+void rotate(const Shape& s, const Values& cos, const Values& sin, bool transposed, Values& qkv) {
+  const bool interleaved = s.pairs == RotaryPairs::kInterleaved;
+  const int64_t length = s.tokens(), dim = s.dim, apart = interleaved ? 1 : dim / 2;
+  Values row(dim);
+  for (int64_t r = 0; r < s.batch * length * 3 * s.heads; ++r) {
+    if (r / s.heads % 3 == 2) continue;
+    double* at = &qkv[r * dim];
+    const double *c = &cos[r / s.heads / 3 % length * dim], *sine = &sin[r / s.heads / 3 % length * dim];
+    for (int64_t d = 0; d < dim; ++d) {
+      const bool first = interleaved ? d % 2 == 0 : d < apart;
+      const int64_t partner = first ? d + apart : d - apart;
+      const double sign = first == transposed ? 1 : -1;
+      row[d] = at[d] * c[d] + sign * at[partner] * sine[transposed ? partner : d];
+    }
+    std::copy(row.begin(), row.end(), at);
+  }
+}
 
 // `out` (B, L, H, D) and `grad_qkv` (B, L, 3, H, D), in double.
 void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& out, Values& grad_qkv) {
@@ -116,10 +139,13 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
 
   SpaceTimeAttention op{};
   op.dtype = dtype_of<T>(), op.axis = s.axis, op.order = s.order, op.prefix_attention = s.prefix_attention;
+  Tensor<float> cos({s.tokens(), s.dim}), sin({s.tokens(), s.dim});
+  cos.randomize(random), sin.randomize(random);
   Tensor<float> stats({s.batch, s.heads, op.has_stats() ? s.prefix : 0, 2});
   op.batch = s.batch, op.prefix = s.prefix, op.frames = s.frames, op.patches = s.patches;
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
   op.dropout_rate = s.dropout_rate, op.seed = kSeed;
+  if (s.rotates) op.rotary_pairs = s.pairs, op.cos = cos.view(), op.sin = sin.view();
   for (int part = 0; part < 3; ++part) {
     op.qkv[part] = part_of(qkv.view(), part, sizeof(T));
     op.grad_qkv[part] = part_of(grad_qkv.view(), part, sizeof(T));
@@ -129,13 +155,16 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 
   Values exact_out, exact_grad;
-  naive(s, qkv.values(), grad_out.values(), exact_out, exact_grad);
-  const std::string what = "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " +
-                           std::to_string(int(s.axis)) + ", T=" + std::to_string(s.frames) +
-                           " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
-                           " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " +
-                           std::to_string(int(s.order)) + " prefix " + std::to_string(int(s.prefix_attention)) +
-                           " dropout " + std::to_string(s.dropout_rate) + ", " + layout;
+  Values rows = qkv.values();
+  if (s.rotates) rotate(s, cos.values(), sin.values(), false, rows);
+  naive(s, rows, grad_out.values(), exact_out, exact_grad);
+  if (s.rotates) rotate(s, cos.values(), sin.values(), true, exact_grad);
+  const std::string what =
+      "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
+      ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
+      " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
+      " prefix " + std::to_string(int(s.prefix_attention)) + " dropout " + std::to_string(s.dropout_rate) +
+      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
 }
@@ -167,9 +196,25 @@ void test_orders_and_prefixes() {
       }
 }
 
+// Rows of whole vectors, with a tail, of a tail alone; halves that begin within a vector.
+template <typename T>
+void test_rotary() {
+  for (RotaryPairs pairs : {RotaryPairs::kInterleaved, RotaryPairs::kHalf})
+    for (PrefixAttention prefix_attention : {PrefixAttention::kAll, PrefixAttention::kFrameMean})
+      for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
+        if (prefix_attention == PrefixAttention::kFrameMean && axis != Axis::kSpace) continue;
+        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {4, 3}, {2, 11}, {17, 3}, {3, 67}})
+          for (int64_t dim : {6, 24, 32})
+            check_layouts<T>(
+                {axis, 2, 1, frames, patches, 2, dim, TokenOrder::kPatchMajor, prefix_attention, 0, true, pairs},
+                false);
+      }
+}
+
 template <typename T>
 void test() {
   test_orders_and_prefixes<T>();
+  test_rotary<T>();
   for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
     for (int64_t prefix : {0, 1, 2}) check_layouts<T>({axis, 2, prefix, 3, 7, 3, 40}, true);
     for (int64_t dim : {5, 8, 16, 64, 128}) check_layouts<T>({axis, 1, 1, 2, 5, 2, dim}, false);

@@ -10,6 +10,7 @@ from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_numbe
 from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, reference
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary, check_rotary
 
 
 def space_time_attention(
@@ -25,6 +26,8 @@ def space_time_attention(
     dropout_rate: float = 0.0,
     seed: torch.Tensor | None = None,
     valid_frames: Sequence[int] | torch.Tensor | None = None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+    rotary_pairs: str = "interleaved",
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -73,6 +76,13 @@ def space_time_attention(
         valid_frames: of each sample, how many of its T frames are a clip's, from 1 to T; a sequence of B integers or a
             tensor of them, which on a GPU is waited for. What follows is padding: it is not read, its outputs and
             gradients are zero, and it takes no time. None where all frames are valid.
+        rotary: rotary position embedding of q and k (RoFormer, arXiv 2104.09864): cos and sin, each (L, D) float32 on
+            the device of `qkv`, a row for each token in its order, prefix tokens too, the same for all samples and
+            heads. Where q and k are read they become ``x*cos + rotate(x)*sin``, rounded once, and v stays. cos of 1
+            and sin of 0 leave a row alone. The tables are read as they are, whatever the angles of a pair's two
+            channels, and have no gradients.
+        rotary_pairs: what channels are a pair, of which ``rotate`` makes (-second, first): ``"interleaved"``, 2i and
+            2i + 1 (RoFormer, V-JEPA 2), or ``"half"``, i and i + D/2 (GPT-NeoX, most of Hugging Face).
 
     Returns:
         Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`; the
@@ -81,10 +91,11 @@ def space_time_attention(
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
             `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
-            number, or `seed` is not int64.
-        ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix` or
-            `token_order` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not one number
-            beside `qkv`, or `valid_frames` are not B numbers from 1 to T.
+            number, `seed` is not int64, or `rotary` is not two float32 tensors.
+        ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
+            `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
+            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, or of `rotary` the tables are not
+            (L, D) beside `qkv`, D is odd, or a table requires a gradient.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -93,6 +104,7 @@ def space_time_attention(
         ("axis", axis, AXES),
         ("prefix", prefix, PREFIXES),
         ("token_order", token_order, TOKEN_ORDERS),
+        ("rotary_pairs", rotary_pairs, PAIRS),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}; got {value!r}")
@@ -115,25 +127,34 @@ def space_time_attention(
     scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
     dropout_rate, seed = check_dropout(dropout_rate, seed, parts[0].device)
     valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
-    grid = Grid(num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid)
+    rotary = check_rotary(rotary, parts[0])
+    pairs = None if rotary is None else rotary_pairs
+    grid = Grid(
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, valid
+    )
     if len(parts) == 3 and parts[1].shape[2] != heads:
         q, k, v = parts
         sharing = heads // k.shape[2]
         outs = [
-            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, backend)
+            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, backend)
             for i in range(sharing)
         ]
         return torch.stack(outs, dim=3).flatten(2, 3)
-    return _attend(parts, grid, seed, backend)
+    return _attend(parts, grid, seed, rotary, backend)
 
 
 def _attend(
-    parts: tuple[torch.Tensor, ...], grid: Grid, seed: torch.Tensor | None, backend: str | None
+    parts: tuple[torch.Tensor, ...],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
+    backend: str | None,
 ) -> torch.Tensor:
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed), requested=backend)
+    cos, sin = rotary or (None, None)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid, seed)
-    return autograd.SpaceTimeAttention.apply(grid, seed, chosen, *parts)
+        return reference.space_time_attention(parts, grid, seed, rotary)
+    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -11,10 +11,11 @@ from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, triton
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
-# Each module has forward(qkv, grid, seed, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv,
-# out, stats, grid, seed, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so are the
-# gradients. Results are new, or written into the last argument, if given.
+# Each module has forward(qkv, grid, seed, rotary, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out,
+# qkv, out, stats, grid, seed, rotary, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so
+# are the gradients. Results are new, or written into the last argument, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -29,6 +30,10 @@ def _grid(*arguments: Any) -> Grid:
     return grid if valid_frames is None else grid._replace(valid_frames=tuple(valid_frames))
 
 
+def _rotary(cos: torch.Tensor | None, sin: torch.Tensor | None) -> Rotary | None:
+    return None if cos is None or sin is None else (rows_contiguous(cos), rows_contiguous(sin))
+
+
 @custom_op("space_time_attention_forward")
 def _forward(
     qkv: list[torch.Tensor],
@@ -40,22 +45,26 @@ def _forward(
     prefix: str,
     token_order: str,
     dropout_rate: float,
+    rotary_pairs: str | None,
     valid_frames: list[int] | None,
     seed: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grid = _grid(
-        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid_frames
-    )
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
+        valid_frames,
+    )  # fmt: skip
     implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
     if grid.valid_frames is None:
-        return implementation.forward(rows, grid, seed)
-    return padded.forward(implementation, rows, grid, seed)
+        return implementation.forward(rows, grid, seed, _rotary(cos, sin))
+    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin))
 
 
 @_forward.register_fake
 def _(qkv, *arguments):
-    *numbers, _, backend = arguments
+    *numbers, _, _, _, backend = arguments
     grid, implementation = _grid(*numbers), OPERATOR.implementations[backend]
     if grid.valid_frames is None:
         stats_shape = implementation.stats_shape(qkv, grid)
@@ -78,18 +87,22 @@ def _backward(
     prefix: str,
     token_order: str,
     dropout_rate: float,
+    rotary_pairs: str | None,
     valid_frames: list[int] | None,
     seed: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
     backend: str,
 ) -> list[torch.Tensor]:
     grid = _grid(
-        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, valid_frames
-    )
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
+        valid_frames,
+    )  # fmt: skip
     implementation = OPERATOR.implementations[backend]
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
     if grid.valid_frames is None:
-        return list(implementation.backward(*tensors, grid, seed))
-    return list(padded.backward(implementation, *tensors, grid, seed))
+        return list(implementation.backward(*tensors, grid, seed, _rotary(cos, sin)))
+    return list(padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin)))
 
 
 @_backward.register_fake
@@ -106,20 +119,28 @@ class SpaceTimeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, grid: Grid, seed: torch.Tensor | None, backend: str, *qkv: torch.Tensor) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *grid, seed, backend)
-        ctx.save_for_backward(seed, out, stats, *qkv)
+    def forward(
+        ctx: Any,
+        grid: Grid,
+        seed: torch.Tensor | None,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+        backend: str,
+        *qkv: torch.Tensor,
+    ) -> torch.Tensor:
+        out, stats = call(_forward, qkv, *grid, seed, cos, sin, backend)
+        ctx.save_for_backward(seed, cos, sin, out, stats, *qkv)
         ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        seed, out, stats, *qkv = ctx.saved_tensors
+        seed, cos, sin, out, stats, *qkv = ctx.saved_tensors
 
         def kernel(grad_out: torch.Tensor, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, ctx.backend))
+            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, cos, sin, ctx.backend))
 
         def formula(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.space_time_attention(qkv, ctx.grid, seed),)
+            return (reference.space_time_attention(qkv, ctx.grid, seed, None if cos is None else (cos, sin)),)
 
-        return None, None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))
+        return None, None, None, None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))

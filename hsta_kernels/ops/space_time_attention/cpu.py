@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 from hsta_kernels.ops.philox import kernel_arguments
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
@@ -31,13 +33,14 @@ def forward(
     qkv: Sequence[torch.Tensor],
     grid: Grid,
     seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     out: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_numbers(grid, seed), _parts(qkv), out, stats)
+        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary), out, stats)
     return out, stats
 
 
@@ -48,21 +51,26 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if out.numel():
-        tensors = (_parts(qkv), out, stats, grad_out, _parts(grads))
-        run("space_time_attention_backward", *_numbers(grid, seed), *tensors)
+        tensors = (out, stats, grad_out, _parts(grads))
+        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary), *tensors)
     return grads
 
 
-def _numbers(grid: Grid, seed: torch.Tensor | None) -> tuple[int | float, ...]:
-    """As csrc/operators.h reads them."""
+def _arguments(
+    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None, rotary: Rotary | None
+) -> tuple[Any, ...]:
+    """Those of both passes, as csrc/operators.h reads them."""
     choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
     sizes = grid.num_prefix_tokens, grid.num_frames, grid.num_patches
-    return *choices, *sizes, grid.scale, *kernel_arguments(grid.dropout_rate, seed)
+    numbers = grid.scale, *kernel_arguments(grid.dropout_rate, seed)
+    pairs = 0 if grid.rotary_pairs is None else PAIRS.index(grid.rotary_pairs)
+    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None))
 
 
 def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

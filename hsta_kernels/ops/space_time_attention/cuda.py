@@ -10,6 +10,7 @@ from hsta_kernels.ops.launch import cuda as launch
 from hsta_kernels.ops.space_time_attention import cpu
 from hsta_kernels.ops.space_time_attention.cpu import stats_shape as stats_shape
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
 _MAX_FRAMES, _MAX_PREFIX, _MAX_HEAD_DIM = 64, 16, 128
 
@@ -23,6 +24,8 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
         return f"token_order is {grid.token_order!r}; the kernels take 'time_major'"
     if grid.dropout_rate:
         return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
+    if grid.rotary_pairs is not None:
+        return "rotary is given; the kernels rotate nothing"
     if grid.num_frames > _MAX_FRAMES or grid.num_prefix_tokens > _MAX_PREFIX:
         return (
             f"there are {grid.num_frames} frames and {grid.num_prefix_tokens} prefix tokens; the kernels take up to "
@@ -35,9 +38,13 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, out: torch.Tensor | None = None
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, out, launch.run)
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, out, launch.run)
 
 
 def backward(
@@ -47,7 +54,8 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), launch.aligned(out), stats)
-    return cpu.backward(*tensors, grid, seed, grads, launch.run)
+    return cpu.backward(*tensors, grid, seed, rotary, grads, launch.run)

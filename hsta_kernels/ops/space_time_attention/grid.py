@@ -20,6 +20,7 @@ class Grid(NamedTuple):
     prefix: str = "all"
     token_order: str = "time_major"
     dropout_rate: float = 0.0
+    rotary_pairs: str | None = None  # None where nothing is rotated
     valid_frames: tuple[int, ...] | None = None
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
 
 class Clips(NamedTuple):
@@ -55,6 +56,14 @@ class Clips(NamedTuple):
         """Launches number their samples from zero: without seeds of their own all would drop alike."""
         return None if seed is None else seed + self.first
 
+    def rotary(self, rotary: Rotary | None) -> Rotary | None:
+        """The tables' rows of the valid tokens."""
+        return None if rotary is None else (self.row_of_each(rotary[0]), self.row_of_each(rotary[1]))
+
+    def row_of_each(self, table: torch.Tensor) -> torch.Tensor:
+        """Of a table that all samples share, (L, ...), the rows of the valid tokens."""
+        return self.of(table[None].expand(self.last, *table.shape))[0]
+
 
 def clips(grid: Grid) -> Iterator[Clips]:
     """Of a grid with `valid_frames`: a sample each, but those without padding that follow each other, which are one."""
@@ -68,14 +77,18 @@ def clips(grid: Grid) -> Iterator[Clips]:
 
 
 def reference(
-    attend: Callable[..., torch.Tensor], qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None
+    attend: Callable[..., torch.Tensor],
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
 ) -> torch.Tensor:
     """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
     outs = []
     for some in clips(grid):
-        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed))
+        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed), some.rotary(rotary))
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
-        index = some.of(torch.arange(qkv[0].shape[1], device=out.device)[None].expand(qkv[0].shape[0], -1))[0]
+        index = some.row_of_each(torch.arange(qkv[0].shape[1], device=out.device))
         outs.append(padded.index_copy(1, index, out))
     return torch.cat(outs)
 
@@ -86,13 +99,17 @@ def stats_shape(implementation: Any, qkv: Sequence[torch.Tensor], grid: Grid) ->
 
 
 def forward(
-    implementation: Any, qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None
+    implementation: Any,
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     part = qkv[0]
     out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
     for some, parts, _ in _calls(implementation, qkv, grid):
         place = some.of(out) if some.in_place else None
-        valid, statistics = implementation.forward(parts, some.grid, some.seed(seed), place)
+        valid, statistics = implementation.forward(parts, some.grid, some.seed(seed), some.rotary(rotary), place)
         some.put(out, valid)
         stats.append(statistics.flatten())
     return out, torch.cat(stats) if stats else out.new_empty(0, dtype=torch.float32)
@@ -106,6 +123,7 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None,
+    rotary: Rotary | None,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(part.new_empty(part.shape) for part in qkv)
     first = 0
@@ -114,7 +132,7 @@ def backward(
         statistics = stats[first:last].view(shape).clone()  # GPU kernels want it to begin at a multiple of 16 bytes
         tensors = (some.of(grad_out), parts, some.of(out), statistics)
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
-        valid = implementation.backward(*tensors, some.grid, some.seed(seed), places)
+        valid = implementation.backward(*tensors, some.grid, some.seed(seed), some.rotary(rotary), places)
         for grad, of_valid in zip(grads, valid, strict=True):
             some.put(grad, of_valid)
         first = last

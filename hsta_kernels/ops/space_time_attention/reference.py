@@ -7,19 +7,25 @@ import torch
 from hsta_kernels.ops.philox import philox, threshold
 from hsta_kernels.ops.space_time_attention import padded
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.rotary import Rotary, rotated
 
 
-def space_time_attention(qkv: tuple[torch.Tensor, ...], grid: Grid, seed: torch.Tensor | None = None) -> torch.Tensor:
+def space_time_attention(
+    qkv: tuple[torch.Tensor, ...], grid: Grid, seed: torch.Tensor | None = None, rotary: Rotary | None = None
+) -> torch.Tensor:
     """Shapes and meaning as in the public function; any floating dtype, differentiable any number of times.
 
     Args:
         qkv: one packed tensor, or q, k and v.
         grid: who attends to whom.
         seed: of dropout's mask, int64 of shape (1,); None where nothing is dropped.
+        rotary: cos and sin of `grid.rotary_pairs`, float32 of shape (L, D); None where nothing is rotated.
     """
     if grid.valid_frames is not None:
-        return padded.reference(space_time_attention, qkv, grid, seed)
+        return padded.reference(space_time_attention, qkv, grid, seed, rotary)
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
+    if rotary is not None and grid.rotary_pairs is not None:
+        q, k = (rotated(part, rotary, grid.rotary_pairs) for part in (q, k))
     prefix, patches = grid.num_prefix_tokens, slice(grid.num_prefix_tokens, None)
     kept = None if seed is None else _kept(grid, q.shape[0], q.shape[2], seed)
     if grid.axis == "joint":

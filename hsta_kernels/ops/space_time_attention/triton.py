@@ -21,6 +21,7 @@ from hsta_kernels.ops.launch.triton import (
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 from hsta_kernels.ops.philox import threshold
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
 _MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
 
@@ -68,6 +69,8 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.rotary_pairs is not None:
+        return "rotary is given; the kernels rotate nothing"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
@@ -81,7 +84,11 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
 
 
 def forward(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None = None, out: torch.Tensor | None = None
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
     from hsta_kernels.ops.space_time_attention.triton_tile import mean_prefix, merge_prefix
@@ -136,6 +143,7 @@ def backward(
     stats: torch.Tensor,
     grid: Grid,
     seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
