@@ -23,9 +23,10 @@ from hsta_kernels.ops.add_layer_norm import triton as norm_launch
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.space_time_attention import triton as attention_launch
 from tests.triton.test_gpu import OUR_KERNELS
 from tools import tune
-from tools.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
+from tools.ahead_of_time import ARCHITECTURES, absorbed_attention, attention, float32_products, gelu, launches, norm
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
@@ -89,6 +90,21 @@ def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launching, "_capability", lambda device: (7, 5))
     monkeypatch.setattr(backends, "triton_interpreted", True)
     assert launching.refuse("x", torch.zeros(2, 8), "bias_gelu_forward") == "x is on a GPU older than sm_80"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_heads_of_up_to_256_elements(arch, dtype, monkeypatch):
+    """On every GPU and in every dtype, over time as over space; what is wider is refused by name."""
+    monkeypatch.setattr(backends, "triton_interpreted", True)
+    monkeypatch.setattr(launching, "architecture", lambda device: arch)
+    for head_dim in (129, 160, 256):
+        assert attention_launch.refuse([torch.empty(2, 8, head_dim, dtype=dtype)], None) is None
+        for axis in ("time", "space"):
+            names = {launch.name for launch in launches(lambda: attention(axis, 16, 196, 1, head_dim)(dtype), arch)}
+            assert names >= {"merge_prefix", "sum_prefix"}
+    reason = attention_launch.refuse([torch.empty(2, 8, 257, dtype=dtype)], None)
+    assert reason == f"qkv has rows of 257 {dtype}; the kernels do not go so wide"
 
 
 @pytest.mark.parametrize("axis", ("time", "space"))
