@@ -101,7 +101,8 @@ def test_heads_of_up_to_256_elements(arch, dtype, monkeypatch):
     for head_dim in (129, 160, 256):
         assert attention_launch.refuse([torch.empty(2, 8, head_dim, dtype=dtype)], None) is None
         for axis in ("time", "space"):
-            names = {launch.name for launch in launches(lambda: attention(axis, 16, 196, 1, head_dim)(dtype), arch)}
+            run = attention(axis, 16, 196, 1, head_dim)
+            names = {launch.name for launch in launches(lambda run=run: run(dtype), arch)}
             assert names >= {"merge_prefix", "sum_prefix"}
     reason = attention_launch.refuse([torch.empty(2, 8, 257, dtype=dtype)], None)
     assert reason == f"qkv has rows of 257 {dtype}; the kernels do not go so wide"

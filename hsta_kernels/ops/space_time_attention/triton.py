@@ -22,6 +22,8 @@ from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 from hsta_kernels.ops.philox import threshold
 from hsta_kernels.ops.space_time_attention.grid import Grid
 
+# Partial results of a prefix row that are merged at a time, and no more elements of them than registers hold.
+_MERGED_SPLITS, _MERGED = 32, 4096
 
 
 class Groups(NamedTuple):
@@ -118,7 +120,12 @@ def forward(
                 *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
                 **common, MEAN=groups.mean, **config,
             )  # fmt: skip
-        merging = {"P": groups.prefix, **_merged(columns), "enable_fp_fusion": False}
+        merging = {
+            "P": groups.prefix,
+            "BLOCK": min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]),
+            **columns,
+            "enable_fp_fusion": False,
+        }
         if groups.mean:
             mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging)
         elif groups.prefix:
@@ -185,7 +192,8 @@ def backward(
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
                 partial_grads, dq, dk, dv, splits, length, heads,
-                P=groups.prefix, PARTS=parts, **_merged(columns), enable_fp_fusion=False,
+                P=groups.prefix, BLOCK=min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]), PARTS=parts, **columns,
+                enable_fp_fusion=False,
             )  # fmt: skip
     return grads
 
@@ -219,11 +227,6 @@ def _parts(qkv: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 def _columns(head_dim: int) -> dict[str, int]:
     return {"D": head_dim, "BLOCK_D": max(16, power_of_2(head_dim))}
-
-
-def _merged(columns: dict[str, int]) -> dict[str, int]:
-    """How many partial results of a prefix row are merged at a time: as many as registers hold, and no more than 32."""
-    return columns | {"BLOCK": min(32, 4096 // columns["BLOCK_D"])}
 
 
 def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
