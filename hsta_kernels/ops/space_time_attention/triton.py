@@ -25,6 +25,8 @@ from hsta_kernels.ops.space_time_attention.grid import Grid
 # Partial results of a prefix row that are merged at a time, and no more elements of them than registers hold.
 _MERGED_SPLITS, _MERGED = 32, 4096
 
+_MAX_HEAD_DIM_OF_AMD = 128  # the tiles of wider ones take more than a gfx942's 64 KiB of shared memory
+
 
 class Groups(NamedTuple):
     """Member j of group g is token first + prefix + g*group_step + j*member_step.
@@ -69,6 +71,9 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    head_dim = qkv[0].shape[-1]
+    if torch.version.hip is not None and head_dim > _MAX_HEAD_DIM_OF_AMD:
+        return f"qkv has a head_dim of {head_dim}; on AMD's GPUs the kernels take up to {_MAX_HEAD_DIM_OF_AMD}"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
