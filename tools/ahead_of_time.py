@@ -253,6 +253,8 @@ CASES: dict[str, Callable] = {
     **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
     "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
+    "time T=16 D=160": attention("time", 16, 196, 0, 160),
+    "space N=196 D=256": attention("space", 8, 196, 1, 256),
     **{f"absorbed C={c}": absorbed_attention(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),

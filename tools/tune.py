@@ -59,7 +59,7 @@ ROWS = "BLOCK num_warps num_stages"
 # Best guess first, by the bytes of an element.
 SHORT = {
     2: options(TIME, (64, 4, 1), (32, 4, 1), (64, 8, 1), (32, 8, 1)),  # Triton 3.2 crashes at (64, 8, 1) for width 128
-    4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1)),
+    4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1), (16, 8, 1)),
 }
 LONG = {
     2: options(TIME, (128, 8, 1), (128, 4, 1), (128, 16, 1)),
@@ -82,6 +82,15 @@ BACKWARD = {
         (16, 16, 4, 1),
         (16, 16, 8, 1),
     ),
+}
+# Of heads wider than 128 elements.
+WIDE_FORWARD = {
+    2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2)),
+    4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
+}
+WIDE_BACKWARD = {
+    2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
+    4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
 }
 ABSORBED = {
     2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
@@ -106,14 +115,15 @@ def both(first: Callable, second: Callable) -> Callable:
 
 def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callable]]:
     """(kernel, widest row, longest sequence, candidates, a case to compile and measure) for each row of the table."""
-    for width in (32, 64, 128):
+    for width in (32, 64, 128, 256):
         for kernel in ("time_forward", "time_backward"):
             yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
             yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
         space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
         short = both(space, attention("space", 8, 60, 1, width, 16))  # its tails are longer
+        forward, backward = (FORWARD, BACKWARD) if width <= 128 else (WIDE_FORWARD, WIDE_BACKWARD)
         for kernel, candidates in (
-            ("flash_forward", FORWARD), ("flash_backward_q", BACKWARD), ("flash_backward_kv", BACKWARD),
+            ("flash_forward", forward), ("flash_backward_q", backward), ("flash_backward_kv", backward),
         ):  # fmt: skip
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint

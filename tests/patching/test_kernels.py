@@ -21,5 +21,6 @@ def test_what_the_kernels_of_a_gpu_take(monkeypatch):
     monkeypatch.setattr(backends, "_cpu_error", "there is a GPU")
     monkeypatch.setattr(backends, "triton_interpreted", True)  # so that tensors on the CPU are taken
     assert has_kernels(torch.zeros(1, 2, 5, 64)) and has_kernels(torch.zeros(1, 5, 1024), 64)
+    assert has_kernels(torch.zeros(1, 16, 1280), 160)  # AnimateDiff's
     assert not has_kernels(torch.zeros(1, 5, 1024))
     assert not has_kernels(torch.zeros(1, 2, 5, 64, dtype=torch.float64))

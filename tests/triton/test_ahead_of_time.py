@@ -163,12 +163,14 @@ def test_another_version_spills_nothing(arch, dtype, case):
         (90, attention("time", 8, 196, 1, 64, prefix="none", token_order="patch_major")),
         (90, attention("joint", 8, 196, 0, 64, packed=False)),
         *((arch, attention(axis, 8, 196, 1, 64, dropout_rate=0.1)) for arch in (80, 90) for axis in ("time", "space")),
+        (80, attention("space", 8, 60, 1, 160)),
     ],
     ids=("TimeSformer, space, 80", "TimeSformer, space, 90", "TimeSformer, space, 100", "TimeSformer, time", "joint",
-         "dropout, time, 80", "dropout, space, 80", "dropout, time, 90", "dropout, space, 90"),
+         "dropout, time, 80", "dropout, space, 80", "dropout, time, 90", "dropout, space, 90", "heads of 160, 80"),
 )  # fmt: skip
 def test_what_other_models_ask_for_spills_nothing(arch, run):
-    """Of which the document has nothing: patch-major tokens, other ways with the prefix, three tensors, dropout."""
+    """Of which the document has nothing: patch-major tokens, other ways with the prefix, three tensors, dropout, tiles
+    wider than heads."""
     if arch == 100 and version() < (3, 3):
         pytest.skip("Triton 3.2 does not know sm_100")
     for launch in launches(lambda: run(torch.bfloat16), arch):

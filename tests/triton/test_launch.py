@@ -23,9 +23,11 @@ from hsta_kernels.ops.add_layer_norm import triton as norm_launch
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.space_time_attention import triton as attention_launch
+from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.triton.test_gpu import OUR_KERNELS
 from tools import tune
-from tools.ahead_of_time import absorbed_attention, attention, float32_products, gelu, launches, norm
+from tools.ahead_of_time import ARCHITECTURES, absorbed_attention, attention, float32_products, gelu, launches, norm
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
@@ -89,6 +91,26 @@ def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(launching, "_capability", lambda device: (7, 5))
     monkeypatch.setattr(backends, "triton_interpreted", True)
     assert launching.refuse("x", torch.zeros(2, 8), "bias_gelu_forward") == "x is on a GPU older than sm_80"
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_heads_of_up_to_256_elements(arch, dtype, monkeypatch):
+    """On every GPU and in every dtype, over time as over space; what is wider is refused by name."""
+    monkeypatch.setattr(backends, "triton_interpreted", True)
+    monkeypatch.setattr(launching, "architecture", lambda device: arch)
+    grid = Grid(1, 2, "joint", 0, 1.0)
+    for head_dim in (129, 160, 256):
+        assert attention_launch.refuse([torch.empty(2, 8, head_dim, dtype=dtype)], grid) is None
+        for axis in ("time", "space"):
+            run = attention(axis, 16, 196, 1, head_dim)
+            names = {launch.name for launch in launches(lambda run=run: run(dtype), arch)}
+            assert names >= {"merge_prefix", "sum_prefix"}
+    reason = attention_launch.refuse([torch.empty(2, 8, 257, dtype=dtype)], grid)
+    assert reason == f"qkv has rows of 257 {dtype}; the kernels do not go so wide"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert attention_launch.refuse([torch.empty(2, 8, 128, dtype=dtype)], grid) is None
+    assert "on AMD's GPUs" in attention_launch.refuse([torch.empty(2, 8, 129, dtype=dtype)], grid)
 
 
 @pytest.mark.parametrize("axis", ("time", "space"))

@@ -23,7 +23,9 @@ from hsta_kernels.ops.philox import threshold
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
-_MERGED_SPLITS = 32  # partial results of a prefix row that are merged at a time
+# Partial results of a prefix row that are merged at a time, and no more elements of them than registers hold.
+_MERGED_SPLITS, _MERGED = 32, 4096
+_MAX_HEAD_DIM_OF_AMD = 128  # the tiles of wider ones take more than a gfx942's 64 KiB of shared memory
 
 
 class Groups(NamedTuple):
@@ -71,6 +73,9 @@ class Groups(NamedTuple):
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    head_dim = qkv[0].shape[-1]
+    if torch.version.hip is not None and head_dim > _MAX_HEAD_DIM_OF_AMD:
+        return f"qkv has a head_dim of {head_dim}; on AMD's GPUs the kernels take up to {_MAX_HEAD_DIM_OF_AMD}"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
@@ -126,7 +131,12 @@ def forward(
                 *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
                 **common, MEAN=groups.mean, **config,
             )  # fmt: skip
-        merging = {"P": groups.prefix, "BLOCK": _MERGED_SPLITS, **columns, "enable_fp_fusion": False}
+        merging = {
+            "P": groups.prefix,
+            "BLOCK": min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]),
+            **columns,
+            "enable_fp_fusion": False,
+        }
         if groups.mean:
             mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging)
         elif groups.prefix:
@@ -194,7 +204,8 @@ def backward(
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
                 partial_grads, dq, dk, dv, splits, length, heads,
-                P=groups.prefix, BLOCK=_MERGED_SPLITS, PARTS=parts, **columns, enable_fp_fusion=False,
+                P=groups.prefix, BLOCK=min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]), PARTS=parts, **columns,
+                enable_fp_fusion=False,
             )  # fmt: skip
     return grads
 
