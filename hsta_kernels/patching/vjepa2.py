@@ -1,12 +1,12 @@
 """V-JEPA 2 (arXiv 2506.09985) of Hugging Face transformers: q and k are rotated as the kernels read them.
 
-The original rotates thirds of a head by a token's moment, row and column, in some forty PyTorch operations for q and as
-many for k, each over all heads, and calculates the angles in every layer. All tokens of all samples lie on the same
-grid, so that one table has the angles: it is read off transformers' own code, once for a grid, and given to attention.
+The original rotates thirds of a head by a token's moment, row and column, in some fifty PyTorch operations for q and as
+many for k, and calculates the angles in every layer anew. All samples, heads and layers have them in common: one table
+is read off transformers' own code, once for a grid, and given to attention.
 
-The angles are float32, also for halves. There the original calculates them in 8 or 11 bits: 0.9, the exponent of a
-frequency, becomes 0.8984 in bfloat16, and an angle of 15 is off by up to 0.03. By the error rule ours are nearer to what
-the model is in exact arithmetic, and so are a compiler's, which keeps float32 between operations.
+The angles are float32, for halves too. There the original calculates them in 8 or 11 bits: 0.9, the exponent of a
+frequency, becomes 0.8984 in bfloat16, and an angle of 15 is off by up to 0.03. By the error rule (tests/tolerances.py)
+results are measured against exact arithmetic, and those of float32 angles are the nearest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from hsta_kernels.patching.attention_interface import NAME
 from hsta_kernels.patching.kernels import has_kernels
 
 # What follows the result of a call that asks for no attention weights: nothing in transformers 4.57, None in 5.
-_NO_WEIGHTS = () if "output_attentions" in inspect.signature(original.VJEPA2RopeAttention.forward).parameters else (None,)
+_ARGUMENTS = inspect.signature(original.VJEPA2RopeAttention.forward).parameters
+_NO_WEIGHTS: tuple[None, ...] = () if "output_attentions" in _ARGUMENTS else (None,)
 _MOST_TABLES = 4  # of 64 frames of 384 px one has 2 x 4.7 MB
 
 _tables: dict[tuple[int, int, int, torch.device], Rotary] = {}  # of every model: no part of one, nor of a copy of it
@@ -60,8 +61,8 @@ class VJEPA2RopeAttention(original.VJEPA2RopeAttention):
             for linear in (self.query, self.key, self.value)
         )
         out = ops.space_time_attention(
-            qkv, (1, hidden_states.shape[1]), "joint", 0, scale=self.scaling, rotary=self._rotary(hidden_states),
-            dropout_rate=self.dropout_prob if self.training else 0.0,
+            qkv, (1, hidden_states.shape[1]), "joint", 0, scale=self.scaling,
+            dropout_rate=self.dropout_prob if self.training else 0.0, rotary=self._rotary(hidden_states),
         )  # fmt: skip
         return self.proj(out.flatten(2)), *_NO_WEIGHTS
 

@@ -22,4 +22,5 @@ def test_what_the_kernels_of_a_gpu_take(monkeypatch):
     monkeypatch.setattr(backends, "triton_interpreted", True)  # so that tensors on the CPU are taken
     assert has_kernels(torch.zeros(1, 2, 5, 64)) and has_kernels(torch.zeros(1, 5, 1024), 64)
     assert not has_kernels(torch.zeros(1, 5, 1024))
+    assert not has_kernels(torch.zeros(1, 2, 5, 64), rotary_pairs="interleaved")  # Triton's rotate nothing
     assert not has_kernels(torch.zeros(1, 2, 5, 64, dtype=torch.float64))
