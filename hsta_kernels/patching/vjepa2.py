@@ -52,7 +52,7 @@ class VJEPA2RopeAttention(original.VJEPA2RopeAttention):
 
     def forward(
         self, hidden_states: Tensor, position_mask: Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor | None, ...]:
+    ) -> Any:  # transformers 4.57 and 5 return tuples of different lengths
         asks_more = any(more is not None and more is not False for more in (*args, *kwargs.values()))
         if position_mask is not None or asks_more or not self._can_run(hidden_states):
             return super().forward(hidden_states, position_mask, *args, **kwargs)
