@@ -41,6 +41,13 @@ def videomae(frames: int, **settings: Any) -> nn.Module:
     return VideoMAEForVideoClassification(VideoMAEConfig(num_frames=frames, **settings))
 
 
+def vjepa2(frames: int, **settings: Any) -> nn.Module:
+    from transformers import VJEPA2Config, VJEPA2ForVideoClassification
+
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12}  # by default they are large
+    return VJEPA2ForVideoClassification(VJEPA2Config(crop_size=PIXELS, frames_per_clip=frames, **sizes | settings))
+
+
 class OfFrames(nn.Module):
     """A ViT on each frame, called as models of video are."""
 
@@ -58,9 +65,10 @@ def vit(frames: int, **settings: Any) -> nn.Module:
     return OfFrames(timm.create_model("vit_base_patch16_224", **settings))
 
 
-# A model, its own settings of attention, and whose it is.
+# A model, its own settings of attention, and whose it is; those come first of which more than attention is replaced.
 MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...], str]] = {
     "timesformer": (timesformer, ("eager",), "transformers"),
+    "vjepa2": (vjepa2, ("eager", "sdpa"), "transformers"),
     "vivit": (vivit, ("eager", "sdpa"), "transformers"),
     "videomae": (videomae, ("eager", "sdpa"), "transformers"),
     "vit": (vit, ("eager", "sdpa"), "timm"),
@@ -88,14 +96,14 @@ def training_step(model: nn.Module, clip: torch.Tensor, dtype: torch.dtype) -> t
     """Forward and backward pass; returns the gradient of the first parameter, which depends on every layer."""
     model.zero_grad()
     with torch.autocast(clip.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        loss = model(pixel_values=clip).logits.float().square().mean()
+        loss = model(clip).logits.float().square().mean()
     loss.backward()
     return next(model.parameters()).grad
 
 
 def inference_step(model: nn.Module, clip: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     with torch.no_grad(), torch.autocast(clip.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        return model(pixel_values=clip).logits.float()
+        return model(clip).logits.float()
 
 
 def case(name: str, frames: int, training: bool, dtype: torch.dtype, device: torch.device) -> Case:
@@ -136,9 +144,9 @@ def step_of(who: str, name: str, frames: str, dtype: str, device: str) -> Callab
 
 def works(device: torch.device, quick: bool) -> Iterator[Work]:
     installed = [name for name, (_, _, library) in MODELS.items() if importlib.util.find_spec(library)]
-    for short, dtype in dtypes(quick).items():
-        for name in installed:
-            for frames in (8, 16, 32):
+    for frames in (16, 32, 8):  # all models at 16 frames first: whoever stops a long run has something of each
+        for short, dtype in dtypes(quick).items():
+            for name in installed:
                 for training in (False, True):
                     title = f"patched-{name}-T{frames}-{'training' if training else 'inference'}-{short}"
                     yield Work(title, partial(case, name, frames, training, dtype, device), 4, on_request=True)

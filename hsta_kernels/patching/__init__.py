@@ -12,7 +12,7 @@ from torch import nn
 # A library, and the files here about it, which import it: each has patch(model), which gives the names of modules that
 # it knows, with None or why one was left as it is, and unpatch(model).
 FAMILIES = {
-    "transformers": ("timesformer", "attention_interface"),
+    "transformers": ("timesformer", "attention_interface", "vjepa2"),
     "diffusers": ("attention_processor",),
     "timm": ("timm_attention",),
 }
@@ -46,7 +46,8 @@ def patch(model: nn.Module) -> PatchReport:
     checkpointing and ``state_dict`` are untouched, only ``forward`` is another. Known are
 
     - TimeSformer of Hugging Face transformers: its layers, with divided or joint attention,
-    - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``,
+    - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``, V-JEPA 2's with
+      its rotary embedding,
     - AnimateDiff, Stable Video Diffusion and Latte of diffusers: attention over time, by an attention processor,
     - ViTs of timm: ``timm.layers.Attention``.
 
@@ -65,13 +66,15 @@ def patch(model: nn.Module) -> PatchReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-    report = PatchReport()
+    found: dict[str, str | None] = {}
     for family in _families():
-        for name, reason in family.patch(model).items():
-            if reason is None:
-                report.replaced.append(name)
-            else:
-                report.left[name] = reason
+        found |= family.patch(model)
+    report = PatchReport()
+    for name, reason in found.items():
+        if reason is None:
+            report.replaced.append(name)
+        else:
+            report.left[name] = reason
     if not (report.replaced or report.left):
         raise ValueError(
             f"model ({type(model).__name__}) has no module that is known here: TimeSformer, ViViT, VideoMAE and "

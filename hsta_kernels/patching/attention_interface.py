@@ -22,6 +22,7 @@ MODELS = (
     "transformers.models.videomae.modeling_videomae",
     "transformers.models.vivit.modeling_vivit",
     "transformers.models.vjepa2.modeling_vjepa2",
+    "hsta_kernels.patching.vjepa2",  # its attention, replaced
 )
 _BEFORE = "_hsta_before"  # an attribute of a module: what its configuration said before
 _HANDLES = "_hsta_handles"  # of a model: those of the hooks that let attention weights come from where they came
