@@ -15,6 +15,8 @@ from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.biased:
+        return "bias is given; the kernels add none to the scores"
     return launch.refuse("qkv", qkv[0])
 
 
@@ -34,6 +36,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +55,8 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
+    grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
@@ -63,7 +68,10 @@ def backward(
 
 
 def _arguments(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None, rotary: Rotary | None
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
 ) -> tuple[Any, ...]:
     """Those of both passes, as csrc/operators.h reads them."""
     choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
