@@ -15,8 +15,6 @@ from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
-    if grid.biased:
-        return "bias is given; the kernels add none to the scores"
     return launch.refuse("qkv", qkv[0])
 
 
@@ -43,7 +41,7 @@ def forward(
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary), out, stats)
+        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary, bias), out, stats)
     return out, stats
 
 
@@ -62,8 +60,8 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if out.numel():
-        tensors = (out, stats, grad_out, _parts(grads))
-        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary), *tensors)
+        tensors = (out, stats, grad_out, _parts(grads), grad_bias)
+        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary, bias), *tensors)
     return grads
 
 
@@ -72,13 +70,14 @@ def _arguments(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    bias: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of both passes, as csrc/operators.h reads them."""
     choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
     sizes = grid.num_prefix_tokens, grid.num_frames, grid.num_patches
     numbers = grid.scale, *kernel_arguments(grid.dropout_rate, seed)
     pairs = 0 if grid.rotary_pairs is None else PAIRS.index(grid.rotary_pairs)
-    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None))
+    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None)), bias
 
 
 def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
