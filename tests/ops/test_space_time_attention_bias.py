@@ -220,6 +220,25 @@ def test_a_query_of_masked_keys_alone_has_nan(name, grid, seen_along):
         assert out[:, blind].isnan().all() and out[:, ~blind].isfinite().all()
 
 
+@pytest.mark.parametrize("special", (float("nan"), float("inf")))
+@pytest.mark.parametrize("grid", ((3, 5), (40, 5)))
+def test_special_values_are_seen(special, grid, axis, adding):
+    """In q, k or v of a prefix token or a patch, which the prefix may not see, and in the bias."""
+    length, rows = 1 + grid[0] * grid[1], group_rows(grid, axis)
+    qkv, bias = torch.rand(6, length, 3, 1, 16), torch.rand(1, rows, rows) * 4
+    bias[:, 0, 0] = -torch.inf
+    for sample, (part, token) in enumerate(itertools.product(range(3), (0, 4))):
+        qkv[sample, token, part, 0, 3] = special
+    broken = bias.clone()
+    broken[:, 2, 1] = special
+    grads = [torch.randn(6, length, 1, 16)]
+    for tensors in ({"qkv": qkv, "bias": bias}, {"qkv": torch.rand(qkv.shape), "bias": broken}):
+        ours = run(attention(grid, axis), tensors, "cpu", grads)
+        exact = run(attention(grid, axis), {k: x.double() for k, x in tensors.items()}, "reference", grads)
+        for key in ours:
+            torch.testing.assert_close(ours[key].double(), exact[key], equal_nan=True, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("grid", ((3, 37), (5, 4)))
 def test_the_same_bits_of_three_tensors_and_any_thread_count(grid, axis, dtype, adding):
     """Also of the bias's gradient, which all samples and groups share."""
