@@ -28,10 +28,11 @@ namespace {
 
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dealt out to several items
-constexpr int64_t kBiasShares = 8;        // of a bias's gradient, at most, and floats of all of them
-constexpr int64_t kBiasShareFloats = 1 << 24;
-constexpr int64_t kQueryStep = 96;   // whole blocks of large_groups.h, whatever the instruction set
-constexpr float kLowest = -FLT_MAX;  // of a maximum that others are merged with
+constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
+constexpr float kLowest = -FLT_MAX;       // of a maximum that others are merged with
+
+// Shares of a bias's gradient, at most, and how many floats those after the first may take.
+constexpr int64_t kBiasShares = 8, kBiasShareFloats = 1 << 24;
 
 // Which of a token's three vectors, in qkv and in its gradient.
 enum Part : int { kQuery, kKey, kValue };
@@ -80,7 +81,7 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
-  int64_t items_per_share = 1;  // of a head, which one thread takes in order
+  int64_t items_per_share = 1;  // of a head: one thread takes them in order (attention_bias.h)
   Rotary rotary;
   Writer writer;                 // of the output, or of the gradient
   float* deltas = nullptr;       // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
@@ -118,7 +119,7 @@ struct Plan {
     }
   }
 
-  // Runs of samples' splits, and the one of these of this number.
+  // Items of a head that follow each other share what they add to a bias's gradient.
   int64_t shares() const { return divide_up(items / (head_runs * query_runs), items_per_share); }
   float* bias_share(int64_t sample, int64_t split, int64_t head) const {
     return bias_shares + ((sample * splits + split) / items_per_share * head_runs + head) * rows * rows_padded;

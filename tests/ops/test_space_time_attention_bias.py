@@ -148,6 +148,19 @@ def test_large_scores_and_biases_that_cancel(axis, dtype, adding):
     assert_parity(attention((3, 37), axis), tensors, [torch.randn(tensors["qkv"][:, :, 0].shape)], adding)
 
 
+@pytest.mark.parametrize("name", ("reference", "cpu"))
+@pytest.mark.parametrize("seen_along", ("time", "space", "joint"))
+def test_heads_that_share_keys_have_a_bias_each(seen_along, name):
+    rows = group_rows((3, 4), seen_along)
+    q, bias = torch.randn(2, 13, 4, 8), torch.randn(4, rows, rows, requires_grad=True)
+    k, v = torch.randn(2, 2, 13, 2, 8)
+    attend = partial(attention((3, 4), seen_along), bias=bias, backend=name)
+    outs = attend((q, k, v)), attend((q, *(x.repeat_interleave(2, 2) for x in (k, v))))
+    torch.testing.assert_close(*outs)
+    grad = torch.randn(q.shape)
+    torch.testing.assert_close(*(torch.autograd.grad(out, bias, grad)[0] for out in outs))
+
+
 @pytest.mark.parametrize("token_order", TOKEN_ORDERS)
 @pytest.mark.parametrize("prefix_sees", ("all", "none"))
 def test_a_shorter_clip_has_the_rows_of_its_frames(token_order, prefix_sees, axis, adding):
