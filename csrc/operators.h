@@ -228,6 +228,9 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
 //
 // With `cos` and `sin`, a row for each token, rows of q and k are rotated before they are used (cpu/rotary.h); without,
 // their data are null. The CUDA kernels rotate nothing.
+//
+// With `bias`, whose rows and columns are a group's rows, the prefix first, it is added to scale * q·k, in every sample
+// and group (cpu/attention_bias.h); its gradient is computed where `grad_bias` is given. The CUDA kernels add none.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -243,8 +246,13 @@ struct SpaceTimeAttention {
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
   float* workspace;
+  TensorView bias, grad_bias;
 
   bool has_stats() const { return axis != Axis::kJoint && prefix_attention == PrefixAttention::kAll; }
+  int64_t group_rows() const {
+    const int64_t members = axis == Axis::kTime ? frames : axis == Axis::kSpace ? patches : frames * patches;
+    return members + (prefix_attention == PrefixAttention::kNone ? 0 : prefix);
+  }
 };
 
 template <typename Arguments>
@@ -263,6 +271,8 @@ void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
   in.parts("qkv", op.qkv, &op.dtype, {&op.batch, tokens, &op.heads, &op.head_dim}, Layout::kRows);
   in.tensor_or_none("cos", op.cos, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
   in.tensor_or_none("sin", op.sin, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
+  const int64_t rows = op.group_rows();
+  in.tensor_or_none("bias", op.bias, DType::kFloat32, {op.heads, rows, rows}, Layout::kRows);
   in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});
   in.tensor("stats", op.stats, DType::kFloat32, {op.batch, op.heads, op.has_stats() ? op.prefix : 0, 2});
 }
@@ -273,6 +283,8 @@ void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
   const int64_t tokens = op.qkv[0].shape[1];
   in.tensor("grad_out", op.grad_out, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kRows);
   in.parts("grad_qkv", op.grad_qkv, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kContiguous);
+  const int64_t rows = op.group_rows();
+  in.tensor_or_none("grad_bias", op.grad_bias, DType::kFloat32, {op.heads, rows, rows}, Layout::kContiguous);
 }
 
 // The one list of the CPU kernels: a function's name and the struct that it takes. The members of KernelTable are made

@@ -31,6 +31,9 @@ constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dea
 constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
 constexpr float kLowest = -FLT_MAX;       // of a maximum that others are merged with
 
+// Shares of a bias's gradient, at most, and how many floats those after the first may take.
+constexpr int64_t kBiasShares = 8, kBiasShareFloats = 1 << 24;
+
 // Which of a token's three vectors, in qkv and in its gradient.
 enum Part : int { kQuery, kKey, kValue };
 
@@ -78,9 +81,11 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
+  int64_t items_per_share = 1;  // of a head: one thread takes them in order (attention_bias.h)
   Rotary rotary;
-  Writer writer;            // of the output, or of the gradient
-  float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
+  Writer writer;                 // of the output, or of the gradient
+  float* deltas = nullptr;       // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
+  float* bias_shares = nullptr;  // (shares, heads, rows, rows_padded), where a bias has a gradient
 
   Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : rotary(op), writer(writer) {
     const bool time_major = op.order == TokenOrder::kTimeMajor, joint = op.axis == Axis::kJoint;
@@ -97,7 +102,7 @@ struct Plan {
     rows_padded = round_up(rows, kLanes);
     dim = op.head_dim;
     dim_padded = round_up(dim, kLanes);
-    small = rows <= kMaxSmallRows;
+    small = rows <= kMaxSmallRows && !op.bias.data;
     // Groups over time are neighbours in memory: take all heads of a few small ones at a time, in the order they lie.
     groups_per_item = small ? 8 : 1;
     heads_per_item = small ? op.heads : 1;
@@ -107,7 +112,19 @@ struct Plan {
     queries_per_item = runs > 1 ? round_up(divide_up(rows, runs), kQueryStep) : rows;
     query_runs = divide_up(rows, queries_per_item);
     items = op.batch * splits * head_runs * query_runs;
+    if (op.grad_bias.data) {
+      // A function of sizes alone, as the order of every sum.
+      const int64_t most = min(kBiasShares, 1 + kBiasShareFloats / (op.heads * rows * rows_padded));
+      items_per_share = divide_up(op.batch * splits, most);
+    }
   }
+
+  // Items of a head that follow each other share what they add to a bias's gradient.
+  int64_t shares() const { return divide_up(items / (head_runs * query_runs), items_per_share); }
+  float* bias_share(int64_t sample, int64_t split, int64_t head) const {
+    return bias_shares + ((sample * splits + split) / items_per_share * head_runs + head) * rows * rows_padded;
+  }
+  bool begins_share(int64_t sample, int64_t split) const { return (sample * splits + split) % items_per_share == 0; }
 
   // Row r of group g: the prefix tokens come first.
   int64_t token(int64_t g, int64_t r) const {
@@ -153,8 +170,13 @@ void for_each_item(const Plan& plan, int64_t scratch_floats, const Body& body) {
 #pragma omp parallel
   {
     float* buffer = scratch(Scratch::kThread, scratch_floats);
+    const int64_t per_split = plan.head_runs * plan.query_runs;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < plan.items; ++i) body(Item(plan, i), buffer);
+    for (int64_t run = 0; run < plan.shares() * per_split; ++run)
+      for (int64_t k = 0; k < plan.items_per_share; ++k) {
+        const int64_t i = (run / per_split * plan.items_per_share + k) * per_split + run % per_split;
+        if (i < plan.items) body(Item(plan, i), buffer);
+      }
     plan.writer.finish();
   }
 }

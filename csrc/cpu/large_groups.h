@@ -4,6 +4,7 @@
 // softmax is taken at once: below some thousand keys that costs less than the corrections of an online softmax.
 #pragma once
 
+#include "attention_bias.h"
 #include "attention_dropout.h"
 #include "attention_groups.h"
 #include "gemm.h"
@@ -22,10 +23,11 @@ inline Vec where_visible(Vec s, int64_t j, int64_t first, int64_t count, float h
   return is_below(key, first) | ~is_below(key, count) ? broadcast(hidden) : s;
 }
 
-// Scales scores to base 2, masks the keys that the query does not see (before `first`, from `count` on); returns the
-// largest score, or `lowest`.
-inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale,
-                            float lowest = -INFINITY) {
+// Scales scores to base 2, makes add(score, key) of them, masks the keys that the query does not see (before `first`,
+// from `count` on); returns the largest score, or `lowest`.
+template <typename Add>
+float prepare_scores(float* scores, int64_t first, int64_t count, int64_t padded, const ScoreScale& scale,
+                     const Add& add, float lowest) {
   const ScoreScale factors = scale;  // a copy, which no store can change
   Vec tops[2] = {broadcast(lowest), broadcast(lowest)};
   int64_t j = 0;
@@ -35,12 +37,12 @@ inline float prepare_scores(float* scores, int64_t first, int64_t count, int64_t
   };
   const auto take_some = [&](int64_t end) {
     for (; j < end; j += kLanes)
-      take(where_visible(scaled(load(scores + j), factors), j, first, count, -INFINITY), j, tops[0]);
+      take(where_visible(add(scaled(load(scores + j), factors), j), j, first, count, -INFINITY), j, tops[0]);
   };
   take_some(first);
   for (; j + 2 * kLanes <= count; j += 2 * kLanes) {
-    take(scaled(load(scores + j), factors), j, tops[0]);
-    take(scaled(load(scores + j + kLanes), factors), j + kLanes, tops[1]);
+    take(add(scaled(load(scores + j), factors), j), j, tops[0]);
+    take(add(scaled(load(scores + j + kLanes), factors), j + kLanes), j + kLanes, tops[1]);
   }
   take_some(padded);
   return reduce_max(max(tops[0], tops[1]));
@@ -79,6 +81,7 @@ struct LargeGroups {
   const Plan& plan;
   const ScoreScale scale;
   const AttentionDropout dropout;
+  const AttentionBias bias;
   const int64_t words, padded_words;  // of a row of the tensors, of a row of weights
   const int64_t depth;                // of products that sum over the group's rows
   const bool ask_ahead;
@@ -87,6 +90,7 @@ struct LargeGroups {
       : plan(plan),
         scale(op.scale),
         dropout(plan, op),
+        bias(op),
         words(row_words<Word>(plan.dim)),
         padded_words(plan.rows_padded / kPerWord<Word>),
         depth(depth_words<Word>(plan.rows)),
@@ -184,8 +188,7 @@ struct LargeGroups {
       for (int64_t i = 0; i < count; ++i) {
         ask_for_next(group, first + i, false);
         float* row = b.scores + i * plan.rows_padded;
-        const int64_t visible = plan.first_visible(group.index, first + i);
-        row_max2[i] = prepare_scores(row, visible, plan.rows, plan.rows_padded, scale, plan.lowest(first + i));
+        row_max2[i] = prepare(group, first + i, row, plan.lowest(first + i));
         const auto weigh = [&](auto drop) {
           return exponentiate(row, plan.rows_padded, row_max2[i], b.weights + i * padded_words, drop);
         };
@@ -242,6 +245,7 @@ struct LargeGroups {
       for (int64_t i = 0; i < count; ++i) {
         ask_for_next(group, first + i, true);
         score_gradients(group, first + i, b, i);
+        if (plan.bias_shares) add_to_share(group, first + i, b.grad_scores + i * plan.rows_padded);
       }
       if (dropout.drops()) drop_rows(count, b.kept, b.scores);
       if constexpr (kPairs) pair_up_rows(count, b);
@@ -258,6 +262,24 @@ struct LargeGroups {
     write_gradients(group, 0, plan.rows, kValue, b.grad_v, plan.dim_padded, add);
   }
 
+  // Of a query's row of products; returns the largest score, or `lowest`.
+  float prepare(const Group<T>& group, int64_t query, float* scores, float lowest) const {
+    const int64_t visible = plan.first_visible(group.index, query);
+    const auto with = [&](auto add) {
+      return prepare_scores(scores, visible, plan.rows, plan.rows_padded, scale, add, lowest);
+    };
+    if (!bias.adds()) return with([](Vec s, int64_t) { return s; });
+    const AttentionBias of = bias;  // a copy, which no store can change
+    const float* row = of.row(group.head, query);
+    return with([=](Vec s, int64_t j) __attribute__((always_inline)) { return of.add(s, row, j); });
+  }
+
+  // A query's gradients of scores, which are those of the bias.
+  void add_to_share(const Group<T>& group, int64_t query, const float* grad_scores) const {
+    float* to = plan.bias_share(group.sample, group.index, group.head) + query * plan.rows_padded;
+    for (int64_t j = 0; j < plan.rows_padded; j += kLanes) store(to + j, load(to + j) + load(grad_scores + j));
+  }
+
   // Of the block's probabilities, or of their gradients.
   void drop_rows(int64_t count, const float* kept, float* rows) const {
     for (int64_t i = 0; i < count; ++i, rows += plan.rows_padded)
@@ -270,7 +292,7 @@ struct LargeGroups {
     float *p = b.scores + i * plan.rows_padded, *dp = b.grad_scores + i * plan.rows_padded;
     const bool spread = plan.spans_groups(query);
     const int64_t visible = plan.first_visible(group.index, query);
-    const float own_max2 = prepare_scores(p, visible, plan.rows, plan.rows_padded, scale);
+    const float own_max2 = prepare(group, query, p, -INFINITY);
     const Vec max2 = broadcast(spread ? group.stats(query)[0] : own_max2);
     Vec sum{}, sum_dp{};
     for (int64_t j = 0; j < plan.rows_padded; j += kLanes) {

@@ -8,6 +8,7 @@
 // exactly one, however large the scores.
 #include <cstring>
 
+#include "attention_bias.h"
 #include "attention_dropout.h"
 #include "attention_groups.h"
 #include "large_groups.h"
@@ -19,14 +20,14 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-// Where bfloat16 has tile registers, they take groups of many tokens, but drop nothing.
-template <typename T, bool kDrops>
+// Where bfloat16 has tile registers, they take groups of many tokens, but drop nothing and add no bias.
+template <typename T, bool kPlain>
 struct LargeGroupsOf {
   using type = LargeGroups<T>;
 };
 #ifdef __AMX_BF16__
 template <>
-struct LargeGroupsOf<BFloat16, false> {
+struct LargeGroupsOf<BFloat16, true> {
   using type = TileGroups;
 };
 #endif
@@ -42,6 +43,7 @@ template <typename T>
 void sum_nan_columns(const Group<T>& of, int64_t query, const ScoreScale& scale, float max2, float* values) {
   const Plan& plan = of.plan;
   const AttentionDropout dropout(plan, of.op);
+  const AttentionBias bias(of.op);
   const Rows<T> queries = of.part(kQuery), keys = of.part(kKey);
   float* query_row = scratch(Scratch::kThread, 2 * plan.dim_padded + plan.dim + dropout.floats(1));
   float *key_row = query_row + plan.dim_padded, *sums = key_row + plan.dim_padded, *kept = sums + plan.dim;
@@ -54,7 +56,9 @@ void sum_nan_columns(const Group<T>& of, int64_t query, const ScoreScale& scale,
       const int64_t token = plan.token(g, row);
       keys.pack(token, plan.dim, key_row);
       const float score = dot(plan.dim, query_row, key_row);
-      Vec weight = exp2(scaled(broadcast(score), scale) - broadcast(max2));
+      Vec exponent = scaled(broadcast(score), scale);
+      if (bias.adds()) exponent = bias.add(exponent, bias.row(of.head, query), row);
+      Vec weight = exp2(exponent - broadcast(max2));
       if (dropout.drops()) weight = dropout.apply(weight, dropout.row(kept, 0, row));
       const T* value = group.part(kValue).row(token);
       for (int64_t d = 0; d < plan.dim; ++d) sums[d] += weight[0] * to_float(value[d]);
@@ -135,13 +139,14 @@ void forward(const SpaceTimeAttention& op) {
   });
 }
 
-struct PrefixGradients {
-  float* shares;  // (batch, splits, heads, 3, prefix, dim_padded): each split's share
-  float* deltas;  // as Plan has them
+struct SharedGradients {
+  float* shares;                // (batch, splits, heads, 3, prefix, dim_padded): each split's share
+  float *deltas, *bias_shares;  // as Plan has them
 
-  PrefixGradients(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
+  SharedGradients(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
       : shares(arena.take(op.batch * plan.splits * op.heads * 3 * plan.prefix * plan.dim_padded)),
-        deltas(arena.take(op.batch * op.heads * plan.prefix)) {}
+        deltas(arena.take(op.batch * op.heads * plan.prefix)),
+        bias_shares(op.grad_bias.data ? arena.take(plan.shares() * bias_share_floats(plan, op)) : nullptr) {}
 };
 
 template <typename T, typename Large>
@@ -150,8 +155,8 @@ void backward(const SpaceTimeAttention& op) {
   const SmallGroups<T> small(plan, op);
   const Large large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
-  const auto shared = pieces<PrefixGradients>(Scratch::kShared, plan, op);
-  plan.deltas = shared.deltas;
+  const auto shared = pieces<SharedGradients>(Scratch::kShared, plan, op);
+  plan.deltas = shared.deltas, plan.bias_shares = shared.bias_shares;
   const auto share_of = [&](int64_t sample, int64_t split, int64_t head) {
     return shared.shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
   };
@@ -170,6 +175,9 @@ void backward(const SpaceTimeAttention& op) {
     for (int64_t h = item.first_head; h < item.last_head; ++h) {
       float* share = share_of(item.sample, item.split, h);
       for (int64_t i = 0; i < 3 * prefix_floats; ++i) share[i] = 0;
+      if (plan.bias_shares && plan.begins_share(item.sample, item.split))
+        std::memset(plan.bias_share(item.sample, item.split, h), 0,
+                    size_t(plan.rows * plan.rows_padded) * sizeof(float));
     }
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
@@ -199,6 +207,8 @@ void backward(const SpaceTimeAttention& op) {
         write_gradient(Group<T>{plan, op, b, 0, h}, p, part, total + (part * plan.prefix + p) * plan.dim_padded);
   }
 
+  if (plan.bias_shares) add_bias_shares(plan, op);
+
   for_tokens_alone<T>(plan, op, [&](const Group<T>& group, int64_t token) {
     for (const Part part : {kQuery, kKey})
       std::memset(static_cast<void*>(group.grad(token, part)), 0, size_t(plan.dim) * sizeof(T));
@@ -211,10 +221,10 @@ template <typename Run>
 void with_types(const SpaceTimeAttention& op, const Run& run) {
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    if (op.dropout_rate > 0)
-      run(element, LargeGroupsOf<T, true>());
-    else
+    if (op.dropout_rate > 0 || op.bias.data)
       run(element, LargeGroupsOf<T, false>());
+    else
+      run(element, LargeGroupsOf<T, true>());
   });
 }
 

@@ -18,6 +18,7 @@ struct Shape {
   double dropout_rate = 0;
   bool rotates = false;
   RotaryPairs pairs = RotaryPairs::kInterleaved;
+  bool biased = false;
 
   int64_t tokens() const { return prefix + frames * patches; }
   int64_t frame(int64_t token) const {
@@ -36,6 +37,12 @@ struct Shape {
     if (i < prefix || j < prefix) return alone ? i == j : true;
     if (axis == Axis::kJoint) return true;
     return axis == Axis::kTime ? position(i) == position(j) : frame(i) == frame(j);
+  }
+  // A token's row in a group that it belongs to, as a bias has them.
+  int64_t bias_row(int64_t token) const {
+    const int64_t first = prefix_attention == PrefixAttention::kNone ? 0 : prefix;
+    if (token < prefix) return token;
+    return first + (axis == Axis::kJoint ? token - prefix : axis == Axis::kTime ? frame(token) : position(token));
   }
   // What dropout makes of the probability of query i and key j in the n-th softmax: a group's rows count its patches
   // first, and then the prefix.
@@ -74,12 +81,21 @@ void rotate(const Shape& s, const Values& cos, const Values& sin, bool transpose
   }
 }
 
-// `out` (B, L, H, D) and `grad_qkv` (B, L, 3, H, D), in double.
-void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& out, Values& grad_qkv) {
+// `out` (B, L, H, D), `grad_qkv` (B, L, 3, H, D) and `grad_bias` (H, rows, rows), in double.
+void naive(const Shape& s, const Values& qkv, const Values& bias, int64_t rows, const Values& grad_out, Values& out,
+           Values& grad_qkv, Values& grad_bias) {
   const int64_t length = s.tokens(), dim = s.dim;
   const double scale = 1 / std::sqrt(double(dim));
   out.assign(grad_out.size(), 0);
   grad_qkv.assign(qkv.size(), 0);
+  grad_bias.assign(bias.size(), 0);
+  // Of a query and a key; prefix tokens that take no part have none.
+  const auto in_bias = [&](int64_t h, int64_t i, int64_t j) {
+    return (h * rows + s.bias_row(i)) * rows + s.bias_row(j);
+  };
+  const auto added = [&](int64_t i) {
+    return s.biased && !(i < s.prefix && s.prefix_attention == PrefixAttention::kNone);
+  };
   const auto row = [&](int64_t b, int64_t token, int part, int64_t h) {
     return (((b * length + token) * 3 + part) * s.heads + h) * dim;
   };
@@ -96,7 +112,8 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
           const int64_t o = ((b * length + i) * s.heads + h) * dim, q = row(b, i, 0, h);
           double sum = 0, delta = 0;
           for (int64_t j = 0; j < length; ++j) {
-            p[j] = s.sees(i, j, n) ? std::exp(scale * dot(&qkv[q], &qkv[row(b, j, 1, h)])) : 0;
+            const double more = added(i) && s.sees(i, j, n) ? bias[in_bias(h, i, j)] : 0;
+            p[j] = s.sees(i, j, n) ? std::exp(scale * dot(&qkv[q], &qkv[row(b, j, 1, h)]) + more) : 0;
             sum += p[j];
           }
           for (int64_t j = 0; j < length; ++j) {
@@ -111,6 +128,7 @@ void naive(const Shape& s, const Values& qkv, const Values& grad_out, Values& ou
             p[j] /= double(s.softmaxes(i));
             const int64_t k = row(b, j, 1, h), v = row(b, j, 2, h);
             const double ds = scale * p[j] * (dp[j] - delta);
+            if (added(i)) grad_bias[in_bias(h, i, j)] += p[j] * (dp[j] - delta);
             for (int64_t d = 0; d < dim; ++d) {
               out[o + d] += factor[j] * p[j] * qkv[v + d];
               grad_qkv[q + d] += ds * qkv[k + d];
@@ -146,6 +164,13 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
   op.dropout_rate = s.dropout_rate, op.seed = kSeed;
   if (s.rotates) op.rotary_pairs = s.pairs, op.cos = cos.view(), op.sin = sin.view();
+  Tensor<float> bias({s.heads, op.group_rows(), op.group_rows()}, s.biased ? 2 : 0);
+  Tensor<float> grad_bias(bias.sizes);
+  bias.randomize(random);
+  if (s.biased) {
+    bias[0] = -INFINITY;
+    op.bias = bias.view(), op.grad_bias = grad_bias.view();
+  }
   for (int part = 0; part < 3; ++part) {
     op.qkv[part] = part_of(qkv.view(), part, sizeof(T));
     op.grad_qkv[part] = part_of(grad_qkv.view(), part, sizeof(T));
@@ -154,19 +179,20 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   in_new_thread([&] { kernels().space_time_attention_forward(op); });
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 
-  Values exact_out, exact_grad;
+  Values exact_out, exact_grad, exact_bias;
   Values rows = qkv.values();
   if (s.rotates) rotate(s, cos.values(), sin.values(), false, rows);
-  naive(s, rows, grad_out.values(), exact_out, exact_grad);
+  naive(s, rows, bias.values(), op.group_rows(), grad_out.values(), exact_out, exact_grad, exact_bias);
   if (s.rotates) rotate(s, cos.values(), sin.values(), true, exact_grad);
   const std::string what =
       "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
       ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
       " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
       " prefix " + std::to_string(int(s.prefix_attention)) + " dropout " + std::to_string(s.dropout_rate) +
-      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") + ", " + layout;
+      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") + (s.biased ? " bias" : "") + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
+  if (s.biased) expect_close(what + ": grad_bias", grad_bias, exact_bias, op.dtype);
 }
 
 template <typename T>
@@ -211,8 +237,27 @@ void test_rotary() {
       }
 }
 
+// Groups of less than a vector, of a tail, of several blocks; more of them than shares of the gradient.
+template <typename T>
+void test_bias() {
+  for (TokenOrder order : {TokenOrder::kTimeMajor, TokenOrder::kPatchMajor})
+    for (PrefixAttention prefix_attention :
+         {PrefixAttention::kAll, PrefixAttention::kNone, PrefixAttention::kFrameMean})
+      for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {
+        if (prefix_attention == PrefixAttention::kFrameMean && axis != Axis::kSpace) continue;
+        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {2, 11}, {17, 3}, {3, 67}}) {
+          Shape shape{axis, 2, 2, frames, patches, 2, 24, order, prefix_attention};
+          shape.biased = true;
+          check_layouts<T>(shape, false);
+          shape.batch = 3, shape.dropout_rate = 0.3, shape.rotates = true;
+          check_layouts<T>(shape, false);
+        }
+      }
+}
+
 template <typename T>
 void test() {
+  test_bias<T>();
   test_orders_and_prefixes<T>();
   test_rotary<T>();
   for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {

@@ -9,6 +9,7 @@ import torch
 from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_shape, check_tensor
 from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, reference
+from hsta_kernels.ops.space_time_attention.bias import check_bias
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary, check_rotary
 
@@ -28,6 +29,7 @@ def space_time_attention(
     valid_frames: Sequence[int] | torch.Tensor | None = None,
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     rotary_pairs: str = "interleaved",
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -83,19 +85,28 @@ def space_time_attention(
             channels, and have no gradients.
         rotary_pairs: what channels are a pair, of which ``rotate`` makes (-second, first): ``"interleaved"``, 2i and
             2i + 1 (RoFormer, V-JEPA 2), or ``"half"``, i and i + D/2 (GPT-NeoX, most of Hugging Face).
+        bias: added to ``scale * q·k`` before softmax, (H, R, R) of queries and keys, the same for all samples and
+            groups of the axis (relative position bias: T5, arXiv 1910.10683; Video Swin, arXiv 2106.13230); float32 or
+            the dtype of `qkv`, computed with in float32, on the device of `qkv`, with a gradient. R is the number of
+            rows of a group: the prefix tokens, except with ``prefix="none"``, then its patches in their order, so
+            P + T over time, P + N over space and L jointly. A prefix query that attends to everything has its row of
+            the bias in each group. A key whose bias is -inf has weight and gradient zero; a query of only such keys
+            has NaN, as torch.softmax gives. Numbers below float32's lowest by log(2) are -inf. With `valid_frames` the
+            rows of valid frames count.
 
     Returns:
-        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`; the
-        gradient is packed where `qkv` is.
+        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv` and
+        `bias`; the gradient is packed where `qkv` is.
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
             `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
-            number, `seed` is not int64, or `rotary` is not two float32 tensors.
+            number, `seed` is not int64, `rotary` is not two float32 tensors, or `bias` is neither float32 nor of the
+            dtype of `qkv`.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
             `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
             one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, or of `rotary` the tables are not
-            (L, D) beside `qkv`, D is odd, or a table requires a gradient.
+            (L, D) beside `qkv`, D is odd, or a table requires a gradient, or `bias` is not (H, R, R) beside `qkv`.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -130,17 +141,22 @@ def space_time_attention(
     rotary = check_rotary(rotary, parts[0])
     pairs = None if rotary is None else rotary_pairs
     grid = Grid(
-        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, valid
-    )
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, valid,
+        bias is not None,
+    )  # fmt: skip
+    bias = check_bias(bias, parts[0], grid)
     if len(parts) == 3 and parts[1].shape[2] != heads:
         q, k, v = parts
         sharing = heads // k.shape[2]
         outs = [
-            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, backend)
+            _attend(
+                (q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, backend,
+                None if bias is None else bias[i::sharing],
+            )
             for i in range(sharing)
-        ]
+        ]  # fmt: skip
         return torch.stack(outs, dim=3).flatten(2, 3)
-    return _attend(parts, grid, seed, rotary, backend)
+    return _attend(parts, grid, seed, rotary, backend, bias)
 
 
 def _attend(
@@ -149,12 +165,13 @@ def _attend(
     seed: torch.Tensor | None,
     rotary: Rotary | None,
     backend: str | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     cos, sin = rotary or (None, None)
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin), requested=backend)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin, bias), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid, seed, rotary)
-    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, chosen, *parts)
+        return reference.space_time_attention(parts, grid, seed, rotary, bias)
+    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, bias, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

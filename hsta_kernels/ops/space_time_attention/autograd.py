@@ -13,9 +13,10 @@ from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, 
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
-# Each module has forward(qkv, grid, seed, rotary, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out,
-# qkv, out, stats, grid, seed, rotary, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so
-# are the gradients. Results are new, or written into the last argument, if given.
+# Each module has forward(qkv, grid, seed, rotary, bias, out) -> (out, stats), stats_shape(qkv, grid), and
+# backward(grad_out, qkv, out, stats, grid, seed, rotary, bias, grad_bias, grads) -> gradients. `qkv` is a tuple of one
+# packed tensor or of three, and so are the gradients. Results are new, or written into the last argument, if given; the
+# bias's gradient is written into `grad_bias`, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -25,13 +26,16 @@ OPERATOR = backends.Operator(
 
 def _grid(*arguments: Any) -> Grid:
     """As the ops take it apart; their lists are tuples in it."""
-    *numbers, valid_frames = arguments
-    grid = Grid(*numbers)
-    return grid if valid_frames is None else grid._replace(valid_frames=tuple(valid_frames))
+    grid = Grid(*arguments)
+    return grid if grid.valid_frames is None else grid._replace(valid_frames=tuple(grid.valid_frames))
 
 
 def _rotary(cos: torch.Tensor | None, sin: torch.Tensor | None) -> Rotary | None:
     return None if cos is None or sin is None else (rows_contiguous(cos), rows_contiguous(sin))
+
+
+def _bias(bias: torch.Tensor | None) -> torch.Tensor | None:
+    return None if bias is None else rows_contiguous(bias)
 
 
 @custom_op("space_time_attention_forward")
@@ -47,24 +51,26 @@ def _forward(
     dropout_rate: float,
     rotary_pairs: str | None,
     valid_frames: list[int] | None,
+    biased: bool,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    bias: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames,
+        valid_frames, biased,
     )  # fmt: skip
     implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
     if grid.valid_frames is None:
-        return implementation.forward(rows, grid, seed, _rotary(cos, sin))
-    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin))
+        return implementation.forward(rows, grid, seed, _rotary(cos, sin), _bias(bias))
+    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin), _bias(bias))
 
 
 @_forward.register_fake
 def _(qkv, *arguments):
-    *numbers, _, _, _, backend = arguments
+    *numbers, _, _, _, _, backend = arguments
     grid, implementation = _grid(*numbers), OPERATOR.implementations[backend]
     if grid.valid_frames is None:
         stats_shape = implementation.stats_shape(qkv, grid)
@@ -89,25 +95,34 @@ def _backward(
     dropout_rate: float,
     rotary_pairs: str | None,
     valid_frames: list[int] | None,
+    biased: bool,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    bias: torch.Tensor | None,
     backend: str,
+    learn_bias: bool,
 ) -> list[torch.Tensor]:
+    """The gradients of `qkv`, and with `learn_bias` that of the bias after them."""
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames,
+        valid_frames, biased,
     )  # fmt: skip
     implementation = OPERATOR.implementations[backend]
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
+    learned = bias if learn_bias else None
+    grad_bias = None if learned is None else torch.zeros_like(learned, memory_format=torch.contiguous_format)
     if grid.valid_frames is None:
-        return list(implementation.backward(*tensors, grid, seed, _rotary(cos, sin)))
-    return list(padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin)))
+        grads = implementation.backward(*tensors, grid, seed, _rotary(cos, sin), _bias(bias), grad_bias)
+    else:
+        grads = padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin), _bias(bias), grad_bias)
+    return [*grads, *(() if grad_bias is None else (grad_bias,))]
 
 
 @_backward.register_fake
-def _(grad_out, qkv, *_):
-    return [part.new_empty(part.shape) for part in qkv]
+def _(grad_out, qkv, *arguments):
+    *_, bias, _, learn_bias = arguments
+    return [part.new_empty(part.shape) for part in (*qkv, *((bias,) if learn_bias else ()))]
 
 
 class SpaceTimeAttention(torch.autograd.Function):
@@ -125,22 +140,34 @@ class SpaceTimeAttention(torch.autograd.Function):
         seed: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
+        bias: torch.Tensor | None,
         backend: str,
         *qkv: torch.Tensor,
     ) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *grid, seed, cos, sin, backend)
-        ctx.save_for_backward(seed, cos, sin, out, stats, *qkv)
+        out, stats = call(_forward, qkv, *grid, seed, cos, sin, bias, backend)
+        ctx.save_for_backward(seed, cos, sin, bias, out, stats, *qkv)
         ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        seed, cos, sin, out, stats, *qkv = ctx.saved_tensors
+        seed, cos, sin, bias, out, stats, *qkv = ctx.saved_tensors
+        learn_bias = ctx.needs_input_grad[4]
+        inputs = (*qkv, bias) if learn_bias else tuple(qkv)
 
-        def kernel(grad_out: torch.Tensor, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, cos, sin, ctx.backend))
+        def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            qkv, bias = of_inputs(inputs)
+            more = (*ctx.grid, seed, cos, sin, bias, ctx.backend, learn_bias)
+            return tuple(call(_backward, grad_out, qkv, out, stats, *more))
 
-        def formula(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.space_time_attention(qkv, ctx.grid, seed, None if cos is None else (cos, sin)),)
+        def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            qkv, bias = of_inputs(inputs)
+            rotary = None if cos is None else (cos, sin)
+            return (reference.space_time_attention(qkv, ctx.grid, seed, rotary, bias),)
 
-        return None, None, None, None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))
+        def of_inputs(inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+            return (inputs[:-1], inputs[-1]) if learn_bias else (inputs, bias)
+
+        grads = gradient(kernel, formula, grad_outputs, inputs)
+        of_qkv, of_bias = (grads[:-1], grads[-1]) if learn_bias else (grads, None)
+        return None, None, None, None, of_bias, None, *of_qkv

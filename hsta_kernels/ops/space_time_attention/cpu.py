@@ -34,13 +34,14 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary), out, stats)
+        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary, bias), out, stats)
     return out, stats
 
 
@@ -52,25 +53,31 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
+    grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if out.numel():
-        tensors = (out, stats, grad_out, _parts(grads))
-        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary), *tensors)
+        tensors = (out, stats, grad_out, _parts(grads), grad_bias)
+        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary, bias), *tensors)
     return grads
 
 
 def _arguments(
-    qkv: Sequence[torch.Tensor], grid: Grid, seed: torch.Tensor | None, rotary: Rotary | None
+    qkv: Sequence[torch.Tensor],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
+    bias: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of both passes, as csrc/operators.h reads them."""
     choices = AXES.index(grid.axis), TOKEN_ORDERS.index(grid.token_order), PREFIXES.index(grid.prefix)
     sizes = grid.num_prefix_tokens, grid.num_frames, grid.num_patches
     numbers = grid.scale, *kernel_arguments(grid.dropout_rate, seed)
     pairs = 0 if grid.rotary_pairs is None else PAIRS.index(grid.rotary_pairs)
-    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None))
+    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None)), bias
 
 
 def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

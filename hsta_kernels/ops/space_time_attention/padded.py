@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
@@ -60,6 +61,21 @@ class Clips(NamedTuple):
         """The tables' rows of the valid tokens."""
         return None if rotary is None else (self.row_of_each(rotary[0]), self.row_of_each(rotary[1]))
 
+    def bias_rows(self, device: torch.device) -> torch.Tensor:
+        """Which rows of a group are those of the valid frames."""
+        rows = torch.arange(self.grid._replace(num_frames=self.stored).group_rows, device=device)
+        if self.grid.axis != "joint":
+            return rows[: self.grid.group_rows]  # over space frames are groups
+        none_of_prefix = self.grid.num_prefix_tokens if self.grid.prefix == "none" else 0
+        return self.row_of_each(F.pad(rows, (none_of_prefix, 0)))[none_of_prefix:]
+
+    def bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """What of it the valid frames have."""
+        if bias is None:
+            return None
+        rows = self.bias_rows(bias.device)
+        return bias.index_select(1, rows).index_select(2, rows)
+
     def row_of_each(self, table: torch.Tensor) -> torch.Tensor:
         """Of a table that all samples share, (L, ...), the rows of the valid tokens."""
         return self.of(table[None].expand(self.last, *table.shape))[0]
@@ -82,11 +98,13 @@ def reference(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
     outs = []
     for some in clips(grid):
-        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed), some.rotary(rotary))
+        parts = tuple(some.of(part) for part in qkv)
+        out = attend(parts, some.grid, some.seed(seed), some.rotary(rotary), some.bias(bias))
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
         index = some.row_of_each(torch.arange(qkv[0].shape[1], device=out.device))
         outs.append(padded.index_copy(1, index, out))
@@ -104,12 +122,14 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     part = qkv[0]
     out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
     for some, parts, _ in _calls(implementation, qkv, grid):
         place = some.of(out) if some.in_place else None
-        valid, statistics = implementation.forward(parts, some.grid, some.seed(seed), some.rotary(rotary), place)
+        more = (some.grid, some.seed(seed), some.rotary(rotary), some.bias(bias))
+        valid, statistics = implementation.forward(parts, *more, place)
         some.put(out, valid)
         stats.append(statistics.flatten())
     return out, torch.cat(stats) if stats else out.new_empty(0, dtype=torch.float32)
@@ -124,7 +144,10 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    bias: torch.Tensor | None,
+    grad_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
+    """Adds to `grad_bias`, which begins with zeros, what each clip gives to its rows."""
     grads = tuple(part.new_empty(part.shape) for part in qkv)
     first = 0
     for some, parts, shape in _calls(implementation, qkv, grid):
@@ -132,7 +155,13 @@ def backward(
         statistics = stats[first:last].view(shape).clone()  # GPU kernels want it to begin at a multiple of 16 bytes
         tensors = (some.of(grad_out), parts, some.of(out), statistics)
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
-        valid = implementation.backward(*tensors, some.grid, some.seed(seed), some.rotary(rotary), places)
+        mine = some.bias(bias)
+        of_mine = None if grad_bias is None or mine is None else torch.empty_like(mine)
+        more = (some.grid, some.seed(seed), some.rotary(rotary), mine, of_mine)
+        valid = implementation.backward(*tensors, *more, places)
+        if grad_bias is not None and of_mine is not None:
+            rows = some.bias_rows(grad_bias.device)
+            grad_bias[:, rows[:, None], rows] += of_mine
         for grad, of_valid in zip(grads, valid, strict=True):
             some.put(grad, of_valid)
         first = last

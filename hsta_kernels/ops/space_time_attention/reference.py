@@ -11,7 +11,11 @@ from hsta_kernels.ops.space_time_attention.rotary import Rotary, rotated
 
 
 def space_time_attention(
-    qkv: tuple[torch.Tensor, ...], grid: Grid, seed: torch.Tensor | None = None, rotary: Rotary | None = None
+    qkv: tuple[torch.Tensor, ...],
+    grid: Grid,
+    seed: torch.Tensor | None = None,
+    rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Shapes and meaning as in the public function; any floating dtype, differentiable any number of times.
 
@@ -20,9 +24,10 @@ def space_time_attention(
         grid: who attends to whom.
         seed: of dropout's mask, int64 of shape (1,); None where nothing is dropped.
         rotary: cos and sin of `grid.rotary_pairs`, float32 of shape (L, D); None where nothing is rotated.
+        bias: added to the scores, (H, R, R) with R of `grid.group_rows`; None where nothing is added.
     """
     if grid.valid_frames is not None:
-        return padded.reference(space_time_attention, qkv, grid, seed, rotary)
+        return padded.reference(space_time_attention, qkv, grid, seed, rotary, bias)
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
     if rotary is not None and grid.rotary_pairs is not None:
         q, k = (rotated(part, rotary, grid.rotary_pairs) for part in (q, k))
@@ -31,8 +36,9 @@ def space_time_attention(
     if grid.axis == "joint":
         mask = None if kept is None else kept[:, 0]
         if grid.prefix == "all":
-            return _attend(q, k, v, grid, mask)
-        return torch.cat([v[:, :prefix], _attend(q[:, patches], k[:, patches], v[:, patches], grid, mask)], dim=1)
+            return _attend(q, k, v, grid, mask, bias)
+        among_patches = _attend(q[:, patches], k[:, patches], v[:, patches], grid, mask, bias)
+        return torch.cat([v[:, :prefix], among_patches], dim=1)
 
     # From here on (B, groups, members, H, D). In a mask the prefix comes last, in the keys here it comes first.
     groups = [_grouped(part[:, patches], grid) for part in (q, k, v)]
@@ -45,17 +51,24 @@ def space_time_attention(
     of_members = of_prefix = None
     if prefix_first is not None:
         of_members, of_prefix = prefix_first[..., :members, :], prefix_first[..., members:, :]
-    out = _ungrouped(_attend(groups[0], visible[1], visible[2], grid, of_members), grid)
+    bias_of_members = bias_of_prefix = None
+    if bias is not None:
+        bias_of_members, bias_of_prefix = bias[:, -members:], bias[:, :-members]
+    out = _ungrouped(_attend(groups[0], visible[1], visible[2], grid, of_members, bias_of_members), grid)
     if grid.prefix == "none":
         prefix_out = v[:, :prefix]
     elif grid.prefix == "frame_mean":
-        prefix_out = _attend(prefixes[0], visible[1], visible[2], grid, of_prefix).mean(1)
+        prefix_out = _attend(prefixes[0], visible[1], visible[2], grid, of_prefix, bias_of_prefix).mean(1)
     else:
         if kept is not None:
             own, seen = kept[..., members:, members:], kept[..., members:, :members]
             patches_seen = _ungrouped(seen.permute(0, 1, 4, 2, 3), grid)  # (B, T·N, H, P)
             of_prefix = torch.cat([own[:, 0], patches_seen.permute(0, 2, 3, 1)], dim=-1)
-        prefix_out = _attend(q[:, :prefix], k, v, grid, of_prefix)
+        if bias_of_prefix is not None:  # the same in each group
+            own, seen = bias_of_prefix[..., :prefix], bias_of_prefix[..., prefix:]
+            of_groups = seen.permute(2, 0, 1).expand(1, groups[0].shape[1], -1, -1, -1)
+            bias_of_prefix = torch.cat([own, _ungrouped(of_groups, grid)[0].permute(1, 2, 0)], dim=-1)
+        prefix_out = _attend(q[:, :prefix], k, v, grid, of_prefix, bias_of_prefix)
     return torch.cat([prefix_out, out], dim=1)
 
 
@@ -93,10 +106,17 @@ def _ungrouped(groups: torch.Tensor, grid: Grid) -> torch.Tensor:
     return (groups if as_stored else groups.transpose(1, 2)).flatten(1, 2)
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: Grid, kept: torch.Tensor | None) -> torch.Tensor:
-    """dropout(softmax(scale * q kᵀ)) v for q (..., Lq, H, D) and k, v (..., Lk, H, D)."""
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: Grid,
+    kept: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """dropout(softmax(scale * q kᵀ + bias)) v for q (..., Lq, H, D), k, v (..., Lk, H, D) and bias (H, Lq, Lk)."""
     scores = torch.einsum("...ihd,...jhd->...hij", q, k) * grid.scale
-    probabilities = scores.softmax(dim=-1)
+    probabilities = (scores if bias is None else scores + bias).softmax(dim=-1)
     if kept is not None:
         probabilities = torch.where(kept, probabilities / (1 - grid.dropout_rate), 0.0)
-    return torch.einsum("...hij,...jhd->...ihd", probabilities, v)
+    return torch.einsum("...hij,...jhd->...ihd", probabilities.to(v.dtype), v)

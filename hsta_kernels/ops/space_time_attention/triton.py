@@ -73,6 +73,8 @@ class Groups(NamedTuple):
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    if grid.biased:
+        return "bias is given; the kernels add none to the scores"
     head_dim = qkv[0].shape[-1]
     if torch.version.hip is not None and head_dim > _MAX_HEAD_DIM_OF_AMD:
         return f"qkv has a head_dim of {head_dim}; on AMD's GPUs the kernels take up to {_MAX_HEAD_DIM_OF_AMD}"
@@ -93,6 +95,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
@@ -154,6 +157,8 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    bias: torch.Tensor | None = None,
+    grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
