@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""Absorbed attention for rows that, with all heads' z, are more than a GPU's registers hold.
+"""Absorbed attention for rows that, with all heads' z, are more than a GPU's registers hold; and with dropout.
 
 Columns come in chunks. A first kernel finds each row's mean, deviation and scores, a second one, a program for each
 chunk of columns, adds up the weighted rows. Between the two there are H numbers a row instead of C; the tokens are read
@@ -7,6 +7,8 @@ twice.
 
 LayerNorm's backward needs of a row's gradient dy_j = Σ_h p_hj dz_h + ds_hj u_h two sums over all columns, which the
 first kernel has without dy: dy_j · y_j = Σ_h p_hj dp_hj + ds_hj s_hj, and Σ_c dy_jc from the sums of dz_h and u_h.
+
+With dropout the first kernel, which has all columns' part in a score, says what it makes of each probability.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.cross_modal_attention.triton_absorbed import LOG2E, _row_offsets
+from hsta_kernels.ops.space_time_attention.triton_tile import kept
 
 
 @triton.jit
@@ -56,13 +59,21 @@ def _moments(tokens, offsets, valid, C: tl.constexpr, eps, BLOCK: tl.constexpr, 
 
 
 @triton.jit
+def _factors(seed, threshold, kept_scale, sample, block, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr):
+    """What dropout multiplies probabilities with, (heads, rows of a block): reference.py's mask."""
+    heads, first, rows = tl.arange(0, BLOCK_H), (block * BLOCK).to(tl.int32), tl.arange(0, BLOCK)
+    return tl.where(kept(tl.load(seed), threshold, heads, first, rows, 0, sample, BLOCK), kept_scale, 0.0)
+
+
+@triton.jit
 def row_scores(
-    u, tokens, scores, rows,
+    u, tokens, scores, rows, factors, seed, threshold, kept_scale,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of rows: scores (B, H, N + 1), exponents of 2, and rows (B, N + 1, 2), mean and 1 / deviation."""
+    """Of a block of rows: scores (B, H, N + 1), exponents of 2, and rows (B, N + 1, 2), mean and 1 / deviation; with a
+    seed also factors (B, H, N + 1)."""
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)  # (sample, block)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -80,6 +91,9 @@ def row_scores(
         s = tl.dot(u_chunk, tl.trans(y), s, input_precision=PRECISION)
     place = (sample * H + heads)[:, None] * (N + 1) + row[None, :]
     tl.store(scores + place, s * LOG2E, mask=(heads < H)[:, None] & (row <= N)[None, :])
+    if seed is not None:
+        factor = _factors(seed, threshold, kept_scale, sample, program % blocks, BLOCK_H, BLOCK)
+        tl.store(factors + place, factor, mask=(heads < H)[:, None] & (row <= N)[None, :])
     place = (sample * (N + 1) + row) * 2
     tl.store(rows + place, mean, mask=row <= N)
     tl.store(rows + place + 1, rstd, mask=row <= N)
@@ -87,7 +101,7 @@ def row_scores(
 
 @triton.jit
 def absorbed_columns(
-    tokens, scores, rows, z_parts, stat_parts,
+    tokens, scores, rows, factors, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
@@ -118,6 +132,8 @@ def absorbed_columns(
         s = tl.load(scores + of_head + row[None, :], mask=valid, other=-float("inf"))
         p = tl.exp2(s - m[:, None])
         l += tl.sum(p, 1)
+        if factors is not None:
+            p *= tl.load(factors + of_head + row[None, :], mask=valid, other=0.0)
         of_row = rows + (sample * (N + 1) + row) * 2
         mean = tl.load(of_row, mask=row < last, other=0.0)
         rstd = tl.load(of_row + 1, mask=row < last, other=0.0)
@@ -134,12 +150,13 @@ def absorbed_columns(
 
 @triton.jit
 def row_gradients(
-    grad_z, u, tokens, z, stats, weights, rows,
+    grad_z, u, tokens, z, stats, weights, rows, grad_s, sum_of_weights, seed, threshold, kept_scale,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of rows: weights (B, 2, H, N + 1), p and ds, and rows (B, N + 1, 4), what y and dx need of a row."""
+    """Of a block of rows: weights (B, 2, H, N + 1), p after dropout and ds, and rows (B, N + 1, 4), what y and dx need
+    of a row."""
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -169,15 +186,23 @@ def row_gradients(
     inverse_l = tl.div_rn(1.0, tl.load(stats + of_head * 2 + 1, mask=heads < H, other=1.0))
     valid = (heads < H)[:, None] & (row <= N)[None, :]
     p = tl.where(valid, tl.exp2(s * LOG2E - m[:, None]) * inverse_l[:, None], 0.0)
-    ds = p * (dp - delta[:, None])
+    weight, grad_p = p, dp
+    if seed is not None:
+        of_s = tl.load(grad_s + of_head, mask=heads < H, other=0.0)
+        delta += of_s * tl.load(sum_of_weights + of_head, mask=heads < H, other=0.0)
+        factor = _factors(seed, threshold, kept_scale, sample, program % blocks, BLOCK_H, BLOCK)
+        weight, grad_p = p * factor, (dp + of_s[:, None]) * factor
+    ds = p * (grad_p - delta[:, None])
+    if seed is not None:  # the probability of a single row is 1, whatever its score
+        ds = tl.where(N > 0, ds, 0.0)
     place = (of_head + sample * H)[:, None] * (N + 1) + row[None, :]
-    tl.store(weights + place, p, mask=valid)
+    tl.store(weights + place, weight, mask=valid)
     tl.store(weights + H * (N + 1) + place, ds, mask=valid)
     place = (sample * (N + 1) + row) * 4
     tl.store(rows + place, mean, mask=row <= N)
     tl.store(rows + place + 1, rstd, mask=row <= N)
-    tl.store(rows + place + 2, tl.sum(p * dp + ds * s, 0) / C, mask=row <= N)
-    tl.store(rows + place + 3, tl.sum(p * sum_dz[:, None] + ds * sum_u[:, None], 0) / C, mask=row <= N)
+    tl.store(rows + place + 2, tl.sum(weight * dp + ds * s, 0) / C, mask=row <= N)
+    tl.store(rows + place + 3, tl.sum(weight * sum_dz[:, None] + ds * sum_u[:, None], 0) / C, mask=row <= N)
 
 
 @triton.jit
