@@ -50,6 +50,7 @@ def forward(
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
+        factors = None if seed is None else _factors(u, tokens, dropout_rate, seed)
         if whole:
             options = _whole_row_options("absorbed_forward", tokens, heads, unit)
             absorbed_forward[(batch * split.programs,)](
@@ -58,11 +59,8 @@ def forward(
         else:
             scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 2))
-            factors = None if seed is None else torch.empty_like(scores)
             options = _options("row_scores", tokens, heads, unit)
-            row_scores[(_blocks(tokens, options),)](
-                u, tokens, scores, rows, factors, *dropout_arguments(dropout_rate, seed), *sizes, eps, **options
-            )
+            row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
             options = _options("absorbed_columns", tokens, heads, unit)
             absorbed_columns[(batch * split.programs * _chunks(tokens, options),)](
                 tokens, scores, rows, factors, z_parts, stat_parts, *sizes, split.programs, split.rows, **options
@@ -117,14 +115,14 @@ def backward(
             weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 4))
             options = _options("row_gradients", tokens, heads, unit)
-            s = None
+            factors = s = None
             if seed is not None:
+                factors = _factors(u, tokens, dropout_rate, seed)
                 stats, s = stats[..., :2].contiguous(), stats[..., 2].contiguous()
                 grad_s = torch.zeros_like(s) if grad_s is None else grad_s
             row_gradients[(_blocks(tokens, options),)](
-                grad_z, u, tokens, z, stats, weights, rows, grad_s, s, *dropout_arguments(dropout_rate, seed),
-                *sizes[2:], eps, **options,
-            )  # fmt: skip
+                grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, s, *sizes[2:], eps, **options
+            )
             options = _options("absorbed_columns_backward", tokens, heads, unit)
             absorbed_columns_backward[(batch * split.programs * _chunks(tokens, options),)](
                 grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, split.programs, split.rows, **options
@@ -135,6 +133,18 @@ def backward(
                 parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False
             )
     return grad_u, grad_query, grad_tokens
+
+
+def _factors(u: torch.Tensor, tokens: torch.Tensor, dropout_rate: float, seed: torch.Tensor) -> torch.Tensor:
+    """What dropout multiplies probabilities with, (B, H, N + 1): 0, or 1 / (1 - rate)."""
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import draw_factors
+
+    (batch, heads), rows, block = u.shape[:2], 1 + tokens.shape[1], 128
+    factors = u.new_empty((batch, heads, rows))
+    draw_factors[(batch * heads * -(-rows // (4 * block)),)](
+        factors, *dropout_arguments(dropout_rate, seed), heads, rows - 1, BLOCK=block
+    )
+    return factors
 
 
 class Split(NamedTuple):

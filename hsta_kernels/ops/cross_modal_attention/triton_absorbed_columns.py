@@ -7,8 +7,6 @@ twice.
 
 LayerNorm's backward needs of a row's gradient dy_j = Σ_h p_hj dz_h + ds_hj u_h two sums over all columns, which the
 first kernel has without dy: dy_j · y_j = Σ_h p_hj dp_hj + ds_hj s_hj, and Σ_c dy_jc from the sums of dz_h and u_h.
-
-With dropout the first kernel, which has all columns' part in a score, says what it makes of each probability.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.cross_modal_attention.triton_absorbed import LOG2E, _row_offsets
-from hsta_kernels.ops.space_time_attention.triton_tile import kept
 
 
 @triton.jit
@@ -59,21 +56,30 @@ def _moments(tokens, offsets, valid, C: tl.constexpr, eps, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def _factors(seed, threshold, kept_scale, sample, block, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr):
-    """What dropout multiplies probabilities with, (heads, rows of a block): reference.py's mask."""
-    heads, first, rows = tl.arange(0, BLOCK_H), (block * BLOCK).to(tl.int32), tl.arange(0, BLOCK)
-    return tl.where(kept(tl.load(seed), threshold, heads, first, rows, 0, sample, BLOCK), kept_scale, 0.0)
+def draw_factors(factors, seed, threshold, kept_scale, H, N, BLOCK: tl.constexpr):
+    """What dropout multiplies probabilities with, (B, H, N + 1): reference.py's mask. A kernel of its own: those that
+    have the probabilities have no registers left for it."""
+    blocks = tl.cdiv(N + 1, 4 * BLOCK)
+    program = tl.program_id(0).to(tl.int64)  # (sample, head, block of rows)
+    four = (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    zero = four * 0
+    head, sample = (program // blocks % H).to(tl.int32), (program // blocks // H).to(tl.int32)
+    words = tl.philox(tl.load(seed), four, head + zero, zero, sample + zero)
+    threshold = tl.full((), threshold, tl.uint32)
+    for i in tl.static_range(4):
+        row = 4 * four + i
+        factor = tl.where(words[i] >= threshold, kept_scale, 0.0)
+        tl.store(factors + program // blocks * (N + 1) + row, factor, mask=row <= N)
 
 
 @triton.jit
 def row_scores(
-    u, tokens, scores, rows, factors, seed, threshold, kept_scale,
+    u, tokens, scores, rows,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of rows: scores (B, H, N + 1), exponents of 2, and rows (B, N + 1, 2), mean and 1 / deviation; with a
-    seed also factors (B, H, N + 1)."""
+    """Of a block of rows: scores (B, H, N + 1), exponents of 2, and rows (B, N + 1, 2), mean and 1 / deviation."""
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)  # (sample, block)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -91,9 +97,6 @@ def row_scores(
         s = tl.dot(u_chunk, tl.trans(y), s, input_precision=PRECISION)
     place = (sample * H + heads)[:, None] * (N + 1) + row[None, :]
     tl.store(scores + place, s * LOG2E, mask=(heads < H)[:, None] & (row <= N)[None, :])
-    if seed is not None:
-        factor = _factors(seed, threshold, kept_scale, sample, program % blocks, BLOCK_H, BLOCK)
-        tl.store(factors + place, factor, mask=(heads < H)[:, None] & (row <= N)[None, :])
     place = (sample * (N + 1) + row) * 2
     tl.store(rows + place, mean, mask=row <= N)
     tl.store(rows + place + 1, rstd, mask=row <= N)
@@ -150,7 +153,7 @@ def absorbed_columns(
 
 @triton.jit
 def row_gradients(
-    grad_z, u, tokens, z, stats, weights, rows, grad_s, sum_of_weights, seed, threshold, kept_scale,
+    grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, sum_of_weights,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -187,13 +190,13 @@ def row_gradients(
     valid = (heads < H)[:, None] & (row <= N)[None, :]
     p = tl.where(valid, tl.exp2(s * LOG2E - m[:, None]) * inverse_l[:, None], 0.0)
     weight, grad_p = p, dp
-    if seed is not None:
+    if factors is not None:
         of_s = tl.load(grad_s + of_head, mask=heads < H, other=0.0)
         delta += of_s * tl.load(sum_of_weights + of_head, mask=heads < H, other=0.0)
-        factor = _factors(seed, threshold, kept_scale, sample, program % blocks, BLOCK_H, BLOCK)
+        factor = tl.load(factors + of_head[:, None] * (N + 1) + row[None, :], mask=valid, other=0.0)
         weight, grad_p = p * factor, (dp + of_s[:, None]) * factor
     ds = p * (grad_p - delta[:, None])
-    if seed is not None:  # the probability of a single row is 1, whatever its score
+    if factors is not None:  # the probability of a single row is 1, whatever its score
         ds = tl.where(N > 0, ds, 0.0)
     place = (of_head + sample * H)[:, None] * (N + 1) + row[None, :]
     tl.store(weights + place, weight, mask=valid)
