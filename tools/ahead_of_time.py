@@ -211,15 +211,18 @@ def attention(
     return run
 
 
-def absorbed_attention(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
+def absorbed_attention(
+    tokens: int, width: int, heads: int = 12, batch: int = 64, dropout_rate: float = 0.0
+) -> Callable:
     """Forward and backward pass of absorbed attention, over a slice of a longer sequence."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
         rows = torch.randn(batch, 1 + tokens, width, dtype=dtype, device=device)[:, 1:]
         query = torch.randn(batch, width, dtype=dtype, device=device)
         u = torch.randn(batch, heads, width, device=device)
-        z, stats = cross_modal_attention.forward(u, query, rows, 1e-6)
-        cross_modal_attention.backward(z, u, query, rows, z, stats, 1e-6)
+        seed = torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None
+        z, stats = cross_modal_attention.forward(u, query, rows, 1e-6, dropout_rate, seed)
+        cross_modal_attention.backward(z, u, query, rows, z, stats, 1e-6, dropout_rate, seed)
 
     return run
 
@@ -256,6 +259,7 @@ CASES: dict[str, Callable] = {
     "time T=16 D=160": attention("time", 16, 196, 0, 160),
     "space N=196 D=256": attention("space", 8, 196, 1, 256),
     **{f"absorbed C={c}": absorbed_attention(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
+    "absorbed and dropout C=768": absorbed_attention(588, 768, dropout_rate=0.1),
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),

@@ -75,10 +75,12 @@ def test_parity(batch, tokens, width, heads, dtype, kernel):
 def test_parity_with_dropout(batch, tokens, width, heads, rate, dtype, kernel):
     dropout = {"dropout_rate": rate, "seed": torch.tensor([7 + (5 << 32)], device=kernel.device)}
     values = arguments(batch, tokens, width)
-    if kernel.name != "cpu":
+    if kernel.name == "cuda":
         with pytest.raises(BackendError, match=f"dropout_rate is {rate}; the kernels drop nothing"):
             check(values, heads, dtype, kernel, **dropout)
         return
+    if kernel.simulated and (batch, tokens, width, heads) in LARGE:
+        pytest.skip("too large for what simulates a GPU")
     check(values, heads, dtype, kernel, **dropout)
 
 

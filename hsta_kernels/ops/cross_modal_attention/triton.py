@@ -10,6 +10,7 @@ from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
+    dropout_arguments,
     in_units,
     multiprocessors,
     power_of_2,
@@ -22,13 +23,16 @@ _MOST_RUNS = 128  # of a sample: one program a head puts them together
 
 
 def refuse(tokens: torch.Tensor, num_heads: int = 1, dropout_rate: float = 0.0) -> str | None:
-    if dropout_rate:
-        return f"dropout_rate is {dropout_rate}; the kernels drop nothing"
     return refuse_tensor("tokens", tokens, "absorbed_columns")
 
 
 def forward(
-    u: torch.Tensor, query_token: torch.Tensor, tokens: torch.Tensor, eps: float, *no_dropout: Any
+    u: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    eps: float,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_forward, merge_z
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns, row_scores
@@ -36,8 +40,8 @@ def forward(
     batch, heads, width = u.shape
     z, stats = u.new_empty(u.shape), u.new_empty((batch, heads, 2))
     if not z.numel():
-        return z, stats
-    whole = _whole_rows(tokens, heads)
+        return z, stats if seed is None else u.new_empty((batch, heads, 3))
+    whole = seed is None and _whole_rows(tokens, heads)
     split = split_rows(tokens, heads, multiprocessors(tokens.device)) if whole else split_columns(tokens, heads)
     z_parts, stat_parts = z, stats
     if split.programs > 1:
@@ -46,6 +50,7 @@ def forward(
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
     with current_device(tokens):
+        factors = None if seed is None else _factors(u, tokens, dropout_rate, seed)
         if whole:
             options = _whole_row_options("absorbed_forward", tokens, heads, unit)
             absorbed_forward[(batch * split.programs,)](
@@ -58,13 +63,16 @@ def forward(
             row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
             options = _options("absorbed_columns", tokens, heads, unit)
             absorbed_columns[(batch * split.programs * _chunks(tokens, options),)](
-                tokens, scores, rows, z_parts, stat_parts, *sizes, split.programs, split.rows, **options
+                tokens, scores, rows, factors, z_parts, stat_parts, *sizes, split.programs, split.rows, **options
             )
         if split.programs > 1:
             merge_z[(batch * heads,)](
                 z_parts, stat_parts, z, stats, heads, width, split.programs, split.programs_of_group,
                 BLOCK_C=power_of_2(width), enable_fp_fusion=False,
             )  # fmt: skip
+    if seed is not None:
+        weights = torch.exp2(scores - stats[..., :1]) * factors
+        stats = torch.cat([stats, weights.sum(-1, keepdim=True) / stats[..., 1:]], dim=-1)
     return z, stats
 
 
@@ -76,7 +84,9 @@ def backward(
     z: torch.Tensor,
     stats: torch.Tensor,
     eps: float,
-    *no_dropout: Any,
+    dropout_rate: float = 0.0,
+    seed: torch.Tensor | None = None,
+    grad_s: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_parts
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
@@ -86,7 +96,7 @@ def backward(
     grad_query, grad_tokens = query_token.new_empty(query_token.shape), tokens.new_empty(tokens.shape)
     if not z.numel():
         return grad_u, grad_query, grad_tokens
-    whole = _whole_rows(tokens, heads)
+    whole = seed is None and _whole_rows(tokens, heads)
     split = split_rows(tokens, heads, multiprocessors(tokens.device)) if whole else split_columns(tokens, heads)
     parts = grad_u if split.programs == 1 else u.new_empty((batch, split.programs, heads, width))
     strides, unit = in_units((
@@ -105,8 +115,13 @@ def backward(
             weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 4))
             options = _options("row_gradients", tokens, heads, unit)
+            factors = s = None
+            if seed is not None:
+                factors = _factors(u, tokens, dropout_rate, seed)
+                stats, s = stats[..., :2].contiguous(), stats[..., 2].contiguous()
+                grad_s = torch.zeros_like(s) if grad_s is None else grad_s
             row_gradients[(_blocks(tokens, options),)](
-                grad_z, u, tokens, z, stats, weights, rows, *sizes[2:], eps, **options
+                grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, s, *sizes[2:], eps, **options
             )
             options = _options("absorbed_columns_backward", tokens, heads, unit)
             absorbed_columns_backward[(batch * split.programs * _chunks(tokens, options),)](
@@ -118,6 +133,18 @@ def backward(
                 parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False
             )
     return grad_u, grad_query, grad_tokens
+
+
+def _factors(u: torch.Tensor, tokens: torch.Tensor, dropout_rate: float, seed: torch.Tensor) -> torch.Tensor:
+    """What dropout multiplies probabilities with, (B, H, N + 1): 0, or 1 / (1 - rate)."""
+    from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import draw_factors
+
+    (batch, heads), rows, block = u.shape[:2], 1 + tokens.shape[1], 128
+    factors = u.new_empty((batch, heads, rows))
+    draw_factors[(batch * heads * -(-rows // (4 * block)),)](
+        factors, *dropout_arguments(dropout_rate, seed), heads, rows - 1, BLOCK=block
+    )
+    return factors
 
 
 class Split(NamedTuple):

@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""Absorbed attention for rows that, with all heads' z, are more than a GPU's registers hold.
+"""Absorbed attention for rows that, with all heads' z, are more than a GPU's registers hold; and with dropout.
 
 Columns come in chunks. A first kernel finds each row's mean, deviation and scores, a second one, a program for each
 chunk of columns, adds up the weighted rows. Between the two there are H numbers a row instead of C; the tokens are read
@@ -56,6 +56,23 @@ def _moments(tokens, offsets, valid, C: tl.constexpr, eps, BLOCK: tl.constexpr, 
 
 
 @triton.jit
+def draw_factors(factors, seed, threshold, kept_scale, H, N, BLOCK: tl.constexpr):
+    """What dropout multiplies probabilities with, (B, H, N + 1): reference.py's mask. A kernel of its own: those that
+    have the probabilities have no registers left for it."""
+    blocks = tl.cdiv(N + 1, 4 * BLOCK)
+    program = tl.program_id(0).to(tl.int64)  # (sample, head, block of rows)
+    four = (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    zero = four * 0
+    head, sample = (program // blocks % H).to(tl.int32), (program // blocks // H).to(tl.int32)
+    words = tl.philox(tl.load(seed), four, head + zero, zero, sample + zero)
+    threshold = tl.full((), threshold, tl.uint32)
+    for i in tl.static_range(4):
+        row = 4 * four + i
+        factor = tl.where(words[i] >= threshold, kept_scale, 0.0)
+        tl.store(factors + program // blocks * (N + 1) + row, factor, mask=row <= N)
+
+
+@triton.jit
 def row_scores(
     u, tokens, scores, rows,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
@@ -87,7 +104,7 @@ def row_scores(
 
 @triton.jit
 def absorbed_columns(
-    tokens, scores, rows, z_parts, stat_parts,
+    tokens, scores, rows, factors, z_parts, stat_parts,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
@@ -118,6 +135,8 @@ def absorbed_columns(
         s = tl.load(scores + of_head + row[None, :], mask=valid, other=-float("inf"))
         p = tl.exp2(s - m[:, None])
         l += tl.sum(p, 1)
+        if factors is not None:
+            p *= tl.load(factors + of_head + row[None, :], mask=valid, other=0.0)
         of_row = rows + (sample * (N + 1) + row) * 2
         mean = tl.load(of_row, mask=row < last, other=0.0)
         rstd = tl.load(of_row + 1, mask=row < last, other=0.0)
@@ -134,12 +153,13 @@ def absorbed_columns(
 
 @triton.jit
 def row_gradients(
-    grad_z, u, tokens, z, stats, weights, rows,
+    grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, sum_of_weights,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of rows: weights (B, 2, H, N + 1), p and ds, and rows (B, N + 1, 4), what y and dx need of a row."""
+    """Of a block of rows: weights (B, 2, H, N + 1), p after dropout and ds, and rows (B, N + 1, 4), what y and dx need
+    of a row."""
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -169,15 +189,23 @@ def row_gradients(
     inverse_l = tl.div_rn(1.0, tl.load(stats + of_head * 2 + 1, mask=heads < H, other=1.0))
     valid = (heads < H)[:, None] & (row <= N)[None, :]
     p = tl.where(valid, tl.exp2(s * LOG2E - m[:, None]) * inverse_l[:, None], 0.0)
-    ds = p * (dp - delta[:, None])
+    weight, grad_p = p, dp
+    if factors is not None:
+        of_s = tl.load(grad_s + of_head, mask=heads < H, other=0.0)
+        delta += of_s * tl.load(sum_of_weights + of_head, mask=heads < H, other=0.0)
+        factor = tl.load(factors + of_head[:, None] * (N + 1) + row[None, :], mask=valid, other=0.0)
+        weight, grad_p = p * factor, (dp + of_s[:, None]) * factor
+    ds = p * (grad_p - delta[:, None])
+    if factors is not None:  # the probability of a single row is 1, whatever its score
+        ds = tl.where(N > 0, ds, 0.0)
     place = (of_head + sample * H)[:, None] * (N + 1) + row[None, :]
-    tl.store(weights + place, p, mask=valid)
+    tl.store(weights + place, weight, mask=valid)
     tl.store(weights + H * (N + 1) + place, ds, mask=valid)
     place = (sample * (N + 1) + row) * 4
     tl.store(rows + place, mean, mask=row <= N)
     tl.store(rows + place + 1, rstd, mask=row <= N)
-    tl.store(rows + place + 2, tl.sum(p * dp + ds * s, 0) / C, mask=row <= N)
-    tl.store(rows + place + 3, tl.sum(p * sum_dz[:, None] + ds * sum_u[:, None], 0) / C, mask=row <= N)
+    tl.store(rows + place + 2, tl.sum(weight * dp + ds * s, 0) / C, mask=row <= N)
+    tl.store(rows + place + 3, tl.sum(weight * sum_dz[:, None] + ds * sum_u[:, None], 0) / C, mask=row <= N)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import launch
 from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
+from hsta_kernels.ops.philox import threshold
 
 
 def refuse(name: str, tensor: torch.Tensor, kernel: str) -> str | None:
@@ -75,6 +76,18 @@ def in_two_parts(number: float) -> tuple[float, float]:
         bits = ctypes.c_int32.from_buffer(ctypes.c_float(high)).value
         high = ctypes.c_float.from_buffer(ctypes.c_int32(bits - 1)).value
     return high, number - high or high * 2**-40
+
+
+def dropout_arguments(
+    dropout_rate: float, seed: torch.Tensor | None
+) -> tuple[torch.Tensor | None, int | None, float | None]:
+    """The seed, the words below which a probability is dropped, as 32 signed bits, and the factor of the others.
+
+    Without dropout these are None, and the kernels compiled without them.
+    """
+    if seed is None:
+        return None, None, None
+    return seed, ctypes.c_int32(threshold(dropout_rate)).value, 1 / (1 - dropout_rate)
 
 
 def power_of_2(number: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,13 +12,13 @@ from hsta_kernels.ops.launch import contiguous_like, current_device
 from hsta_kernels.ops.launch.triton import (
     configuration,
     configured,
+    dropout_arguments,
     in_two_parts,
     in_units,
     power_of_2,
     precision,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
-from hsta_kernels.ops.philox import threshold
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
@@ -116,7 +115,7 @@ def forward(
     strides, unit = in_units(q.stride()[:3])
     columns = _columns(head_dim)
     common = {"P": groups.prefix, **columns, "UNIT": unit, "PRECISION": precision(q.dtype)}
-    factors = (*in_two_parts(grid.scale * math.log2(math.e)), *_dropout(grid, seed))
+    factors = (*in_two_parts(grid.scale * math.log2(math.e)), *dropout_arguments(grid.dropout_rate, seed))
     tile = _time_tile("time_forward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_shape = (batch, heads, groups.prefix, splits)
@@ -183,7 +182,7 @@ def backward(
         "P": groups.prefix, **columns, "UNIT": unit, "GRAD_UNIT": grad_unit, "PARTS": parts,
         "PRECISION": precision(q.dtype),
     }  # fmt: skip
-    factors = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale, *_dropout(grid, seed))
+    factors = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale, *dropout_arguments(grid.dropout_rate, seed))
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
@@ -213,16 +212,6 @@ def backward(
                 enable_fp_fusion=False,
             )  # fmt: skip
     return grads
-
-
-def _dropout(grid: Grid, seed: torch.Tensor | None) -> tuple[torch.Tensor | None, int | None, float | None]:
-    """The seed, the words below which a probability is dropped, as 32 signed bits, and the factor of the others.
-
-    Without dropout these are None, and the kernels compiled without them.
-    """
-    if seed is None:
-        return None, None, None
-    return seed, ctypes.c_int32(threshold(grid.dropout_rate)).value, 1 / (1 - grid.dropout_rate)
 
 
 def _after(first: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
