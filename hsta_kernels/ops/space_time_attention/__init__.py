@@ -10,6 +10,7 @@ from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_numbe
 from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, reference
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.qk_norm import QKNorm, check_qk_norm
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary, check_rotary
 
 
@@ -28,6 +29,7 @@ def space_time_attention(
     valid_frames: Sequence[int] | torch.Tensor | None = None,
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     rotary_pairs: str = "interleaved",
+    qk_norm: QKNorm | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
 
@@ -83,19 +85,24 @@ def space_time_attention(
             channels, and have no gradients.
         rotary_pairs: what channels are a pair, of which ``rotate`` makes (-second, first): ``"interleaved"``, 2i and
             2i + 1 (RoFormer, V-JEPA 2), or ``"half"``, i and i + D/2 (GPT-NeoX, most of Hugging Face).
+        qk_norm: LayerNorm or RMSNorm of q and k over D, where they are read, before they are rotated: kind, weights,
+            biases and eps of a `QKNorm`. Statistics and norm are float32 (float64 where `qkv` is), rounded once, with
+            the rotation.
 
     Returns:
-        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`; the
-        gradient is packed where `qkv` is.
+        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv` and the
+        weights and biases of `qk_norm`; the gradient is packed where `qkv` is.
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
             `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
-            number, `seed` is not int64, or `rotary` is not two float32 tensors.
+            number, `seed` is not int64, `rotary` is not two float32 tensors, `qk_norm` is not a `QKNorm`, or of it a
+            weight or bias is not a dense floating-point tensor or `eps` not a number.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
             `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
-            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, or of `rotary` the tables are not
-            (L, D) beside `qkv`, D is odd, or a table requires a gradient.
+            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, of `rotary` the tables are not
+            (L, D) beside `qkv`, D is odd, or a table requires a gradient, or of `qk_norm` `kind` is another, `eps` is
+            negative, a weight or bias is not (D,) beside `qkv`, or RMSNorm has a bias.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -129,18 +136,20 @@ def space_time_attention(
     valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
     rotary = check_rotary(rotary, parts[0])
     pairs = None if rotary is None else rotary_pairs
+    kind, eps, affine = check_qk_norm(qk_norm, parts[0])
     grid = Grid(
-        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, valid
-    )
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, kind, eps,
+        valid,
+    )  # fmt: skip
     if len(parts) == 3 and parts[1].shape[2] != heads:
         q, k, v = parts
         sharing = heads // k.shape[2]
         outs = [
-            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, backend)
+            _attend((q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, affine, backend)
             for i in range(sharing)
         ]
         return torch.stack(outs, dim=3).flatten(2, 3)
-    return _attend(parts, grid, seed, rotary, backend)
+    return _attend(parts, grid, seed, rotary, affine, backend)
 
 
 def _attend(
@@ -148,13 +157,14 @@ def _attend(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
     backend: str | None,
 ) -> torch.Tensor:
     cos, sin = rotary or (None, None)
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin), requested=backend)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin, affine), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid, seed, rotary)
-    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, chosen, *parts)
+        return reference.space_time_attention(parts, grid, seed, rotary, affine)
+    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, affine, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -13,9 +13,10 @@ from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, 
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
-# Each module has forward(qkv, grid, seed, rotary, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out,
-# qkv, out, stats, grid, seed, rotary, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so
-# are the gradients. Results are new, or written into the last argument, if given.
+# Each module has forward(qkv, grid, seed, rotary, affine, out) -> (out, stats), stats_shape(qkv, grid), and
+# backward(grad_out, qkv, out, stats, grid, seed, rotary, affine, grads) -> gradients. `qkv` is a tuple of one packed
+# tensor or of three, and so are the gradients, after which comes that of `affine`, if given. Results are new, or, but
+# that one, written into the last argument, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -46,25 +47,28 @@ def _forward(
     token_order: str,
     dropout_rate: float,
     rotary_pairs: str | None,
+    qk_norm: str | None,
+    qk_norm_eps: float,
     valid_frames: list[int] | None,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    affine: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames,
+        qk_norm, qk_norm_eps, valid_frames,
     )  # fmt: skip
     implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
     if grid.valid_frames is None:
-        return implementation.forward(rows, grid, seed, _rotary(cos, sin))
-    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin))
+        return implementation.forward(rows, grid, seed, _rotary(cos, sin), affine)
+    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin), affine)
 
 
 @_forward.register_fake
 def _(qkv, *arguments):
-    *numbers, _, _, _, backend = arguments
+    *numbers, _, _, _, _, backend = arguments
     grid, implementation = _grid(*numbers), OPERATOR.implementations[backend]
     if grid.valid_frames is None:
         stats_shape = implementation.stats_shape(qkv, grid)
@@ -88,26 +92,30 @@ def _backward(
     token_order: str,
     dropout_rate: float,
     rotary_pairs: str | None,
+    qk_norm: str | None,
+    qk_norm_eps: float,
     valid_frames: list[int] | None,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    affine: torch.Tensor | None,
     backend: str,
 ) -> list[torch.Tensor]:
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames,
+        qk_norm, qk_norm_eps, valid_frames,
     )  # fmt: skip
     implementation = OPERATOR.implementations[backend]
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
     if grid.valid_frames is None:
-        return list(implementation.backward(*tensors, grid, seed, _rotary(cos, sin)))
-    return list(padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin)))
+        return list(implementation.backward(*tensors, grid, seed, _rotary(cos, sin), affine))
+    return list(padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin), affine))
 
 
 @_backward.register_fake
-def _(grad_out, qkv, *_):
-    return [part.new_empty(part.shape) for part in qkv]
+def _(grad_out, qkv, *arguments):
+    *_, affine, _ = arguments
+    return [tensor.new_empty(tensor.shape) for tensor in (*qkv, affine) if tensor is not None]
 
 
 class SpaceTimeAttention(torch.autograd.Function):
@@ -125,22 +133,29 @@ class SpaceTimeAttention(torch.autograd.Function):
         seed: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
+        affine: torch.Tensor | None,
         backend: str,
         *qkv: torch.Tensor,
     ) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *grid, seed, cos, sin, backend)
-        ctx.save_for_backward(seed, cos, sin, out, stats, *qkv)
+        out, stats = call(_forward, qkv, *grid, seed, cos, sin, affine, backend)
+        ctx.save_for_backward(seed, cos, sin, affine, out, stats, *qkv)
         ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        seed, cos, sin, out, stats, *qkv = ctx.saved_tensors
+        seed, cos, sin, affine, out, stats, *qkv = ctx.saved_tensors
+        parts = len(qkv)
+        inputs = (*qkv,) if affine is None else (*qkv, affine)
 
-        def kernel(grad_out: torch.Tensor, *qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, cos, sin, ctx.backend))
+        def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            qkv, (affine,) = inputs[:parts], inputs[parts:] or (None,)
+            return tuple(call(_backward, grad_out, qkv, out, stats, *ctx.grid, seed, cos, sin, affine, ctx.backend))
 
-        def formula(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (reference.space_time_attention(qkv, ctx.grid, seed, None if cos is None else (cos, sin)),)
+        def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rotary = None if cos is None else (cos, sin)
+            return (reference.space_time_attention(inputs[:parts], ctx.grid, seed, rotary, *inputs[parts:]),)
 
-        return None, None, None, None, None, *gradient(kernel, formula, grad_outputs, tuple(qkv))
+        grads = gradient(kernel, formula, grad_outputs, inputs)
+        grad_of_affine = None if affine is None else grads[parts]
+        return None, None, None, None, grad_of_affine, None, *grads[:parts]

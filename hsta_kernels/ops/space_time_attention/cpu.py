@@ -15,6 +15,8 @@ from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
+    if grid.qk_norm is not None:
+        return "qk_norm is given; the kernels normalize nothing"
     return launch.refuse("qkv", qkv[0])
 
 
@@ -34,6 +36,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +55,7 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:

@@ -26,6 +26,8 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
         return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    if grid.qk_norm is not None:
+        return "qk_norm is given; the kernels normalize nothing"
     if grid.num_frames > _MAX_FRAMES or grid.num_prefix_tokens > _MAX_PREFIX:
         return (
             f"there are {grid.num_frames} frames and {grid.num_prefix_tokens} prefix tokens; the kernels take up to "
@@ -42,9 +44,10 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, out, launch.run)
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, affine, out, launch.run)
 
 
 def backward(
@@ -55,7 +58,8 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), launch.aligned(out), stats)
-    return cpu.backward(*tensors, grid, seed, rotary, grads, launch.run)
+    return cpu.backward(*tensors, grid, seed, rotary, affine, grads, launch.run)

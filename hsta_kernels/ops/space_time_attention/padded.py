@@ -82,11 +82,12 @@ def reference(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
 ) -> torch.Tensor:
     """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
     outs = []
     for some in clips(grid):
-        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed), some.rotary(rotary))
+        out = attend(tuple(some.of(part) for part in qkv), some.grid, some.seed(seed), some.rotary(rotary), affine)
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
         index = some.row_of_each(torch.arange(qkv[0].shape[1], device=out.device))
         outs.append(padded.index_copy(1, index, out))
@@ -104,12 +105,14 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     part = qkv[0]
     out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
     for some, parts, _ in _calls(implementation, qkv, grid):
         place = some.of(out) if some.in_place else None
-        valid, statistics = implementation.forward(parts, some.grid, some.seed(seed), some.rotary(rotary), place)
+        common = (some.grid, some.seed(seed), some.rotary(rotary), affine)
+        valid, statistics = implementation.forward(parts, *common, place)
         some.put(out, valid)
         stats.append(statistics.flatten())
     return out, torch.cat(stats) if stats else out.new_empty(0, dtype=torch.float32)
@@ -124,19 +127,24 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(part.new_empty(part.shape) for part in qkv)
+    grads_of_affine = () if affine is None else (torch.zeros_like(affine),)
     first = 0
     for some, parts, shape in _calls(implementation, qkv, grid):
         last = first + torch.Size(shape).numel()
         statistics = stats[first:last].view(shape).clone()  # GPU kernels want it to begin at a multiple of 16 bytes
         tensors = (some.of(grad_out), parts, some.of(out), statistics)
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
-        valid = implementation.backward(*tensors, some.grid, some.seed(seed), some.rotary(rotary), places)
-        for grad, of_valid in zip(grads, valid, strict=True):
+        common = (some.grid, some.seed(seed), some.rotary(rotary), affine)
+        valid = implementation.backward(*tensors, *common, places)
+        for grad, of_valid in zip(grads, valid[: len(grads)], strict=True):
             some.put(grad, of_valid)
+        for total, of_clips in zip(grads_of_affine, valid[len(grads) :], strict=True):
+            total += of_clips
         first = last
-    return grads
+    return *grads, *grads_of_affine
 
 
 def _calls(

@@ -71,6 +71,8 @@ class Groups(NamedTuple):
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    if grid.qk_norm is not None:
+        return "qk_norm is given; the kernels normalize nothing"
     return refuse_tensor("qkv", qkv[0], "flash_backward_kv")
 
 
@@ -88,6 +90,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
@@ -144,6 +147,7 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
