@@ -18,6 +18,8 @@ struct Shape {
   double dropout_rate = 0;
   bool rotates = false;
   RotaryPairs pairs = RotaryPairs::kInterleaved;
+  bool normalizes = false;
+  NormKind norm = NormKind::kLayer;
 
   int64_t tokens() const { return prefix + frames * patches; }
   int64_t frame(int64_t token) const {
@@ -72,6 +74,55 @@ void rotate(const Shape& s, const Values& cos, const Values& sin, bool transpose
     }
     std::copy(row.begin(), row.end(), at);
   }
+}
+
+constexpr double kEps = 1e-3;
+
+// f(part, number of the row's first element) for the rows of q and k in (B, L, 3, H, D).
+template <typename F>
+void for_normalized_rows(const Shape& s, const F& f) {
+  for (int64_t r = 0; r < s.batch * s.tokens() * 3 * s.heads; ++r)
+    if (r / s.heads % 3 < 2) f(r / s.heads % 3, r * s.dim);
+}
+
+// A row's statistics and its norm without weight and bias; returns 1 / standard deviation.
+double standardize(const Shape& s, const double* row, Values& y) {
+  double mean = 0, variance = 0;
+  for (int64_t d = 0; s.norm == NormKind::kLayer && d < s.dim; ++d) mean += row[d] / double(s.dim);
+  for (int64_t d = 0; d < s.dim; ++d) variance += (row[d] - mean) * (row[d] - mean) / double(s.dim);
+  const double rstd = 1 / std::sqrt(variance + kEps);
+  y.resize(s.dim);
+  for (int64_t d = 0; d < s.dim; ++d) y[d] = (row[d] - mean) * rstd;
+  return rstd;
+}
+
+// Rows of q and k become their norms; `affine` has weight and bias of q, and of k.
+void normalize(const Shape& s, const Values& affine, Values& qkv) {
+  Values y;
+  for_normalized_rows(s, [&](int64_t part, int64_t at) {
+    standardize(s, &qkv[at], y);
+    for (int64_t d = 0; d < s.dim; ++d)
+      qkv[at + d] = y[d] * affine[part * 2 * s.dim + d] + affine[(part * 2 + 1) * s.dim + d];
+  });
+}
+
+// Gradients of the norms become those of the rows `qkv`, and give those of `affine`.
+void normalize_backward(const Shape& s, const Values& affine, const Values& qkv, Values& grad, Values& grad_affine) {
+  Values y, h(s.dim);
+  grad_affine.assign(affine.size(), 0);
+  for_normalized_rows(s, [&](int64_t part, int64_t at) {
+    const double rstd = standardize(s, &qkv[at], y);
+    double mean = 0, along = 0;
+    for (int64_t d = 0; d < s.dim; ++d) {
+      const int64_t weight = part * 2 * s.dim + d, bias = weight + s.dim;
+      grad_affine[weight] += grad[at + d] * y[d];
+      grad_affine[bias] += grad[at + d];
+      h[d] = grad[at + d] * affine[weight];
+      if (s.norm == NormKind::kLayer) mean += h[d] / double(s.dim);
+      along += h[d] * y[d] / double(s.dim);
+    }
+    for (int64_t d = 0; d < s.dim; ++d) grad[at + d] = rstd * (h[d] - mean - y[d] * along);
+  });
 }
 
 // `out` (B, L, H, D) and `grad_qkv` (B, L, 3, H, D), in double.
@@ -146,6 +197,12 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
   op.dropout_rate = s.dropout_rate, op.seed = kSeed;
   if (s.rotates) op.rotary_pairs = s.pairs, op.cos = cos.view(), op.sin = sin.view();
+  Tensor<float> affine({2, 2, s.dim}), grad_affine({2, 2, s.dim});
+  affine.randomize(random, 1);
+  if (s.normalizes) {
+    op.qk_norm = s.norm, op.qk_norm_eps = kEps;
+    op.affine = affine.view(), op.grad_affine = grad_affine.view();
+  }
   for (int part = 0; part < 3; ++part) {
     op.qkv[part] = part_of(qkv.view(), part, sizeof(T));
     op.grad_qkv[part] = part_of(grad_qkv.view(), part, sizeof(T));
@@ -154,19 +211,23 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   in_new_thread([&] { kernels().space_time_attention_forward(op); });
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 
-  Values exact_out, exact_grad;
+  Values exact_out, exact_grad, exact_grad_affine;
   Values rows = qkv.values();
+  if (s.normalizes) normalize(s, affine.values(), rows);
   if (s.rotates) rotate(s, cos.values(), sin.values(), false, rows);
   naive(s, rows, grad_out.values(), exact_out, exact_grad);
   if (s.rotates) rotate(s, cos.values(), sin.values(), true, exact_grad);
+  if (s.normalizes) normalize_backward(s, affine.values(), qkv.values(), exact_grad, exact_grad_affine);
   const std::string what =
       "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
       ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
       " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
       " prefix " + std::to_string(int(s.prefix_attention)) + " dropout " + std::to_string(s.dropout_rate) +
-      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") + ", " + layout;
+      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") +
+      (s.normalizes ? " norm " + std::to_string(int(s.norm)) : "") + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
+  if (s.normalizes) expect_close(what + ": grad_affine", grad_affine, exact_grad_affine, op.dtype);
 }
 
 template <typename T>
@@ -211,8 +272,22 @@ void test_rotary() {
       }
 }
 
+// Rows of whole vectors, with a tail, of a tail alone; rotated after that or not.
+template <typename T>
+void test_norms() {
+  for (NormKind norm : {NormKind::kLayer, NormKind::kRms})
+    for (bool rotates : {false, true})
+      for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint})
+        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {4, 3}, {2, 11}, {17, 3}, {3, 67}})
+          for (int64_t dim : {6, 24, 32})
+            check_layouts<T>({axis, 2, 1, frames, patches, 2, dim, TokenOrder::kTimeMajor, PrefixAttention::kAll, 0,
+                              rotates, RotaryPairs::kInterleaved, true, norm},
+                             false);
+}
+
 template <typename T>
 void test() {
+  test_norms<T>();
   test_orders_and_prefixes<T>();
   test_rotary<T>();
   for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint}) {

@@ -145,7 +145,7 @@ def test_a_bias_of_keys_changes_nothing_but_rotated(axis, normalizing):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("head_dim", (3, 10, 37, 128))
+@pytest.mark.parametrize("head_dim", (10, 37, 128))
 def test_parity_of_everything_at_once(head_dim, kind, axis, dtype, normalizing):
     """With dropout, heads that share keys, clips of different lengths; one weight or bias alone."""
     function = normalized_by(
