@@ -29,6 +29,7 @@ namespace {
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dealt out to several items
 constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
+constexpr int64_t kRowsAhead = 8;         // that are asked for where rows are read once more
 constexpr float kLowest = -FLT_MAX;       // of a maximum that others are merged with
 
 // Which of a token's three vectors, in qkv and in its gradient.
@@ -219,8 +220,13 @@ template <typename T, typename Add>
 void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, float* values, int64_t row_floats,
                      const Add& add) {
   const Plan& plan = group.plan;
+  const bool reads_rows = part != kValue && plan.maps[part].normalizes();
   for (int64_t i = 0; i < count; ++i) {
     float* row = values + i * row_floats;
+    // A group's rows were packed long ago, and may lie in pages of their own, which no prefetcher of the processor
+    // finds.
+    if (reads_rows && i + kRowsAhead < count)
+      prefetch(group.part(part).row(plan.token(group.index, first + i + kRowsAhead)), plan.dim);
     if (first + i < plan.prefix)
       add(part, first + i, row);
     else

@@ -15,6 +15,7 @@ class RowMap {
   // `part` is 0 for q, 1 for k.
   RowMap(const SpaceTimeAttention& op, int part) : norm_(op, part), rotary_(op), dim_(op.head_dim) {}
 
+  bool normalizes() const { return norm_.normalizes(); }
   bool changes_rows() const { return norm_.normalizes() || rotary_.rotates(); }
 
   // A token's row as words, rounded once, filled up with zeros. Computed in one place: the backward pass needs the bits
