@@ -18,6 +18,8 @@ enum class TokenOrder : int { kTimeMajor = 0, kPatchMajor = 1 };
 
 enum class RotaryPairs : int { kInterleaved = 0, kHalf = 1 };
 
+enum class NormKind : int { kLayer = 0, kRms = 1 };
+
 enum class Layout { kContiguous, kRows };
 
 // Absorbed attention: cross_modal_attention without its projections, over the rows [query, tokens] of a sample: z_h =
@@ -227,7 +229,8 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
 // (cpu/attention_dropout.h), and neither stats nor any softmax's sum know of it; the CUDA kernels have none.
 //
 // With `cos` and `sin`, a row for each token, rows of q and k are rotated before they are used (cpu/rotary.h); without,
-// their data are null. The CUDA kernels rotate nothing.
+// their data are null. The CUDA kernels rotate nothing. With `affine`, weight and bias of q and of k, they are
+// normalized before that (cpu/qk_norm.h); the CUDA kernels normalize nothing.
 //
 // With `bias`, whose rows and columns are a group's rows, the prefix first, it is added to scale * q·k, in every sample
 // and group (cpu/attention_bias.h); its gradient is computed where `grad_bias` is given. The CUDA kernels add none.
@@ -241,8 +244,11 @@ struct SpaceTimeAttention {
   double dropout_rate;  // as of BiasGelu
   uint64_t seed;
   RotaryPairs rotary_pairs;
+  NormKind qk_norm;
+  double qk_norm_eps;
   TensorView qkv[3];
   TensorView cos, sin;
+  TensorView affine, grad_affine;
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
   float* workspace;
@@ -267,10 +273,13 @@ void read_space_time_attention_forward(Arguments& in, SpaceTimeAttention& op) {
   in.number("dropout_rate", op.dropout_rate);
   in.number("seed", op.seed);
   in.choice("rotary_pairs", op.rotary_pairs, 2);
+  in.choice("qk_norm", op.qk_norm, 2);
+  in.number("qk_norm_eps", op.qk_norm_eps);
   const int64_t tokens = op.prefix + op.frames * op.patches;
   in.parts("qkv", op.qkv, &op.dtype, {&op.batch, tokens, &op.heads, &op.head_dim}, Layout::kRows);
   in.tensor_or_none("cos", op.cos, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
   in.tensor_or_none("sin", op.sin, DType::kFloat32, {tokens, op.head_dim}, Layout::kRows);
+  in.tensor_or_none("affine", op.affine, DType::kFloat32, {2, 2, op.head_dim}, Layout::kContiguous);
   const int64_t rows = op.group_rows();
   in.tensor_or_none("bias", op.bias, DType::kFloat32, {op.heads, rows, rows}, Layout::kRows);
   in.tensor("out", op.out, op.dtype, {op.batch, tokens, op.heads, op.head_dim});
@@ -283,6 +292,8 @@ void read_space_time_attention_backward(Arguments& in, SpaceTimeAttention& op) {
   const int64_t tokens = op.qkv[0].shape[1];
   in.tensor("grad_out", op.grad_out, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kRows);
   in.parts("grad_qkv", op.grad_qkv, op.dtype, {op.batch, tokens, op.heads, op.head_dim}, Layout::kContiguous);
+  in.tensor_or_none("grad_affine", op.grad_affine, DType::kFloat32, {op.affine.data ? 2 : 0, 2, op.head_dim},
+                    Layout::kContiguous);
   const int64_t rows = op.group_rows();
   in.tensor_or_none("grad_bias", op.grad_bias, DType::kFloat32, {op.heads, rows, rows}, Layout::kContiguous);
 }

@@ -19,7 +19,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "panels.h"
-#include "rotary.h"
+#include "row_map.h"
 #include "writer.h"
 
 namespace hsta {
@@ -29,6 +29,7 @@ namespace {
 constexpr int64_t kMaxSmallRows = 32;     // tokens of a group that small_groups.h takes
 constexpr int64_t kQueriesPerItem = 384;  // a larger group's queries may be dealt out to several items
 constexpr int64_t kQueryStep = 96;        // whole blocks of large_groups.h, whatever the instruction set
+constexpr int64_t kRowsAhead = 8;         // that are asked for where rows are read once more
 constexpr float kLowest = -FLT_MAX;       // of a maximum that others are merged with
 
 // Shares of a bias's gradient, at most, and how many floats those after the first may take.
@@ -50,14 +51,14 @@ template <typename T>
 struct Rows {
   const T* base;
   int64_t stride_token;
-  const Rotary* rotary = nullptr;  // of rows that are not used as they lie
+  const RowMap* map = nullptr;  // of rows that are not used as they lie
 
   const T* row(int64_t token) const { return base + token * stride_token; }
 
-  // As words, rotated.
+  // As words of what they become.
   template <typename Word>
   void pack(int64_t token, int64_t dim, Word* to) const {
-    rotary ? rotary->pack_row(row(token), token, to) : pack_row(row(token), dim, to);
+    map ? map->pack_row(row(token), token, to) : pack_row(row(token), dim, to);
   }
 };
 
@@ -81,13 +82,14 @@ struct Plan {
   int64_t rows, rows_padded, dim, dim_padded;
   bool small;
   int64_t groups_per_item, heads_per_item, queries_per_item, splits, head_runs, query_runs, items;
-  int64_t items_per_share = 1;  // of a head: one thread takes them in order (attention_bias.h)
-  Rotary rotary;
+  int64_t items_per_share = 1;   // of a head: one thread takes them in order (attention_bias.h)
+  RowMap maps[2];                // of q and of k
   Writer writer;                 // of the output, or of the gradient
   float* deltas = nullptr;       // (batch, heads, prefix), in the backward pass: sum_j p_j dp_j of a prefix query
   float* bias_shares = nullptr;  // (shares, heads, rows, rows_padded), where a bias has a gradient
 
-  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer) : rotary(op), writer(writer) {
+  Plan(const SpaceTimeAttention& op, bool split_queries, Writer writer)
+      : maps{RowMap(op, kQuery), RowMap(op, kKey)}, writer(writer) {
     const bool time_major = op.order == TokenOrder::kTimeMajor, joint = op.axis == Axis::kJoint;
     const int64_t frame_step = time_major ? op.patches : 1, position_step = time_major ? 1 : op.frames;
     tokens = op.prefix + op.frames * op.patches;
@@ -148,9 +150,9 @@ struct Plan {
 };
 
 struct Item {
-  int64_t sample, split, first_group, last_group, first_head, last_head, first_query, last_query;
+  int64_t number, sample, split, first_group, last_group, first_head, last_head, first_query, last_query;
 
-  Item(const Plan& plan, int64_t index) {
+  Item(const Plan& plan, int64_t index) : number(index) {
     first_query = index % plan.query_runs * plan.queries_per_item;
     last_query = min(first_query + plan.queries_per_item, plan.rows);
     index /= plan.query_runs;
@@ -187,10 +189,11 @@ struct Group {
   const Plan& plan;
   const SpaceTimeAttention& op;
   int64_t sample, index, head;
+  AffineSums* affine = nullptr;  // of q and of k, where gradients of normalized rows are written
 
   Rows<T> part(Part part) const {
-    const Rotary* rotary = part != kValue && plan.rotary.rotates() ? &plan.rotary : nullptr;
-    return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], rotary};
+    const RowMap* map = part != kValue && plan.maps[part].changes_rows() ? &plan.maps[part] : nullptr;
+    return {op.qkv[part].at<const T>(sample, 0, head), op.qkv[part].stride[1], map};
   }
   Rows<T> grad_out() const { return {op.grad_out.at<const T>(sample, 0, head), op.grad_out.stride[1]}; }
   T* out(int64_t token) const { return op.out.as<T>() + ((sample * plan.tokens + token) * op.heads + head) * plan.dim; }
@@ -225,10 +228,11 @@ void write_output(const Group<T>& group, int64_t token, float sum, const float* 
   write_scaled(group.plan, values, 1.0f / sum, group.out(token));
 }
 
-// `values`, of rotated rows of q and k, become those of the rows before.
+// `values`, of what rows of q and k became, become those of the rows.
 template <typename T>
 void write_gradient(const Group<T>& group, int64_t token, Part part, float* values) {
-  if (part != kValue && group.plan.rotary.rotates()) group.plan.rotary.transpose(values, token);
+  if (part != kValue && group.plan.maps[part].changes_rows())
+    group.plan.maps[part].pull_back(group.part(part).row(token), token, values, group.affine + part);
   write_scaled(group.plan, values, part == kValue ? 1.0f : float(group.op.scale), group.grad(token, part));
 }
 
@@ -238,8 +242,13 @@ template <typename T, typename Add>
 void write_gradients(const Group<T>& group, int64_t first, int64_t count, Part part, float* values, int64_t row_floats,
                      const Add& add) {
   const Plan& plan = group.plan;
+  const bool reads_rows = part != kValue && plan.maps[part].normalizes();
   for (int64_t i = 0; i < count; ++i) {
     float* row = values + i * row_floats;
+    // A group's rows were packed long ago, and may lie in pages of their own, which no prefetcher of the processor
+    // finds.
+    if (reads_rows && i + kRowsAhead < count)
+      prefetch(group.part(part).row(plan.token(group.index, first + i + kRowsAhead)), plan.dim);
     if (first + i < plan.prefix)
       add(part, first + i, row);
     else

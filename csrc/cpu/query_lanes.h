@@ -194,7 +194,7 @@ struct QueryLanes {
     const auto b = pieces_in<Buffers>(buffer, *this, false);
     NextRows next(group, false);
     const float *q[kMaxSmallRows], *k[kMaxSmallRows], *v[kMaxSmallRows];
-    if (plan.rotary.rotates()) take_rows(group, group.part(kQuery), b.q, q);
+    if (plan.maps[kQuery].changes_rows()) take_rows(group, group.part(kQuery), b.q, q);
     take_rows(group, group.part(kKey), b.k, k);
     take_rows(group, group.part(kValue), b.v, v);
     put_queries_across(group, q, b.across);
@@ -299,7 +299,7 @@ struct QueryLanes {
  private:
   // Pointers to a group's rows as floats: the tensor's own memory where that will do, else copies.
   void take_rows(const Group<T>& group, const Rows<T>& from, float* copies, const float** to) const {
-    const bool in_place = std::is_same_v<T, float> && patches <= kWays && dim == words && !from.rotary;
+    const bool in_place = std::is_same_v<T, float> && patches <= kWays && dim == words && !from.map;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t token = plan.token(group.index, r);
       if constexpr (std::is_same_v<T, float>)
@@ -312,10 +312,10 @@ struct QueryLanes {
     }
   }
 
-  // Element d of patch c to d * lanes + c; the lanes of absent patches have copies of the last. Rotated rows are those
-  // that were taken.
-  void put_queries_across(const Group<T>& group, const float* const* rotated, float* to) const {
-    plan.rotary.rotates() ? put_across(rotated[prefix], words, to) : put_across(group, group.part(kQuery), to);
+  // Element d of patch c to d * lanes + c; the lanes of absent patches have copies of the last. Rows that change are
+  // those that were taken.
+  void put_queries_across(const Group<T>& group, const float* const* taken, float* to) const {
+    plan.maps[kQuery].changes_rows() ? put_across(taken[prefix], words, to) : put_across(group, group.part(kQuery), to);
   }
   void put_across(const Group<T>& group, const Rows<T>& from, float* to) const {
     put_across(from.row(plan.token(group.index, prefix)), plan.patch_step * from.stride_token, to);

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "panels.h"
+#include "simd.h"
 
 namespace hsta {
 namespace HSTA_ISA {
@@ -19,22 +19,18 @@ class Rotary {
 
   bool rotates() const { return cos_.rows != nullptr; }
 
-  // A token's row as words, filled up with zeros. Computed once, in one place: the backward pass needs the bits of the
-  // forward pass.
-  template <typename T, typename Word>
-  __attribute__((noinline)) void pack_row(const T* from, int64_t token, Word* to) const {
-    using Element = std::conditional_t<std::is_same_v<Word, float>, float, BFloat16>;
-    auto* row = reinterpret_cast<Element*>(to);
-    for_pairs(from, token, row, [](Vec x, Vec partner, Vec cos, Vec sin, Vec, Vec sign) __attribute__((always_inline)) {
+  // A token's row, which is a function of where its elements are and how many of them, to memory.
+  template <typename Row, typename Element>
+  HSTA_INLINE void rotate(const Row& row, int64_t token, Element* to) const {
+    for_pairs(row, token, to, [](Vec x, Vec partner, Vec cos, Vec sin, Vec, Vec sign) __attribute__((always_inline)) {
       return x * cos + partner * sin * sign;
     });
-    const int64_t filled = kPerWord<Word> * row_words<Word>(dim_);
-    std::memset(static_cast<void*>(row + dim_), 0, size_t(filled - dim_) * sizeof(Element));
   }
 
   // The gradient of a token's row, from that of what the row became, in its place.
   __attribute__((noinline)) void transpose(float* row, int64_t token) const {
-    for_pairs(row, token, row,
+    const auto elements = [=](int64_t d, auto count) { return load_floats(row + d, count); };
+    for_pairs(elements, token, row,
               [](Vec y, Vec partner, Vec cos, Vec, Vec sin_of_partner, Vec sign)
                   __attribute__((always_inline)) { return y * cos - partner * sin_of_partner * sign; });
   }
@@ -49,22 +45,22 @@ class Rotary {
   };
 
   // to = step(x, x of the partners, cos, sin, sin of the partners, sign of what rotate puts here).
-  template <typename T, typename Element, typename Step>
-  HSTA_INLINE void for_pairs(const T* from, int64_t token, Element* to, const Step& step) const {
+  template <typename Row, typename Element, typename Step>
+  HSTA_INLINE void for_pairs(const Row& from, int64_t token, Element* to, const Step& step) const {
     const float *cos = cos_.row(token), *sin = sin_.row(token);
     const Vec first = broadcast(-1.0f), second = broadcast(1.0f);
     if (interleaved_) {
       const auto swapped = [](Vec v) { return shuffle<Neighbour<1>>(v, v); };
       const Vec sign = is_equal(lane_numbers() % 2, 0) ? first : second;
       for_vectors(dim_, [=](int64_t d, auto count) __attribute__((always_inline)) {
-        const Vec x = load_floats(from + d, count), s = load_floats(sin + d, count);
+        const Vec x = from(d, count), s = load_floats(sin + d, count);
         store_floats(step(x, swapped(x), load_floats(cos + d, count), s, swapped(s), sign), to + d, count);
       });
     } else {
       const int64_t half = dim_ / 2;
       for_vectors(half, [=](int64_t d, auto count) __attribute__((always_inline)) {
         const int64_t e = d + half;
-        const Vec x = load_floats(from + d, count), y = load_floats(from + e, count);
+        const Vec x = from(d, count), y = from(e, count);
         const Vec of_x = load_floats(sin + d, count), of_y = load_floats(sin + e, count);
         store_floats(step(x, y, load_floats(cos + d, count), of_x, of_y, first), to + d, count);
         store_floats(step(y, x, load_floats(cos + e, count), of_y, of_x, second), to + e, count);

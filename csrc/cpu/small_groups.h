@@ -23,14 +23,13 @@ template <typename T, typename Word>
 void take_rows(const Group<T>& group, const Rows<T>& from, Word* copies, const Word** rows) {
   const Plan& plan = group.plan;
   const int64_t words = row_words<Word>(plan.dim);
-  const bool in_place =
-      sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim && !from.rotary;
+  const bool in_place = sizeof(Word) == sizeof(T) * kPerWord<Word> && words * kPerWord<Word> == plan.dim && !from.map;
   const auto take = [&](int64_t r, const T* row) {
     if (in_place) {
       rows[r] = reinterpret_cast<const Word*>(row);
     } else {
-      from.rotary ? from.rotary->pack_row(row, plan.token(group.index, r), copies + r * words)
-                  : pack_row(row, plan.dim, copies + r * words);
+      from.map ? from.map->pack_row(row, plan.token(group.index, r), copies + r * words)
+               : pack_row(row, plan.dim, copies + r * words);
       rows[r] = copies + r * words;
     }
   };

@@ -139,15 +139,41 @@ void forward(const SpaceTimeAttention& op) {
   });
 }
 
-struct SharedGradients {
-  float* shares;                // (batch, splits, heads, 3, prefix, dim_padded): each split's share
+// What gradients are summed of.
+struct Shares {
+  float* prefix;                // (batch, splits, heads, 3, prefix, dim_padded): what each split gives to prefix tokens
   float *deltas, *bias_shares;  // as Plan has them
+  // (items and then batch * heads, 2, AffineSums::kRows, affine_padded): what each item gives to the weights and biases
+  // of the norms of q and k, and what the prefix tokens of each head do.
+  float* affine;
+  int64_t count_of_affine, affine_padded;
 
-  SharedGradients(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
-      : shares(arena.take(op.batch * plan.splits * op.heads * 3 * plan.prefix * plan.dim_padded)),
+  Shares(Arena& arena, const Plan& plan, const SpaceTimeAttention& op)
+      : prefix(arena.take(op.batch * plan.splits * op.heads * 3 * plan.prefix * plan.dim_padded)),
         deltas(arena.take(op.batch * op.heads * plan.prefix)),
-        bias_shares(op.grad_bias.data ? arena.take(plan.shares() * bias_share_floats(plan, op)) : nullptr) {}
+        bias_shares(op.grad_bias.data ? arena.take(plan.shares() * bias_share_floats(plan, op)) : nullptr),
+        count_of_affine(plan.items + op.batch * op.heads),
+        affine_padded(op.affine.data ? plan.dim_padded : 0) {
+    affine = arena.take(count_of_affine * stride_of_affine());
+  }
+
+  int64_t stride_of_affine() const { return 2 * AffineSums::kRows * affine_padded; }
+  AffineSums affine_of(int64_t share, Part part) const {
+    return {affine + share * stride_of_affine() + part * AffineSums::kRows * affine_padded, affine_padded};
+  }
 };
+
+// Gradients of the norms' weights and biases.
+inline void write_affine_gradients(const SpaceTimeAttention& op, const Shares& shares) {
+  for (int64_t row = 0; row < 4; ++row) {  // of q and of k, weight and bias
+    const float* first = shares.affine + (row / 2 * AffineSums::kRows + row % 2) * shares.affine_padded;
+    float* to = op.grad_affine.as<float>() + row * op.head_dim;
+    for_vectors(op.head_dim, [&](int64_t d, auto count) {
+      const Vec sum = sum_shares(first + d, shares.count_of_affine, shares.stride_of_affine());
+      store_floats(sum * broadcast(float(op.scale)), to + d, count);
+    });
+  }
+}
 
 template <typename T, typename Large>
 void backward(const SpaceTimeAttention& op) {
@@ -155,10 +181,10 @@ void backward(const SpaceTimeAttention& op) {
   const SmallGroups<T> small(plan, op);
   const Large large(plan, op);
   const int64_t prefix_floats = plan.prefix * plan.dim_padded;
-  const auto shared = pieces<SharedGradients>(Scratch::kShared, plan, op);
+  const auto shared = pieces<Shares>(Scratch::kShared, plan, op);
   plan.deltas = shared.deltas, plan.bias_shares = shared.bias_shares;
   const auto share_of = [&](int64_t sample, int64_t split, int64_t head) {
-    return shared.shares + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
+    return shared.prefix + ((sample * plan.splits + split) * op.heads + head) * 3 * prefix_floats;
   };
 
   const int64_t buffer_floats = plan.small ? small.scratch_floats(true) : large.scratch_floats(true);
@@ -172,6 +198,7 @@ void backward(const SpaceTimeAttention& op) {
   }
 
   for_each_item(plan, buffer_floats, [&](Item item, float* buffer) {
+    AffineSums affine[] = {shared.affine_of(item.number, kQuery), shared.affine_of(item.number, kKey)};
     for (int64_t h = item.first_head; h < item.last_head; ++h) {
       float* share = share_of(item.sample, item.split, h);
       for (int64_t i = 0; i < 3 * prefix_floats; ++i) share[i] = 0;
@@ -181,7 +208,7 @@ void backward(const SpaceTimeAttention& op) {
     }
     for (int64_t g = item.first_group; g < item.last_group; ++g)
       for (int64_t h = item.first_head; h < item.last_head; ++h) {
-        const Group<T> group{plan, op, item.sample, g, h};
+        const Group<T> group{plan, op, item.sample, g, h, affine};
         float* share = share_of(item.sample, item.split, h);
         const auto add = [&](Part part, int64_t p, const float* values) {
           float* to = share + (part * plan.prefix + p) * plan.dim_padded;
@@ -192,6 +219,7 @@ void backward(const SpaceTimeAttention& op) {
         else
           large.backward(group, buffer, add);
       }
+    for (AffineSums& sums : affine) sums.finish();
   });
 
 #pragma omp parallel for schedule(static)
@@ -202,10 +230,14 @@ void backward(const SpaceTimeAttention& op) {
       const float* share = share_of(b, split, h);
       for (int64_t i = 0; i < 3 * prefix_floats; ++i) total[i] += share[i];
     }
+    AffineSums affine[] = {shared.affine_of(plan.items + row, kQuery), shared.affine_of(plan.items + row, kKey)};
+    const Group<T> group{plan, op, b, 0, h, affine};
     for (const Part part : {kQuery, kKey, kValue})
       for (int64_t p = 0; p < plan.prefix; ++p)
-        write_gradient(Group<T>{plan, op, b, 0, h}, p, part, total + (part * plan.prefix + p) * plan.dim_padded);
+        write_gradient(group, p, part, total + (part * plan.prefix + p) * plan.dim_padded);
+    for (AffineSums& sums : affine) sums.finish();
   }
+  if (op.grad_affine.data) write_affine_gradients(op, shared);
 
   if (plan.bias_shares) add_bias_shares(plan, op);
 

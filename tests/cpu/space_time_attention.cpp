@@ -18,6 +18,8 @@ struct Shape {
   double dropout_rate = 0;
   bool rotates = false;
   RotaryPairs pairs = RotaryPairs::kInterleaved;
+  bool normalizes = false;
+  NormKind norm = NormKind::kLayer;
   bool biased = false;
 
   int64_t tokens() const { return prefix + frames * patches; }
@@ -79,6 +81,55 @@ void rotate(const Shape& s, const Values& cos, const Values& sin, bool transpose
     }
     std::copy(row.begin(), row.end(), at);
   }
+}
+
+constexpr double kEps = 1e-3;
+
+// f(part, number of the row's first element) for the rows of q and k in (B, L, 3, H, D).
+template <typename F>
+void for_normalized_rows(const Shape& s, const F& f) {
+  for (int64_t r = 0; r < s.batch * s.tokens() * 3 * s.heads; ++r)
+    if (r / s.heads % 3 < 2) f(r / s.heads % 3, r * s.dim);
+}
+
+// A row's statistics and its norm without weight and bias; returns 1 / standard deviation.
+double standardize(const Shape& s, const double* row, Values& y) {
+  double mean = 0, variance = 0;
+  for (int64_t d = 0; s.norm == NormKind::kLayer && d < s.dim; ++d) mean += row[d] / double(s.dim);
+  for (int64_t d = 0; d < s.dim; ++d) variance += (row[d] - mean) * (row[d] - mean) / double(s.dim);
+  const double rstd = 1 / std::sqrt(variance + kEps);
+  y.resize(s.dim);
+  for (int64_t d = 0; d < s.dim; ++d) y[d] = (row[d] - mean) * rstd;
+  return rstd;
+}
+
+// Rows of q and k become their norms; `affine` has weight and bias of q, and of k.
+void normalize(const Shape& s, const Values& affine, Values& qkv) {
+  Values y;
+  for_normalized_rows(s, [&](int64_t part, int64_t at) {
+    standardize(s, &qkv[at], y);
+    for (int64_t d = 0; d < s.dim; ++d)
+      qkv[at + d] = y[d] * affine[part * 2 * s.dim + d] + affine[(part * 2 + 1) * s.dim + d];
+  });
+}
+
+// Gradients of the norms become those of the rows `qkv`, and give those of `affine`.
+void normalize_backward(const Shape& s, const Values& affine, const Values& qkv, Values& grad, Values& grad_affine) {
+  Values y, h(s.dim);
+  grad_affine.assign(affine.size(), 0);
+  for_normalized_rows(s, [&](int64_t part, int64_t at) {
+    const double rstd = standardize(s, &qkv[at], y);
+    double mean = 0, along = 0;
+    for (int64_t d = 0; d < s.dim; ++d) {
+      const int64_t weight = part * 2 * s.dim + d, bias = weight + s.dim;
+      grad_affine[weight] += grad[at + d] * y[d];
+      grad_affine[bias] += grad[at + d];
+      h[d] = grad[at + d] * affine[weight];
+      if (s.norm == NormKind::kLayer) mean += h[d] / double(s.dim);
+      along += h[d] * y[d] / double(s.dim);
+    }
+    for (int64_t d = 0; d < s.dim; ++d) grad[at + d] = rstd * (h[d] - mean - y[d] * along);
+  });
 }
 
 // `out` (B, L, H, D), `grad_qkv` (B, L, 3, H, D) and `grad_bias` (H, rows, rows), in double.
@@ -164,6 +215,13 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   op.heads = s.heads, op.head_dim = s.dim, op.scale = 1 / std::sqrt(double(s.dim));
   op.dropout_rate = s.dropout_rate, op.seed = kSeed;
   if (s.rotates) op.rotary_pairs = s.pairs, op.cos = cos.view(), op.sin = sin.view();
+  Tensor<float> affine({2, 2, s.dim}), grad_affine({2, 2, s.dim});
+  affine.randomize(random, 1);
+  for (float& element : affine.memory) element /= 2;  // of scores of about one
+  if (s.normalizes) {
+    op.qk_norm = s.norm, op.qk_norm_eps = kEps;
+    op.affine = affine.view(), op.grad_affine = grad_affine.view();
+  }
   Tensor<float> bias({s.heads, op.group_rows(), op.group_rows()}, s.biased ? 2 : 0);
   Tensor<float> grad_bias(bias.sizes);
   bias.randomize(random);
@@ -179,19 +237,23 @@ void check(const Shape& s, Tensor<T> qkv, Tensor<T> grad_out, const std::string&
   in_new_thread([&] { kernels().space_time_attention_forward(op); });
   in_new_thread([&] { kernels().space_time_attention_backward(op); });
 
-  Values exact_out, exact_grad, exact_bias;
+  Values exact_out, exact_grad, exact_grad_affine, exact_bias;
   Values rows = qkv.values();
+  if (s.normalizes) normalize(s, affine.values(), rows);
   if (s.rotates) rotate(s, cos.values(), sin.values(), false, rows);
   naive(s, rows, bias.values(), op.group_rows(), grad_out.values(), exact_out, exact_grad, exact_bias);
   if (s.rotates) rotate(s, cos.values(), sin.values(), true, exact_grad);
+  if (s.normalizes) normalize_backward(s, affine.values(), qkv.values(), exact_grad, exact_grad_affine);
   const std::string what =
       "space_time_attention, dtype " + std::to_string(int(op.dtype)) + ", axis " + std::to_string(int(s.axis)) +
       ", T=" + std::to_string(s.frames) + " N=" + std::to_string(s.patches) + " P=" + std::to_string(s.prefix) +
       " H=" + std::to_string(s.heads) + " D=" + std::to_string(s.dim) + " order " + std::to_string(int(s.order)) +
       " prefix " + std::to_string(int(s.prefix_attention)) + " dropout " + std::to_string(s.dropout_rate) +
-      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") + (s.biased ? " bias" : "") + ", " + layout;
+      (s.rotates ? " pairs " + std::to_string(int(s.pairs)) : "") +
+      (s.normalizes ? " norm " + std::to_string(int(s.norm)) : "") + (s.biased ? " bias" : "") + ", " + layout;
   expect_close(what + ": out", out, exact_out, op.dtype);
   expect_close(what + ": grad_qkv", grad_qkv, exact_grad, op.dtype);
+  if (s.normalizes) expect_close(what + ": grad_affine", grad_affine, exact_grad_affine, op.dtype);
   if (s.biased) expect_close(what + ": grad_bias", grad_bias, exact_bias, op.dtype);
 }
 
@@ -237,6 +299,19 @@ void test_rotary() {
       }
 }
 
+// Rows of whole vectors, with a tail, of a tail alone; rotated after that or not.
+template <typename T>
+void test_norms() {
+  for (NormKind norm : {NormKind::kLayer, NormKind::kRms})
+    for (bool rotates : {false, true})
+      for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint})
+        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {4, 3}, {2, 11}, {17, 3}, {3, 67}})
+          for (int64_t dim : {10, 24, 32})
+            check_layouts<T>({axis, 2, 1, frames, patches, 2, dim, TokenOrder::kTimeMajor, PrefixAttention::kAll, 0,
+                              rotates, RotaryPairs::kInterleaved, true, norm},
+                             false);
+}
+
 // Groups of less than a vector, of a tail, of several blocks; more of them than shares of the gradient.
 template <typename T>
 void test_bias() {
@@ -257,6 +332,7 @@ void test_bias() {
 
 template <typename T>
 void test() {
+  test_norms<T>();
   test_bias<T>();
   test_orders_and_prefixes<T>();
   test_rotary<T>();

@@ -51,8 +51,8 @@ def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(modul
         call("add_layer_norm_forward", rows, rows, weight, weight, 1e-6, rows, rows)
     qkv, stats = torch.zeros(2, 16, 3, 2, 16, dtype=torch.bfloat16), torch.zeros(2, 2, 1, 2)
     with pytest.raises(RuntimeError, match=rf"space_time_attention_forward of bfloat16 .*, {missing}"):
-        numbers = 0, 0, 0, 1, 3, 5, 0.25, 0.0, 0, 0
-        call("space_time_attention_forward", *numbers, qkv, None, None, None, qkv[:, :, 0].contiguous(), stats)
+        numbers = 0, 0, 0, 1, 3, 5, 0.25, 0.0, 0, 0, 0, 0.0
+        call("space_time_attention_forward", *numbers, qkv, None, None, None, None, qkv[:, :, 0].contiguous(), stats)
     u, tokens = torch.zeros(2, 2, 16), torch.zeros(2, 8, 16).half()
     with pytest.raises(RuntimeError, match=rf"absorbed_attention_forward of float32 .*, {missing}"):
         call("absorbed_attention_forward", u, tokens[:, 0], tokens[:, 1:], 1e-6, 0.0, 0, u, stats[:, :, 0])

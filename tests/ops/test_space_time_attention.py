@@ -295,7 +295,7 @@ def test_export(kernel):
 @pytest.mark.parametrize("seen_along", ("time", "space"))
 def test_statistics_of_prefix_queries_are_those_of_their_softmax(seen_along):
     qkv = torch.randn(2, 16, 3, 2, 16)
-    _, stats = autograd._forward([qkv], *Grid(3, 5, seen_along, 1, 0.25), None, None, None, None, "cpu")
+    _, stats = autograd._forward([qkv], *Grid(3, 5, seen_along, 1, 0.25), None, None, None, None, None, "cpu")
     q, k = qkv[:, :1, 0], qkv[:, :, 1]  # the prefix query sees everything
     natural = (torch.einsum("bihd,bjhd->bhij", q, k) * 0.25).logsumexp(-1)
     torch.testing.assert_close((stats[..., :1, 0] + stats[..., :1, 1].log2()) * math.log(2), natural)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels import BackendError, backends
-from hsta_kernels.ops import space_time_attention
+from hsta_kernels.ops import QKNorm, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import TOKEN_ORDERS, Grid
 from tests.kernels import Kernel
@@ -128,17 +128,23 @@ def masking(function, mask: torch.Tensor):
 
 @pytest.mark.parametrize("token_order", TOKEN_ORDERS)
 def test_parity_with_all_else(token_order, axis, dtype, adding):
-    """Dropout, rotary, heads that share keys, clips of different lengths; a bias of the dtype, and with strides."""
+    """Dropout, norms that learn, rotary, heads that share keys, clips of different lengths; a bias of the dtype, with
+    strides of its own."""
     grid, prefix, head_dim = (3, 11), 1, 16
     attend = partial(
         attention(grid, axis, prefix), token_order=token_order, dropout_rate=0.25, seed=torch.tensor(5),
         valid_frames=(3, 2, 3, 1), rotary=(torch.randn(34, 16) / 2, torch.randn(34, 16) / 2),
     )  # fmt: skip
+
+    def normalized(q, k, v, bias, q_weight, k_weight, **more):
+        return attend((q, k, v), bias=bias, qk_norm=QKNorm("rms", q_weight, k_weight), **more)
+
     rows = group_rows(grid, axis)
     q, k, v = torch.randn(4, 34, 4, head_dim), *torch.randn(2, 4, 34, 2, head_dim)
     tensors = {"q": q, "k": k, "v": v, "bias": torch.randn(rows, rows, 4).permute(2, 1, 0)}
+    tensors |= {"q_weight": torch.rand(head_dim), "k_weight": torch.rand(head_dim)}
     tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
-    assert_parity(of_three(attend), tensors, [torch.randn(q.shape)], adding)
+    assert_parity(normalized, tensors, [torch.randn(q.shape)], adding)
 
 
 def test_large_scores_and_biases_that_cancel(axis, dtype, adding):
@@ -282,7 +288,7 @@ def test_a_bias_that_learns_nothing_costs_no_gradient(axis, adding, monkeypatch)
     asked = []
     backward = OPERATOR.implementations[adding.name].backward
     monkeypatch.setattr(
-        OPERATOR.implementations[adding.name], "backward", lambda *a: (asked.append(a[8] is not None), backward(*a))[1]
+        OPERATOR.implementations[adding.name], "backward", lambda *a: (asked.append(a[9] is not None), backward(*a))[1]
     )
     ours = run(partial(attention((3, 37), axis), bias=tensors["bias"]), {"qkv": tensors["qkv"]}, adding.name)
     assert asked == [False]
@@ -366,8 +372,8 @@ def test_the_compiler_sees_one_operator(valid, adding):
     eager = torch.autograd.grad(attend(inputs[0], bias=inputs[1]).square().sum(), inputs)
     assert all(map(torch.equal, torch.autograd.grad(compiled(*inputs).square().sum(), inputs), eager))
     qkv, bias = (x.detach() for x in inputs)
-    grid = (3, 4, "time", 1, 0.25, "all", "time_major", 0.0, None, valid, True)
-    arguments = ([qkv], *grid, None, None, None, bias, "cpu")
+    grid = Grid(3, 4, "time", 1, 0.25, valid_frames=valid, biased=True)
+    arguments = ([qkv], *grid, None, None, None, None, bias, "cpu")
     check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
     check(autograd._forward, arguments)
     out, stats = autograd._forward(*arguments)

@@ -230,8 +230,8 @@ def test_the_compiler_sees_one_operator(rotating):
     grads = [torch.autograd.grad(function(qkv).square().sum(), qkv)[0] for function in (attend, compiled)]
     assert torch.equal(*grads)
     for valid in (None, [3, 1]):
-        grid = (3, 4, "time", 1, 0.25, "all", "time_major", 0.0, "half", valid, False)
-        arguments = ([qkv.detach()], *grid, None, *rotary, None, "cpu")
+        grid = Grid(3, 4, "time", 1, 0.25, rotary_pairs="half", valid_frames=valid)
+        arguments = ([qkv.detach()], *grid, None, *rotary, None, None, "cpu")
         torch.library.opcheck(autograd._forward, arguments, test_utils=("test_schema", "test_faketensor"))
         out, stats = autograd._forward(*arguments)
         torch.library.opcheck(

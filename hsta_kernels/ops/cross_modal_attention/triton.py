@@ -70,7 +70,7 @@ def forward(
                 z_parts, stat_parts, z, stats, heads, width, split.programs, split.programs_of_group,
                 BLOCK_C=power_of_2(width), enable_fp_fusion=False,
             )  # fmt: skip
-    if seed is not None:
+    if factors is not None:
         weights = torch.exp2(scores - stats[..., :1]) * factors
         stats = torch.cat([stats, weights.sum(-1, keepdim=True) / stats[..., 1:]], dim=-1)
     return z, stats

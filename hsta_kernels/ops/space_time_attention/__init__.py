@@ -11,6 +11,7 @@ from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, reference
 from hsta_kernels.ops.space_time_attention.bias import check_bias
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.qk_norm import QKNorm, check_qk_norm
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary, check_rotary
 
 
@@ -29,6 +30,7 @@ def space_time_attention(
     valid_frames: Sequence[int] | torch.Tensor | None = None,
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     rotary_pairs: str = "interleaved",
+    qk_norm: QKNorm | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the tokens of a video, each patch looking along one axis of the (time, space) grid.
@@ -85,6 +87,9 @@ def space_time_attention(
             channels, and have no gradients.
         rotary_pairs: what channels are a pair, of which ``rotate`` makes (-second, first): ``"interleaved"``, 2i and
             2i + 1 (RoFormer, V-JEPA 2), or ``"half"``, i and i + D/2 (GPT-NeoX, most of Hugging Face).
+        qk_norm: LayerNorm or RMSNorm of q and k over D, where they are read, before they are rotated: kind, weights,
+            biases and eps of a `QKNorm`. Statistics and norm are float32 (float64 where `qkv` is), rounded once, with
+            the rotation.
         bias: added to ``scale * q·k`` before softmax, (H, R, R) of queries and keys, the same for all samples and
             groups of the axis (relative position bias: T5, arXiv 1910.10683; Video Swin, arXiv 2106.13230); float32 or
             the dtype of `qkv`, computed with in float32, on the device of `qkv`, with a gradient. R is the number of
@@ -95,18 +100,21 @@ def space_time_attention(
             rows of valid frames count.
 
     Returns:
-        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv` and
-        `bias`; the gradient is packed where `qkv` is.
+        Tensor of shape (B, L, H, D), contiguous, dtype of `qkv`. Differentiable any number of times in `qkv`, `bias`
+        and the weights and biases of `qk_norm`; the gradient is packed where `qkv` is.
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
             `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
-            number, `seed` is not int64, `rotary` is not two float32 tensors, or `bias` is neither float32 nor of the
-            dtype of `qkv`.
+            number, `seed` is not int64, `rotary` is not two float32 tensors, `bias` is neither float32 nor of the
+            dtype of `qkv`, `qk_norm` is not a `QKNorm`, or of it a weight or bias is not a dense floating-point tensor
+            or `eps` not a number.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
             `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
-            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, or of `rotary` the tables are not
-            (L, D) beside `qkv`, D is odd, or a table requires a gradient, or `bias` is not (H, R, R) beside `qkv`.
+            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, of `rotary` the tables are not
+            (L, D) beside `qkv`, D is odd, or a table requires a gradient, of `qk_norm` `kind` is another, `eps` is
+            negative, a weight or bias is not (D,) beside `qkv`, or RMSNorm has a bias, or `bias` is not (H, R, R)
+            beside `qkv`.
         BackendError: a backend was requested by name and cannot run this call.
     """
     parts = _check_parts(qkv)
@@ -140,9 +148,10 @@ def space_time_attention(
     valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
     rotary = check_rotary(rotary, parts[0])
     pairs = None if rotary is None else rotary_pairs
+    kind, eps, affine = check_qk_norm(qk_norm, parts[0])
     grid = Grid(
-        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, valid,
-        bias is not None,
+        num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, pairs, kind, eps,
+        valid, bias is not None,
     )  # fmt: skip
     bias = check_bias(bias, parts[0], grid)
     if len(parts) == 3 and parts[1].shape[2] != heads:
@@ -150,13 +159,13 @@ def space_time_attention(
         sharing = heads // k.shape[2]
         outs = [
             _attend(
-                (q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, backend,
-                None if bias is None else bias[i::sharing],
+                (q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, affine,
+                None if bias is None else bias[i::sharing], backend,
             )
             for i in range(sharing)
         ]  # fmt: skip
         return torch.stack(outs, dim=3).flatten(2, 3)
-    return _attend(parts, grid, seed, rotary, backend, bias)
+    return _attend(parts, grid, seed, rotary, affine, bias, backend)
 
 
 def _attend(
@@ -164,14 +173,15 @@ def _attend(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
-    backend: str | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
+    backend: str | None,
 ) -> torch.Tensor:
     cos, sin = rotary or (None, None)
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin, bias), requested=backend)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin, affine, bias), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid, seed, rotary, bias)
-    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, bias, chosen, *parts)
+        return reference.space_time_attention(parts, grid, seed, rotary, affine, bias)
+    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, affine, bias, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -13,10 +13,11 @@ from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, 
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
-# Each module has forward(qkv, grid, seed, rotary, bias, out) -> (out, stats), stats_shape(qkv, grid), and
-# backward(grad_out, qkv, out, stats, grid, seed, rotary, bias, grad_bias, grads) -> gradients. `qkv` is a tuple of one
-# packed tensor or of three, and so are the gradients. Results are new, or written into the last argument, if given; the
-# bias's gradient is written into `grad_bias`, if given.
+# Each module has forward(qkv, grid, seed, rotary, affine, bias, out) -> (out, stats), stats_shape(qkv, grid), and
+# backward(grad_out, qkv, out, stats, grid, seed, rotary, affine, bias, grad_bias, grads) -> gradients. `qkv` is a tuple
+# of one packed tensor or of three, and so are the gradients, after which comes that of `affine`, if given. Results are
+# new, or, but that one, written into the last argument, if given; the bias's gradient is written into `grad_bias`, if
+# given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -50,27 +51,30 @@ def _forward(
     token_order: str,
     dropout_rate: float,
     rotary_pairs: str | None,
+    qk_norm: str | None,
+    qk_norm_eps: float,
     valid_frames: list[int] | None,
     biased: bool,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames, biased,
+        qk_norm, qk_norm_eps, valid_frames, biased,
     )  # fmt: skip
     implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
     if grid.valid_frames is None:
-        return implementation.forward(rows, grid, seed, _rotary(cos, sin), _bias(bias))
-    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin), _bias(bias))
+        return implementation.forward(rows, grid, seed, _rotary(cos, sin), affine, _bias(bias))
+    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin), affine, _bias(bias))
 
 
 @_forward.register_fake
 def _(qkv, *arguments):
-    *numbers, _, _, _, _, backend = arguments
+    *numbers, _, _, _, _, _, backend = arguments
     grid, implementation = _grid(*numbers), OPERATOR.implementations[backend]
     if grid.valid_frames is None:
         stats_shape = implementation.stats_shape(qkv, grid)
@@ -94,35 +98,39 @@ def _backward(
     token_order: str,
     dropout_rate: float,
     rotary_pairs: str | None,
+    qk_norm: str | None,
+    qk_norm_eps: float,
     valid_frames: list[int] | None,
     biased: bool,
     seed: torch.Tensor | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
     backend: str,
     learn_bias: bool,
 ) -> list[torch.Tensor]:
-    """The gradients of `qkv`, and with `learn_bias` that of the bias after them."""
+    """The gradients of `qkv`, then that of `affine`, if given, and with `learn_bias` that of the bias."""
     grid = _grid(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
-        valid_frames, biased,
+        qk_norm, qk_norm_eps, valid_frames, biased,
     )  # fmt: skip
     implementation = OPERATOR.implementations[backend]
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
     learned = bias if learn_bias else None
     grad_bias = None if learned is None else torch.zeros_like(learned, memory_format=torch.contiguous_format)
     if grid.valid_frames is None:
-        grads = implementation.backward(*tensors, grid, seed, _rotary(cos, sin), _bias(bias), grad_bias)
+        grads = implementation.backward(*tensors, grid, seed, _rotary(cos, sin), affine, _bias(bias), grad_bias)
     else:
-        grads = padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin), _bias(bias), grad_bias)
+        grads = padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin), affine, _bias(bias), grad_bias)
     return [*grads, *(() if grad_bias is None else (grad_bias,))]
 
 
 @_backward.register_fake
 def _(grad_out, qkv, *arguments):
-    *_, bias, _, learn_bias = arguments
-    return [part.new_empty(part.shape) for part in (*qkv, *((bias,) if learn_bias else ()))]
+    *_, affine, bias, _, learn_bias = arguments
+    learned = (*qkv, affine, bias if learn_bias else None)
+    return [tensor.new_empty(tensor.shape) for tensor in learned if tensor is not None]
 
 
 class SpaceTimeAttention(torch.autograd.Function):
@@ -140,34 +148,37 @@ class SpaceTimeAttention(torch.autograd.Function):
         seed: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
+        affine: torch.Tensor | None,
         bias: torch.Tensor | None,
         backend: str,
         *qkv: torch.Tensor,
     ) -> torch.Tensor:
-        out, stats = call(_forward, qkv, *grid, seed, cos, sin, bias, backend)
-        ctx.save_for_backward(seed, cos, sin, bias, out, stats, *qkv)
+        out, stats = call(_forward, qkv, *grid, seed, cos, sin, affine, bias, backend)
+        ctx.save_for_backward(seed, cos, sin, affine, bias, out, stats, *qkv)
         ctx.grid, ctx.backend = grid, backend
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        seed, cos, sin, bias, out, stats, *qkv = ctx.saved_tensors
-        learn_bias = ctx.needs_input_grad[4]
-        inputs = (*qkv, bias) if learn_bias else tuple(qkv)
+        seed, cos, sin, affine, bias, out, stats, *qkv = ctx.saved_tensors
+        parts, learn_bias = len(qkv), ctx.needs_input_grad[5]
+        inputs = (*qkv, *(() if affine is None else (affine,)), *((bias,) if learn_bias else ()))
+
+        def of_inputs(inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+            rest = iter(inputs[parts:])
+            return inputs[:parts], None if affine is None else next(rest), next(rest) if learn_bias else bias
 
         def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            qkv, bias = of_inputs(inputs)
-            more = (*ctx.grid, seed, cos, sin, bias, ctx.backend, learn_bias)
-            return tuple(call(_backward, grad_out, qkv, out, stats, *more))
+            qkv, *more = of_inputs(inputs)
+            arguments = (*ctx.grid, seed, cos, sin, *more, ctx.backend, learn_bias)
+            return tuple(call(_backward, grad_out, qkv, out, stats, *arguments))
 
         def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            qkv, bias = of_inputs(inputs)
+            qkv, *more = of_inputs(inputs)
             rotary = None if cos is None else (cos, sin)
-            return (reference.space_time_attention(qkv, ctx.grid, seed, rotary, bias),)
+            return (reference.space_time_attention(qkv, ctx.grid, seed, rotary, *more),)
 
-        def of_inputs(inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
-            return (inputs[:-1], inputs[-1]) if learn_bias else (inputs, bias)
-
-        grads = gradient(kernel, formula, grad_outputs, inputs)
-        of_qkv, of_bias = (grads[:-1], grads[-1]) if learn_bias else (grads, None)
-        return None, None, None, None, of_bias, None, *of_qkv
+        grads = iter(gradient(kernel, formula, grad_outputs, inputs))
+        of_qkv = [next(grads) for _ in range(parts)]
+        of_affine, of_bias = None if affine is None else next(grads), next(grads) if learn_bias else None
+        return None, None, None, None, of_affine, of_bias, None, *of_qkv

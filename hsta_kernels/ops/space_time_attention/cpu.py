@@ -11,6 +11,7 @@ from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 from hsta_kernels.ops.philox import kernel_arguments
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.qk_norm import KINDS
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary
 
 
@@ -34,6 +35,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     run: Callable[..., None] = launch.run,
@@ -41,7 +43,7 @@ def forward(
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary, bias), out, stats)
+        run("space_time_attention_forward", *_arguments(qkv, grid, seed, rotary, affine, bias), out, stats)
     return out, stats
 
 
@@ -53,16 +55,18 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
+    grad_affine = None if affine is None else torch.zeros_like(affine)
     if out.numel():
-        tensors = (out, stats, grad_out, _parts(grads), grad_bias)
-        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary, bias), *tensors)
-    return grads
+        tensors = (out, stats, grad_out, _parts(grads), grad_affine, grad_bias)
+        run("space_time_attention_backward", *_arguments(qkv, grid, seed, rotary, affine, bias), *tensors)
+    return grads if grad_affine is None else (*grads, grad_affine)
 
 
 def _arguments(
@@ -70,6 +74,7 @@ def _arguments(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> tuple[Any, ...]:
     """Those of both passes, as csrc/operators.h reads them."""
@@ -77,7 +82,8 @@ def _arguments(
     sizes = grid.num_prefix_tokens, grid.num_frames, grid.num_patches
     numbers = grid.scale, *kernel_arguments(grid.dropout_rate, seed)
     pairs = 0 if grid.rotary_pairs is None else PAIRS.index(grid.rotary_pairs)
-    return *choices, *sizes, *numbers, pairs, _parts(qkv), *(rotary or (None, None)), bias
+    norm = 0 if grid.qk_norm is None else KINDS.index(grid.qk_norm), grid.qk_norm_eps
+    return *choices, *sizes, *numbers, pairs, *norm, _parts(qkv), *(rotary or (None, None)), affine, bias
 
 
 def _parts(qkv: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

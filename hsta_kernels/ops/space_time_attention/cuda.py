@@ -26,6 +26,8 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
         return f"dropout_rate is {grid.dropout_rate}; the kernels drop nothing"
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    if grid.qk_norm is not None:
+        return "qk_norm is given; the kernels normalize nothing"
     if grid.biased:
         return "bias is given; the kernels add none to the scores"
     if grid.num_frames > _MAX_FRAMES or grid.num_prefix_tokens > _MAX_PREFIX:
@@ -44,10 +46,11 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, bias, out, launch.run)
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, affine, bias, out, launch.run)
 
 
 def backward(
@@ -58,9 +61,10 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), launch.aligned(out), stats)
-    return cpu.backward(*tensors, grid, seed, rotary, bias, grad_bias, grads, launch.run)
+    return cpu.backward(*tensors, grid, seed, rotary, affine, bias, grad_bias, grads, launch.run)

@@ -21,6 +21,8 @@ class Grid(NamedTuple):
     token_order: str = "time_major"
     dropout_rate: float = 0.0
     rotary_pairs: str | None = None  # None where nothing is rotated
+    qk_norm: str | None = None  # None where nothing is normalized
+    qk_norm_eps: float = 0.0
     valid_frames: tuple[int, ...] | None = None
     biased: bool = False  # whether a bias is added to the scores
 

@@ -98,13 +98,14 @@ def reference(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
     outs = []
     for some in clips(grid):
         parts = tuple(some.of(part) for part in qkv)
-        out = attend(parts, some.grid, some.seed(seed), some.rotary(rotary), some.bias(bias))
+        out = attend(parts, some.grid, some.seed(seed), some.rotary(rotary), affine, some.bias(bias))
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
         index = some.row_of_each(torch.arange(qkv[0].shape[1], device=out.device))
         outs.append(padded.index_copy(1, index, out))
@@ -122,13 +123,14 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     part = qkv[0]
     out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
     for some, parts, _ in _calls(implementation, qkv, grid):
         place = some.of(out) if some.in_place else None
-        more = (some.grid, some.seed(seed), some.rotary(rotary), some.bias(bias))
+        more = (some.grid, some.seed(seed), some.rotary(rotary), affine, some.bias(bias))
         valid, statistics = implementation.forward(parts, *more, place)
         some.put(out, valid)
         stats.append(statistics.flatten())
@@ -144,11 +146,13 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
+    affine: torch.Tensor | None,
     bias: torch.Tensor | None,
     grad_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Adds to `grad_bias`, which begins with zeros, what each clip gives to its rows."""
     grads = tuple(part.new_empty(part.shape) for part in qkv)
+    grads_of_affine = () if affine is None else (torch.zeros_like(affine),)
     first = 0
     for some, parts, shape in _calls(implementation, qkv, grid):
         last = first + torch.Size(shape).numel()
@@ -157,15 +161,17 @@ def backward(
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
         mine = some.bias(bias)
         of_mine = None if grad_bias is None or mine is None else torch.empty_like(mine)
-        more = (some.grid, some.seed(seed), some.rotary(rotary), mine, of_mine)
+        more = (some.grid, some.seed(seed), some.rotary(rotary), affine, mine, of_mine)
         valid = implementation.backward(*tensors, *more, places)
         if grad_bias is not None and of_mine is not None:
             rows = some.bias_rows(grad_bias.device)
             grad_bias[:, rows[:, None], rows] += of_mine
-        for grad, of_valid in zip(grads, valid, strict=True):
+        for grad, of_valid in zip(grads, valid[: len(grads)], strict=True):
             some.put(grad, of_valid)
+        for total, of_clips in zip(grads_of_affine, valid[len(grads) :], strict=True):
+            total += of_clips
         first = last
-    return grads
+    return *grads, *grads_of_affine
 
 
 def _calls(

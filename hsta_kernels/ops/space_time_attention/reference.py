@@ -7,6 +7,7 @@ import torch
 from hsta_kernels.ops.philox import philox, threshold
 from hsta_kernels.ops.space_time_attention import padded
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.qk_norm import normalized
 from hsta_kernels.ops.space_time_attention.rotary import Rotary, rotated
 
 
@@ -15,6 +16,7 @@ def space_time_attention(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Shapes and meaning as in the public function; any floating dtype, differentiable any number of times.
@@ -24,13 +26,19 @@ def space_time_attention(
         grid: who attends to whom.
         seed: of dropout's mask, int64 of shape (1,); None where nothing is dropped.
         rotary: cos and sin of `grid.rotary_pairs`, float32 of shape (L, D); None where nothing is rotated.
+        affine: weight and bias of the norm `grid.qk_norm` of q and of k, (2, 2, D), at least float32; None where
+            nothing is normalized.
         bias: added to the scores, (H, R, R) with R of `grid.group_rows`; None where nothing is added.
     """
     if grid.valid_frames is not None:
-        return padded.reference(space_time_attention, qkv, grid, seed, rotary, bias)
+        return padded.reference(space_time_attention, qkv, grid, seed, rotary, affine, bias)
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
+    dtype = q.dtype
+    if affine is not None and grid.qk_norm is not None:
+        q, k = (normalized(*part, grid.qk_norm, grid.qk_norm_eps) for part in zip((q, k), affine, strict=True))
     if rotary is not None and grid.rotary_pairs is not None:
         q, k = (rotated(part, rotary, grid.rotary_pairs) for part in (q, k))
+    q, k = q.to(dtype), k.to(dtype)
     prefix, patches = grid.num_prefix_tokens, slice(grid.num_prefix_tokens, None)
     kept = None if seed is None else _kept(grid, q.shape[0], q.shape[2], seed)
     if grid.axis == "joint":

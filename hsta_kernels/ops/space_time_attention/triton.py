@@ -72,6 +72,8 @@ class Groups(NamedTuple):
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
     if grid.rotary_pairs is not None:
         return "rotary is given; the kernels rotate nothing"
+    if grid.qk_norm is not None:
+        return "qk_norm is given; the kernels normalize nothing"
     if grid.biased:
         return "bias is given; the kernels add none to the scores"
     head_dim = qkv[0].shape[-1]
@@ -94,6 +96,7 @@ def forward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +159,7 @@ def backward(
     grid: Grid,
     seed: torch.Tensor | None = None,
     rotary: Rotary | None = None,
+    affine: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
