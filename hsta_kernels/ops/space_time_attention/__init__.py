@@ -109,9 +109,9 @@ def space_time_attention(
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
             `num_prefix_tokens` are not integers, nor is `valid_frames` of integers or bools, `scale` or `dropout_rate`
-            is not a number, `seed` is not int64, `rotary` is not two float32 tensors, `bias` is neither float32 nor of the
-            dtype of `qkv`, `qk_norm` is not a `QKNorm`, or of it a weight or bias is not a dense floating-point tensor
-            or `eps` not a number.
+            is not a number, `seed` is not int64, `rotary` is not two float32 tensors, `bias` is neither float32 nor of
+            the dtype of `qkv`, `qk_norm` is not a `QKNorm`, or of it a weight or bias is not a dense floating-point
+            tensor or `eps` not a number.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
             `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
             one number beside `qkv`, `valid_frames` are not B numbers from 1 to T or (B, T) with a valid frame in each
