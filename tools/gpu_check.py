@@ -250,9 +250,9 @@ def run(step: Step, limit: float, record: Record) -> None:
             record.say(line.rstrip("\n"))
 
     copying = threading.Thread(target=copy, daemon=True)
-    copying.start()
     ended = "killed at its limit"
     try:
+        copying.start()  # here, since a signal may come as soon as something has been copied
         try:
             outcome.exit = process.wait(limit - grace)
             ended = "passed" if outcome.exit == 0 else f"failed, exit {outcome.exit}"

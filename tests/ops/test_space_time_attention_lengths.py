@@ -10,7 +10,7 @@ import torch
 
 from hsta_kernels import backends
 from hsta_kernels.ops import space_time_attention
-from hsta_kernels.ops.space_time_attention.grid import TOKEN_ORDERS
+from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS
 from tests.kernels import SIMULATED
 from tests.ops.parity import assert_parity
 
@@ -42,6 +42,55 @@ def test_valid_frames_are_clips_of_their_own(seen_along, prefix_sees, token_orde
         (of_alone,) = torch.autograd.grad(expected, alone, grad[sample][ours[sample]][None])
         torch.testing.assert_close(out[sample][ours[sample]], expected[0], rtol=0, atol=0)
         torch.testing.assert_close(of_qkv[sample][ours[sample]], of_alone[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seen_along", AXES)
+@pytest.mark.parametrize("token_order", TOKEN_ORDERS)
+def test_frames_by_a_mask_are_a_clip_of_their_own(seen_along, token_order, kernel):
+    """Of frames valid here and there a sample is what it is with these alone, tables and bias of theirs included."""
+    if kernel.name == "cuda" and (seen_along != "time" or token_order != "time_major"):
+        pytest.skip("the CUDA kernels attend over time alone, frames after frames")
+    frames, patches, prefix = 4, 3, 1
+    mask = torch.tensor([[True, False, True, True], [True, False, True, True], [False, True, False, False]])
+    place = torch.arange(frames * patches)
+    frame = place // patches if token_order == "time_major" else place % frames
+    ours = torch.cat([torch.ones(3, 1, dtype=torch.bool), mask[:, frame]], dim=1).to(kernel.device)  # (B, L)
+    tokens = torch.randn(3, 13, 3, 2, 16).to(kernel.device)
+    tokens[~ours] = math.nan
+    qkv, grad = tokens.requires_grad_(), torch.randn(3, 13, 2, 16).to(kernel.device)
+    options = {"token_order": token_order, "backend": kernel.name}
+    of_all, of_sample = {}, [{}, {}, {}]
+    if kernel.name == "cpu":
+        rows = prefix + {"time": frames, "space": patches, "joint": frames * patches}[seen_along]
+        of_all = {"rotary": (torch.randn(13, 16), torch.randn(13, 16)), "bias": torch.randn(2, rows, rows)}
+        for sample, more in enumerate(of_sample):
+            of_rows = {"time": mask[sample], "space": torch.ones(patches, dtype=torch.bool), "joint": ours[sample, 1:]}
+            row = torch.cat([torch.ones(1, dtype=torch.bool), of_rows[seen_along]])
+            more["rotary"] = tuple(table[ours[sample]] for table in of_all["rotary"])
+            more["bias"] = of_all["bias"][:, row][:, :, row]
+    attend = partial(space_time_attention, axis=seen_along, num_prefix_tokens=prefix, **options)
+    out = attend(qkv, (frames, patches), valid_frames=mask.to(kernel.device), **of_all)
+    (of_qkv,) = torch.autograd.grad(out, qkv, grad)
+    assert not out[~ours].any() and not of_qkv[~ours].any()
+    for sample in range(3):
+        mine = ours[sample]
+        alone = qkv.detach()[sample][mine][None].requires_grad_()
+        expected = attend(alone, (int(mask[sample].sum()), patches), **of_sample[sample])
+        (of_alone,) = torch.autograd.grad(expected, alone, grad[sample][mine][None])
+        torch.testing.assert_close(out[sample][mine], expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(of_qkv[sample][mine], of_alone[0], rtol=0, atol=0)
+
+
+def test_a_mask_of_first_frames_is_their_number():
+    """Nothing is copied then; samples of any masks drop by seeds of their own, and share keys."""
+    q, k, v = torch.randn(3, 13, 4, 16), *torch.randn(2, 3, 13, 2, 16)
+    options = {"dropout_rate": 0.4, "seed": torch.tensor(5), "token_order": "patch_major"}
+    attend = partial(space_time_attention, (q, k, v), (3, 4), "time", **options)
+    first = torch.tensor([[True, False, False], [True, True, True], [True, True, False]])
+    assert torch.equal(attend(valid_frames=first), attend(valid_frames=(1, 3, 2)))
+    later = first.clone()
+    later[0] = torch.tensor([False, True, False])
+    assert torch.equal(attend(valid_frames=later)[1:], attend(valid_frames=first)[1:])
 
 
 @pytest.mark.parametrize("token_order", TOKEN_ORDERS)
@@ -80,6 +129,9 @@ def test_valid_frames_under_the_compiler():
         ((1.5, 1), "valid_frames must be B integers.* got 1.5"),
         (3, "valid_frames must be B integers.* got int"),
         (torch.tensor([1.0, 2.0]), "got a tensor of torch.float32"),
+        (torch.ones(2, 4, dtype=torch.bool), r"valid_frames must be \(B, T\) = \(2, 3\); got \(2, 4\)"),
+        (torch.tensor([[True] * 3, [False] * 3]), r"from 1 to T=3; got \[3, 0\]"),
+        (torch.tensor([[False] * 3, [False, True, True]]), "a valid frame in each sample; sample 0 has none"),
     ],
 )
 def test_valid_frames_that_are_none(valid_frames, message):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from hsta_kernels.ops.checks import autocast_enabled, check_integer, check_number, check_shape, check_tensor
 from hsta_kernels.ops.philox import check_dropout
-from hsta_kernels.ops.space_time_attention import autograd, reference
+from hsta_kernels.ops.space_time_attention import autograd, padded, reference
 from hsta_kernels.ops.space_time_attention.bias import check_bias
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
 from hsta_kernels.ops.space_time_attention.qk_norm import QKNorm, check_qk_norm
@@ -79,7 +80,9 @@ def space_time_attention(
             one, PyTorch's generator draws it when `dropout_rate` is not 0.
         valid_frames: of each sample, how many of its T frames are a clip's, from 1 to T; a sequence of B integers or a
             tensor of them, which on a GPU is waited for. What follows is padding: it is not read, its outputs and
-            gradients are zero, and it takes no time. None where all frames are valid.
+            gradients are zero, and it takes no time. Or a bool tensor (B, T) of the frames that are: a key mask by
+            frame, for which copies of the valid frames are read where these are not the first ones. None where all
+            frames are valid.
         rotary: rotary position embedding of q and k (RoFormer, arXiv 2104.09864): cos and sin, each (L, D) float32 on
             the device of `qkv`, a row for each token in its order, prefix tokens too, the same for all samples and
             heads. Where q and k are read they become ``x*cos + rotate(x)*sin``, rounded once, and v stays. cos of 1
@@ -105,13 +108,14 @@ def space_time_attention(
 
     Raises:
         TypeError: `qkv` is not a dense floating-point tensor or three of one dtype, `grid_size` and
-            `num_prefix_tokens` are not integers, nor is `valid_frames` of integers, `scale` or `dropout_rate` is not a
-            number, `seed` is not int64, `rotary` is not two float32 tensors, `bias` is neither float32 nor of the
-            dtype of `qkv`, `qk_norm` is not a `QKNorm`, or of it a weight or bias is not a dense floating-point tensor
-            or `eps` not a number.
+            `num_prefix_tokens` are not integers, nor is `valid_frames` of integers or bools, `scale` or `dropout_rate`
+            is not a number, `seed` is not int64, `rotary` is not two float32 tensors, `bias` is neither float32 nor of
+            the dtype of `qkv`, `qk_norm` is not a `QKNorm`, or of it a weight or bias is not a dense floating-point
+            tensor or `eps` not a number.
         ValueError: `qkv` has another shape or no elements in a row, the grid does not give L, `axis`, `prefix`,
             `token_order` or `rotary_pairs` is not one of those above, `dropout_rate` is outside [0, 1), `seed` is not
-            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T, of `rotary` the tables are not
+            one number beside `qkv`, `valid_frames` are not B numbers from 1 to T or (B, T) with a valid frame in each
+            sample, of `rotary` the tables are not
             (L, D) beside `qkv`, D is odd, or a table requires a gradient, of `qk_norm` `kind` is another, `eps` is
             negative, a weight or bias is not (D,) beside `qkv`, or RMSNorm has a bias, or `bias` is not (H, R, R)
             beside `qkv`.
@@ -145,7 +149,7 @@ def space_time_attention(
 
     scale = float(head_dim) ** -0.5 if scale is None else check_number("scale", scale)
     dropout_rate, seed = check_dropout(dropout_rate, seed, parts[0].device)
-    valid = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
+    valid, masked = _check_valid_frames(valid_frames, parts[0].shape[0], num_frames)
     rotary = check_rotary(rotary, parts[0])
     pairs = None if rotary is None else rotary_pairs
     kind, eps, affine = check_qk_norm(qk_norm, parts[0])
@@ -154,6 +158,23 @@ def space_time_attention(
         valid, bias is not None,
     )  # fmt: skip
     bias = check_bias(bias, parts[0], grid)
+    if masked is not None:
+        attend = partial(_attend_sharing, backend=backend)
+        return padded.each(attend, padded.clips_of(masked, grid), parts, seed, rotary, affine, bias)
+    return _attend_sharing(parts, grid, seed, rotary, affine, bias, backend)
+
+
+def _attend_sharing(
+    parts: tuple[torch.Tensor, ...],
+    grid: Grid,
+    seed: torch.Tensor | None,
+    rotary: Rotary | None,
+    affine: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    backend: str | None,
+) -> torch.Tensor:
+    """Keys and values may have fewer heads than queries."""
+    heads = parts[0].shape[-2]
     if len(parts) == 3 and parts[1].shape[2] != heads:
         q, k, v = parts
         sharing = heads // k.shape[2]
@@ -220,11 +241,22 @@ def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:
 
 def _check_valid_frames(
     valid_frames: Sequence[int] | torch.Tensor | None, batch: int, num_frames: int
-) -> tuple[int, ...] | None:
-    """None also where all frames are valid."""
+) -> tuple[tuple[int, ...] | None, list[tuple[int, ...]] | None]:
+    """How many frames of each sample are valid, or where these are not its first ones, which; None where all are."""
     if valid_frames is None:
-        return None
-    expected = "B integers, the number of valid frames of each sample"
+        return None, None
+    expected = "B integers, the number of valid frames of each sample, or a bool tensor (B, T)"
+    if isinstance(valid_frames, torch.Tensor) and valid_frames.dtype == torch.bool:
+        if valid_frames.shape != (batch, num_frames):
+            raise ValueError(f"valid_frames must be (B, T) = {(batch, num_frames)}; got {tuple(valid_frames.shape)}")
+        frames = [tuple(t for t, valid in enumerate(row) if valid) for row in valid_frames.tolist()]
+        if any(mine != tuple(range(len(mine))) for mine in frames):
+            if not all(frames):
+                raise ValueError(
+                    f"valid_frames must have a valid frame in each sample; sample {frames.index(())} has none"
+                )
+            return None, frames
+        valid_frames = [len(mine) for mine in frames]
     if isinstance(valid_frames, torch.Tensor):
         if valid_frames.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"valid_frames must be {expected}; got a tensor of {valid_frames.dtype}")
@@ -234,4 +266,4 @@ def _check_valid_frames(
     valid = tuple(check_integer("valid_frames", frames, expected) for frames in valid_frames)
     if len(valid) != batch or not all(1 <= frames <= num_frames for frames in valid):
         raise ValueError(f"valid_frames must be {batch} numbers from 1 to T={num_frames}; got {list(valid)}")
-    return None if all(frames == num_frames for frames in valid) else valid
+    return (None if all(frames == num_frames for frames in valid) else valid), None

@@ -1,11 +1,13 @@
 """Clips of different lengths in one batch: the valid frames of a sample are a clip of their own.
 
-Nothing else is read. Where frames follow each other, kernels write in place, so that padding costs its zeros alone.
+Nothing else is read. Where frames follow each other, kernels write in place, so that padding costs its zeros alone. Of
+frames that are valid here and there, by a mask, copies are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,21 +18,25 @@ from hsta_kernels.ops.space_time_attention.rotary import Rotary
 
 
 class Clips(NamedTuple):
-    """Samples `first` to `last` of a batch, which have `grid.num_frames` valid frames of the `stored` ones."""
+    """Samples `first` to `last` of a batch, which have `grid.num_frames` valid frames of the `stored` ones: the first
+    ones, or `frames`."""
 
     first: int
     last: int
     stored: int
     grid: Grid
+    frames: tuple[int, ...] | None = None
 
     @property
     def in_place(self) -> bool:
-        return self.grid.num_frames == self.stored or self.grid.token_order == "time_major"
+        return self.frames is None and (self.grid.num_frames == self.stored or self.grid.token_order == "time_major")
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """The valid tokens of (B, L, ...), a copy unless `in_place`."""
         mine, grid = tokens[self.first : self.last], self.grid
         prefix = grid.num_prefix_tokens
+        if self.frames is not None:
+            return mine.index_select(1, self._tokens(self.frames, tokens.device))
         if self.in_place:
             return mine[:, : prefix + grid.num_frames * grid.num_patches]
         return torch.cat([mine[:, :prefix], self._patches(mine).flatten(1, 2)], dim=1)
@@ -46,6 +52,17 @@ class Clips(NamedTuple):
             mine[:, :prefix] = valid[:, :prefix]
             mine[:, prefix:] = 0
             self._patches(mine).copy_(valid[:, prefix:].unflatten(1, (self.grid.num_patches, self.grid.num_frames)))
+
+    def _tokens(self, frames: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Which tokens are the prefix and the patches of `frames`, in their order."""
+        grid, frame = self.grid, torch.tensor(frames, device=device)
+        patch = torch.arange(grid.num_patches, device=device)
+        if grid.token_order == "time_major":
+            patches = frame[:, None] * grid.num_patches + patch
+        else:
+            patches = patch[:, None] * self.stored + frame
+        prefix = torch.arange(grid.num_prefix_tokens, device=device)
+        return torch.cat([prefix, grid.num_prefix_tokens + patches.flatten()])
 
     def _patches(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, valid frames, ...) of tokens in patch-major order."""
@@ -64,6 +81,9 @@ class Clips(NamedTuple):
     def bias_rows(self, device: torch.device) -> torch.Tensor:
         """Which rows of a group are those of the valid frames."""
         rows = torch.arange(self.grid._replace(num_frames=self.stored).group_rows, device=device)
+        if self.grid.axis == "time" and self.frames is not None:
+            prefix = self.grid.group_rows - self.grid.num_frames
+            return torch.cat([rows[:prefix], prefix + torch.tensor(self.frames, device=device)])
         if self.grid.axis != "joint":
             return rows[: self.grid.group_rows]  # over space frames are groups
         none_of_prefix = self.grid.num_prefix_tokens if self.grid.prefix == "none" else 0
@@ -92,18 +112,27 @@ def clips(grid: Grid) -> Iterator[Clips]:
         first = last
 
 
-def reference(
+def clips_of(frames: Sequence[tuple[int, ...]], grid: Grid) -> Iterator[Clips]:
+    """Of the valid frames of each sample: samples that follow each other and have the same are one."""
+    first = 0
+    for mine, samples in itertools.groupby(frames):
+        last = first + len(list(samples))
+        yield Clips(first, last, grid.num_frames, grid._replace(num_frames=len(mine)), mine)
+        first = last
+
+
+def each(
     attend: Callable[..., torch.Tensor],
+    of: Iterable[Clips],
     qkv: Sequence[torch.Tensor],
-    grid: Grid,
     seed: torch.Tensor | None,
     rotary: Rotary | None,
     affine: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`attend`, the reference, on each clip, in operations that PyTorch differentiates."""
+    """`attend` on each clip, in operations that PyTorch differentiates."""
     outs = []
-    for some in clips(grid):
+    for some in of:
         parts = tuple(some.of(part) for part in qkv)
         out = attend(parts, some.grid, some.seed(seed), some.rotary(rotary), affine, some.bias(bias))
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))

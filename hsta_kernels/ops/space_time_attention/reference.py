@@ -31,7 +31,7 @@ def space_time_attention(
         bias: added to the scores, (H, R, R) with R of `grid.group_rows`; None where nothing is added.
     """
     if grid.valid_frames is not None:
-        return padded.reference(space_time_attention, qkv, grid, seed, rotary, affine, bias)
+        return padded.each(space_time_attention, padded.clips(grid), qkv, seed, rotary, affine, bias)
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
     dtype = q.dtype
     if affine is not None and grid.qk_norm is not None:
