@@ -299,14 +299,14 @@ void test_rotary() {
       }
 }
 
-// Rows of whole vectors, with a tail, of a tail alone; rotated after that or not.
+// Rows of whole vectors and with a tail; rotated after that or not.
 template <typename T>
 void test_norms() {
   for (NormKind norm : {NormKind::kLayer, NormKind::kRms})
     for (bool rotates : {false, true})
       for (Axis axis : {Axis::kTime, Axis::kSpace, Axis::kJoint})
-        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {4, 3}, {2, 11}, {17, 3}, {3, 67}})
-          for (int64_t dim : {10, 24, 32})
+        for (auto [frames, patches] : {std::pair<int64_t, int64_t>{3, 4}, {17, 3}, {3, 67}})
+          for (int64_t dim : {10, 32})
             check_layouts<T>({axis, 2, 1, frames, patches, 2, dim, TokenOrder::kTimeMajor, PrefixAttention::kAll, 0,
                               rotates, RotaryPairs::kInterleaved, true, norm},
                              false);
