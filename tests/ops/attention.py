@@ -10,7 +10,8 @@ import torch
 
 from hsta_kernels.ops import space_time_attention
 from hsta_kernels.ops.philox import philox
-from hsta_kernels.ops.space_time_attention.grid import AXES
+from hsta_kernels.ops.space_time_attention import autograd
+from hsta_kernels.ops.space_time_attention.grid import AXES, Grid
 from tests.kernels import Kernel
 from tests.ops.parity import assert_parity
 
@@ -33,6 +34,16 @@ def check(qkv64, grid, axis, prefix, dtype, kernel: Kernel, grad64=None, strided
     qkv, grad = strided(qkv64.to(kernel.device, dtype)), grad64.to(kernel.device, dtype)
     case = f"{axis} {grid} P={prefix} D={qkv.shape[-1]}"
     return assert_parity(attention(grid, axis, prefix), {"qkv": qkv}, [grad], kernel, case=case)
+
+
+def check_ops(qkv, grid: Grid, rotary=(None, None), affine=None, bias=None) -> None:
+    """Schema and fake results of the custom ops, on the CPU; of the backward op also where a bias learns."""
+    check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
+    arguments = ([qkv], *grid, None, *rotary, affine, bias, "cpu")
+    check(autograd._forward, arguments)
+    out, stats = autograd._forward(*arguments)
+    for learn in (False, True)[: 1 + grid.biased]:
+        check(autograd._backward, (out, arguments[0], out, stats, *arguments[1:], learn))
 
 
 def random(shape, kernel: Kernel) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hsta_kernels import BackendError, backend, backends
-from hsta_kernels.ops import space_time_attention
+from hsta_kernels.ops import QKNorm, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS, Grid
 from tests.kernels import SIMULATED
@@ -359,6 +359,37 @@ def test_bad_arguments_are_named(change, error, message):
 def test_explicit_backend_says_why_it_cannot():
     with backend("cpu"), pytest.raises(BackendError, match="float64"):
         space_time_attention(torch.zeros(1, 16, 3, 2, 8, dtype=torch.float64), (3, 5), "time")
+
+
+# What only the CPU's kernels have: its argument, what tells the backends of it, and what they say.
+OF_THE_CPU = {
+    "rotary": ((torch.rand(13, 16), torch.rand(13, 16)), {"rotary_pairs": "half"}, "the kernels rotate nothing"),
+    "qk_norm": (QKNorm("rms"), {"qk_norm": "rms"}, "the kernels normalize nothing"),
+    "bias": (torch.randn(2, 4, 4), {"biased": True}, "the kernels add none to the scores"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_CPU)
+def test_what_a_backend_has_not_it_says(name, kernel):
+    """And where any backend will do, one that has it is taken."""
+    if kernel.name == "cpu":
+        pytest.skip("this backend has all of it")
+    argument, _, reason = OF_THE_CPU[name]
+    argument = torch.utils._pytree.tree_map(
+        lambda leaf: leaf.to(kernel.device) if torch.is_tensor(leaf) else leaf, argument
+    )
+    attend = partial(attention((3, 4), "time"), random((1, 13, 3, 2, 16), kernel)["qkv"], **{name: argument})
+    with pytest.raises(BackendError, match=f"{name} is given; {reason}"):
+        attend(backend=kernel.name)
+    torch.testing.assert_close(attend(backend="auto"), attend(backend="reference"))
+
+
+@pytest.mark.parametrize("backend_name", ("cuda", "triton"))
+@pytest.mark.parametrize("name", OF_THE_CPU)
+def test_what_a_backend_has_not_passes_it_over(name, backend_name):
+    """Also asked where it cannot run."""
+    grid = Grid(3, 4, "time", 1, 1.0)._replace(**OF_THE_CPU[name][1])
+    assert name in OPERATOR.refusal(backend_name, (torch.randn(1, 13, 3, 2, 16),), grid)
 
 
 @pytest.mark.parametrize("sharing", (2, 3))

@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsta_kernels import BackendError, backends
+from hsta_kernels import backends
 from hsta_kernels.ops import QKNorm, space_time_attention
-from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import TOKEN_ORDERS, Grid
 from tests.kernels import Kernel
-from tests.ops.attention import WHO_SEES_WHOM, attention, of_three
+from tests.ops.attention import WHO_SEES_WHOM, attention, check_ops, of_three
 from tests.ops.parity import assert_parity, assert_same_bits, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -373,29 +372,7 @@ def test_the_compiler_sees_one_operator(valid, adding):
     assert all(map(torch.equal, torch.autograd.grad(compiled(*inputs).square().sum(), inputs), eager))
     qkv, bias = (x.detach() for x in inputs)
     grid = Grid(3, 4, "time", 1, 0.25, valid_frames=valid, biased=True)
-    arguments = ([qkv], *grid, None, None, None, None, bias, "cpu")
-    check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
-    check(autograd._forward, arguments)
-    out, stats = autograd._forward(*arguments)
-    for learn in (False, True):
-        check(autograd._backward, (out, arguments[0], out, stats, *arguments[1:], learn))
-
-
-def test_what_cannot_add_says_so(kernel):
-    if kernel.name == "cpu":
-        pytest.skip("this backend adds a bias")
-    qkv, bias = (x.to(kernel.device) for x in case_of((3, 4), "time", head_dim=16).values())
-    attend = partial(space_time_attention, qkv, (3, 4), "time", bias=bias)
-    with pytest.raises(BackendError, match="bias is given; the kernels add none to the scores"):
-        attend(backend=kernel.name)
-    torch.testing.assert_close(attend(backend="auto"), attend(backend="reference"))
-
-
-@pytest.mark.parametrize("name", ("cuda", "triton"))
-def test_what_cannot_add_is_passed_over(name):
-    """Also asked where it cannot run."""
-    qkv = torch.randn(1, 13, 3, 2, 16)
-    assert "bias" in OPERATOR.refusal(name, (qkv,), Grid(3, 4, "time", 1, 1.0, biased=True))
+    check_ops(qkv, grid, bias=bias)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hsta_kernels import BackendError, backends
+from hsta_kernels import backends
 from hsta_kernels.ops import QKNorm, space_time_attention
-from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import TOKEN_ORDERS, Grid
 from hsta_kernels.ops.space_time_attention.qk_norm import KINDS
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS
 from tests.kernels import Kernel
-from tests.ops.attention import WHO_SEES_WHOM
+from tests.ops.attention import WHO_SEES_WHOM, check_ops
 from tests.ops.parity import assert_parity, assert_same_bits, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -343,31 +342,7 @@ def test_the_compiler_sees_one_operator(normalizing):
     assert all(map(torch.equal, ours, theirs))
     for valid in (None, [3, 1]):
         grid = Grid(3, 4, "time", 1, 0.25, qk_norm="layer", qk_norm_eps=1e-6, valid_frames=valid)
-        arguments = ([leaves["qkv"].detach()], *grid, None, None, None, torch.randn(2, 2, 16), None, "cpu")
-        torch.library.opcheck(autograd._forward, arguments, test_utils=("test_schema", "test_faketensor"))
-        out, stats = autograd._forward(*arguments)
-        torch.library.opcheck(
-            autograd._backward,
-            (out, arguments[0], out, stats, *arguments[1:], False),
-            test_utils=("test_schema", "test_faketensor"),
-        )
-
-
-def test_what_cannot_normalize_says_so(kernel):
-    if kernel.name == "cpu":
-        pytest.skip("this backend normalizes")
-    qkv = torch.randn(1, 13, 3, 2, 16).to(kernel.device)
-    attend = partial(space_time_attention, qkv, (3, 4), "time", qk_norm=QKNorm("rms"))
-    with pytest.raises(BackendError, match="qk_norm is given; the kernels normalize nothing"):
-        attend(backend=kernel.name)
-    torch.testing.assert_close(attend(backend="auto"), attend(backend="reference"))
-
-
-@pytest.mark.parametrize("name", ("cuda", "triton"))
-def test_what_cannot_normalize_is_passed_over(name):
-    """Also asked where it cannot run."""
-    qkv = torch.randn(1, 13, 3, 2, 16)
-    assert "qk_norm" in OPERATOR.refusal(name, (qkv,), Grid(3, 4, "time", 1, 1.0, qk_norm="rms"))
+        check_ops(leaves["qkv"].detach(), grid, affine=torch.randn(2, 2, 16))
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ from functools import partial
 import pytest
 import torch
 
-from hsta_kernels import BackendError, backends
+from hsta_kernels import backends
 from hsta_kernels.ops import space_time_attention
-from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import TOKEN_ORDERS, Grid
 from hsta_kernels.ops.space_time_attention.rotary import PAIRS
 from tests.kernels import Kernel
-from tests.ops.attention import WHO_SEES_WHOM, attention, looped, of_three
+from tests.ops.attention import WHO_SEES_WHOM, attention, check_ops, looped, of_three
 from tests.ops.parity import assert_parity, assert_same_bits, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -231,32 +230,7 @@ def test_the_compiler_sees_one_operator(rotating):
     assert torch.equal(*grads)
     for valid in (None, [3, 1]):
         grid = Grid(3, 4, "time", 1, 0.25, rotary_pairs="half", valid_frames=valid)
-        arguments = ([qkv.detach()], *grid, None, *rotary, None, None, "cpu")
-        torch.library.opcheck(autograd._forward, arguments, test_utils=("test_schema", "test_faketensor"))
-        out, stats = autograd._forward(*arguments)
-        torch.library.opcheck(
-            autograd._backward,
-            (out, arguments[0], out, stats, *arguments[1:], False),
-            test_utils=("test_schema", "test_faketensor"),
-        )
-
-
-def test_what_cannot_rotate_says_so(kernel):
-    if kernel.name == "cpu":
-        pytest.skip("this backend rotates")
-    cos, sin = (table.to(kernel.device) for table in numbers(13, 16))
-    qkv = torch.randn(1, 13, 3, 2, 16).to(kernel.device)
-    attend = partial(space_time_attention, qkv, (3, 4), "time", rotary=(cos, sin))
-    with pytest.raises(BackendError, match="rotary is given; the kernels rotate nothing"):
-        attend(backend=kernel.name)
-    torch.testing.assert_close(attend(backend="auto"), attend(backend="reference"))
-
-
-@pytest.mark.parametrize("name", ("cuda", "triton"))
-def test_what_cannot_rotate_is_passed_over(name):
-    """Also asked where it cannot run."""
-    qkv = torch.randn(1, 13, 3, 2, 16)
-    assert "rotary" in OPERATOR.refusal(name, (qkv,), Grid(3, 4, "time", 1, 1.0, rotary_pairs="half"))
+        check_ops(qkv.detach(), grid, rotary=rotary)
 
 
 @pytest.mark.parametrize(
