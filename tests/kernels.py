@@ -42,6 +42,7 @@ if backends.triton_interpreted:
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OF_THE_CPU = ("rotary", "qk_norm", "bias")  # what only its kernels have: arguments of space_time_attention
 SIMULATED = "triton" if backends.triton_interpreted else "cuda" if backends.cuda_emulated else None
 
 
@@ -71,7 +72,16 @@ def kernels(names: Iterable[str]) -> list[Any]:
     return parameters
 
 
-def suites(operators: Iterable[str]) -> list[str]:
-    """Paths from tests/ of the operators' test files: ops/test_<operator>.py, and those whose names go on after it."""
+def suites(backend: str) -> list[str]:
+    """Paths from tests/ of the test files that have something to run on `backend`.
+
+    Of its operators, ops/test_<operator>.py and those whose names go on after it, but for features it has not.
+    """
     here = Path(__file__).parent
-    return [str(file.relative_to(here)) for name in operators for file in sorted(here.glob(f"ops/test_{name}*.py"))]
+    return [
+        str(file.relative_to(here))
+        for name, operator in backends.OPERATORS.items()
+        if backend in operator.implementations
+        for file in sorted(here.glob(f"ops/test_{name}*.py"))
+        if backend == "cpu" or not file.stem.endswith(OF_THE_CPU)
+    ]

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hsta_kernels import backends
 from tests.cuda_on_host.compiling import HERE, compiled, emulated
 from tests.kernels import suites
 
 SEEDS = range(5)
-OPERATORS = [name for name, operator in backends.OPERATORS.items() if "cuda" in operator.implementations]
-PARITY = (*suites(OPERATORS), "ops/test_compiler.py", "cuda_on_host/test_parity.py")
+PARITY = (*suites("cuda"), "ops/test_compiler.py", "cuda_on_host/test_parity.py")
 FAULTS = {
     "race": "wrong results",
     "missing wait": "wrong results",

@@ -67,7 +67,8 @@ def test_parity_suite_on_every_instruction_set(isa):
     that runs ours are asked for, since PyTorch believes what it is told.
     """
     tests = Path(__file__).parents[1]
-    files = [tests / file for file in (*suites((*backends.OPERATORS, "quantized_rows", "cpu")), "test_products.py")]
+    more = "ops/test_quantized_rows.py", "ops/test_cpu.py", "test_products.py"
+    files = [tests / file for file in (*suites("cpu"), *more)]
     select = (
         "(test_parity or test_inference or exponential or test_error or packed or stays_in_its_row)"
         " and not every_instruction_set"

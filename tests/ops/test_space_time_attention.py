@@ -13,7 +13,7 @@ from hsta_kernels import BackendError, backend, backends
 from hsta_kernels.ops import QKNorm, space_time_attention
 from hsta_kernels.ops.space_time_attention import autograd
 from hsta_kernels.ops.space_time_attention.grid import AXES, TOKEN_ORDERS, Grid
-from tests.kernels import SIMULATED
+from tests.kernels import OF_THE_CPU, SIMULATED
 from tests.ops.attention import WHO_SEES_WHOM, attention, check, looped, of_three, random
 from tests.ops.parity import assert_parity, assert_same_bits, run
 from tests.tolerances import assert_close_to_reference
@@ -361,8 +361,8 @@ def test_explicit_backend_says_why_it_cannot():
         space_time_attention(torch.zeros(1, 16, 3, 2, 8, dtype=torch.float64), (3, 5), "time")
 
 
-# What only the CPU's kernels have: its argument, what tells the backends of it, and what they say.
-OF_THE_CPU = {
+# Of what only the CPU's kernels have: its argument, what tells the backends of it, and what they say.
+REFUSED = {
     "rotary": ((torch.rand(13, 16), torch.rand(13, 16)), {"rotary_pairs": "half"}, "the kernels rotate nothing"),
     "qk_norm": (QKNorm("rms"), {"qk_norm": "rms"}, "the kernels normalize nothing"),
     "bias": (torch.randn(2, 4, 4), {"biased": True}, "the kernels add none to the scores"),
@@ -374,7 +374,7 @@ def test_what_a_backend_has_not_it_says(name, kernel):
     """And where any backend will do, one that has it is taken."""
     if kernel.name == "cpu":
         pytest.skip("this backend has all of it")
-    argument, _, reason = OF_THE_CPU[name]
+    argument, _, reason = REFUSED[name]
     argument = torch.utils._pytree.tree_map(
         lambda leaf: leaf.to(kernel.device) if torch.is_tensor(leaf) else leaf, argument
     )
@@ -388,7 +388,7 @@ def test_what_a_backend_has_not_it_says(name, kernel):
 @pytest.mark.parametrize("name", OF_THE_CPU)
 def test_what_a_backend_has_not_passes_it_over(name, backend_name):
     """Also asked where it cannot run."""
-    grid = Grid(3, 4, "time", 1, 1.0)._replace(**OF_THE_CPU[name][1])
+    grid = Grid(3, 4, "time", 1, 1.0)._replace(**REFUSED[name][1])
     assert name in OPERATOR.refusal(backend_name, (torch.randn(1, 13, 3, 2, 16),), grid)
 
 

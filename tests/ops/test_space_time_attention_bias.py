@@ -32,7 +32,7 @@ CASES = [
 @pytest.fixture
 def adding(kernel: Kernel) -> Kernel:
     if kernel.name != "cpu":
-        pytest.skip("the CPU kernels add a bias, as test_what_cannot_add_says_so shows")
+        pytest.skip("the CPU kernels add a bias, as test_what_a_backend_has_not_it_says shows")
     return kernel
 
 

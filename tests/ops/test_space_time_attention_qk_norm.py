@@ -37,7 +37,7 @@ AFFINE = {"layer": ("q_weight", "k_weight", "q_bias", "k_bias"), "rms": ("q_weig
 @pytest.fixture
 def normalizing(kernel: Kernel) -> Kernel:
     if kernel.name != "cpu":
-        pytest.skip("the CPU kernels normalize, as test_what_cannot_normalize_says_so shows")
+        pytest.skip("the CPU kernels normalize, as test_what_a_backend_has_not_it_says shows")
     return kernel
 
 

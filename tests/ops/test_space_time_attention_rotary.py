@@ -33,7 +33,7 @@ CASES = [
 @pytest.fixture
 def rotating(kernel: Kernel) -> Kernel:
     if kernel.name != "cpu":
-        pytest.skip("the CPU kernels rotate, as test_what_cannot_rotate_says_so shows")
+        pytest.skip("the CPU kernels rotate, as test_what_a_backend_has_not_it_says shows")
     return kernel
 
 

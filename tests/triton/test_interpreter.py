@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hsta_kernels import backends
 from tests.kernels import suites
 
 HERE = Path(__file__).resolve().parent
 SUITES = [
-    *suites(name for name, operator in backends.OPERATORS.items() if "triton" in operator.implementations),
+    *suites("triton"),
     *("ops/test_compiler.py", "triton/test_parity.py", "triton/test_special_values.py"),
     *("triton/test_integration.py", "triton/test_traffic.py"),
 ]
