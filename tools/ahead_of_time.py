@@ -40,6 +40,7 @@ from hsta_kernels.ops.cross_modal_attention import triton as cross_modal_attenti
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as space_time_attention
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.operands import Operands
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "triton-resources.md"
 Target = int | str  # an NVIDIA GPU, such as 90, or an AMD one, such as "gfx942"
@@ -204,9 +205,9 @@ def attention(
         qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         if not packed:
             qkv = [part.transpose(1, 2) for part in qkv]
-        seed = torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None
-        out, stats = space_time_attention.forward(qkv, grid, seed)
-        space_time_attention.backward(out, qkv, out, stats, grid, seed)
+        operands = Operands(torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None)
+        out, stats = space_time_attention.forward(qkv, grid, operands)
+        space_time_attention.backward(out, qkv, out, stats, grid, operands)
 
     return run
 

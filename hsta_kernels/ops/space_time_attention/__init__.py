@@ -12,8 +12,9 @@ from hsta_kernels.ops.philox import check_dropout
 from hsta_kernels.ops.space_time_attention import autograd, padded, reference
 from hsta_kernels.ops.space_time_attention.bias import check_bias
 from hsta_kernels.ops.space_time_attention.grid import AXES, PREFIXES, TOKEN_ORDERS, Grid
+from hsta_kernels.ops.space_time_attention.operands import Operands
 from hsta_kernels.ops.space_time_attention.qk_norm import QKNorm, check_qk_norm
-from hsta_kernels.ops.space_time_attention.rotary import PAIRS, Rotary, check_rotary
+from hsta_kernels.ops.space_time_attention.rotary import PAIRS, check_rotary
 
 
 def space_time_attention(
@@ -158,51 +159,41 @@ def space_time_attention(
         valid, bias is not None,
     )  # fmt: skip
     bias = check_bias(bias, parts[0], grid)
+    operands = Operands(seed, rotary, affine, bias)
     if masked is not None:
         attend = partial(_attend_sharing, backend=backend)
-        return padded.each(attend, padded.clips_of(masked, grid), parts, seed, rotary, affine, bias)
-    return _attend_sharing(parts, grid, seed, rotary, affine, bias, backend)
+        return padded.each(attend, padded.clips_of(masked, grid), parts, operands)
+    return _attend_sharing(parts, grid, operands, backend)
 
 
 def _attend_sharing(
     parts: tuple[torch.Tensor, ...],
     grid: Grid,
-    seed: torch.Tensor | None,
-    rotary: Rotary | None,
-    affine: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    operands: Operands,
     backend: str | None,
 ) -> torch.Tensor:
     """Keys and values may have fewer heads than queries."""
-    heads = parts[0].shape[-2]
-    if len(parts) == 3 and parts[1].shape[2] != heads:
-        q, k, v = parts
-        sharing = heads // k.shape[2]
-        outs = [
-            _attend(
-                (q[:, :, i::sharing], k, v), grid, None if seed is None else seed + i, rotary, affine,
-                None if bias is None else bias[i::sharing], backend,
-            )
-            for i in range(sharing)
-        ]  # fmt: skip
-        return torch.stack(outs, dim=3).flatten(2, 3)
-    return _attend(parts, grid, seed, rotary, affine, bias, backend)
+    heads, (seed, rotary, affine, bias) = parts[0].shape[-2], operands
+    if len(parts) == 1 or parts[1].shape[2] == heads:
+        return _attend(parts, grid, operands, backend)
+    q, k, v = parts
+    sharing, outs = heads // k.shape[2], []
+    for i in range(sharing):
+        mine = None if seed is None else seed + i, rotary, affine, None if bias is None else bias[i::sharing]
+        outs.append(_attend((q[:, :, i::sharing], k, v), grid, Operands(*mine), backend))
+    return torch.stack(outs, dim=3).flatten(2, 3)
 
 
 def _attend(
     parts: tuple[torch.Tensor, ...],
     grid: Grid,
-    seed: torch.Tensor | None,
-    rotary: Rotary | None,
-    affine: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    operands: Operands,
     backend: str | None,
 ) -> torch.Tensor:
-    cos, sin = rotary or (None, None)
-    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, seed, cos, sin, affine, bias), requested=backend)
+    chosen = autograd.OPERATOR.choose(parts, grid, tensors=(*parts, *operands.tensors), requested=backend)
     if chosen == "reference":
-        return reference.space_time_attention(parts, grid, seed, rotary, affine, bias)
-    return autograd.SpaceTimeAttention.apply(grid, seed, cos, sin, affine, bias, chosen, *parts)
+        return reference.space_time_attention(parts, grid, operands)
+    return autograd.SpaceTimeAttention.apply(grid, *operands.tensors, chosen, *parts)
 
 
 def _check_parts(qkv: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

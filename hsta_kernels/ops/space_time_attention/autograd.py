@@ -11,13 +11,12 @@ from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, triton
 from hsta_kernels.ops.space_time_attention.grid import Grid
-from hsta_kernels.ops.space_time_attention.rotary import Rotary
+from hsta_kernels.ops.space_time_attention.operands import Operands
 
-# Each module has forward(qkv, grid, seed, rotary, affine, bias, out) -> (out, stats), stats_shape(qkv, grid), and
-# backward(grad_out, qkv, out, stats, grid, seed, rotary, affine, bias, grad_bias, grads) -> gradients. `qkv` is a tuple
-# of one packed tensor or of three, and so are the gradients, after which comes that of `affine`, if given. Results are
-# new, or, but that one, written into the last argument, if given; the bias's gradient is written into `grad_bias`, if
-# given.
+# Each module has forward(qkv, grid, operands, out) -> (out, stats), stats_shape(qkv, grid), and backward(grad_out, qkv,
+# out, stats, grid, operands, grad_bias, grads) -> gradients. `qkv` is a tuple of one packed tensor or of three, and so
+# are the gradients, after which comes that of `affine`, if given. Results are new, or, but that one, written into the
+# last argument, if given; the bias's gradient is written into `grad_bias`, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -31,12 +30,9 @@ def _grid(*arguments: Any) -> Grid:
     return grid if grid.valid_frames is None else grid._replace(valid_frames=tuple(grid.valid_frames))
 
 
-def _rotary(cos: torch.Tensor | None, sin: torch.Tensor | None) -> Rotary | None:
-    return None if cos is None or sin is None else (rows_contiguous(cos), rows_contiguous(sin))
-
-
-def _bias(bias: torch.Tensor | None) -> torch.Tensor | None:
-    return None if bias is None else rows_contiguous(bias)
+def _operands(*tensors: torch.Tensor | None) -> Operands:
+    """As kernels read them."""
+    return Operands.of(*(None if tensor is None else rows_contiguous(tensor) for tensor in tensors))
 
 
 @custom_op("space_time_attention_forward")
@@ -67,9 +63,10 @@ def _forward(
         qk_norm, qk_norm_eps, valid_frames, biased,
     )  # fmt: skip
     implementation, rows = OPERATOR.implementations[backend], tuple(map(rows_contiguous, qkv))
+    operands = _operands(seed, cos, sin, affine, bias)
     if grid.valid_frames is None:
-        return implementation.forward(rows, grid, seed, _rotary(cos, sin), affine, _bias(bias))
-    return padded.forward(implementation, rows, grid, seed, _rotary(cos, sin), affine, _bias(bias))
+        return implementation.forward(rows, grid, operands)
+    return padded.forward(implementation, rows, grid, operands)
 
 
 @_forward.register_fake
@@ -115,14 +112,14 @@ def _backward(
         num_frames, num_patches, axis, num_prefix_tokens, scale, prefix, token_order, dropout_rate, rotary_pairs,
         qk_norm, qk_norm_eps, valid_frames, biased,
     )  # fmt: skip
-    implementation = OPERATOR.implementations[backend]
+    implementation, operands = OPERATOR.implementations[backend], _operands(seed, cos, sin, affine, bias)
     tensors = (rows_contiguous(grad_out), tuple(map(rows_contiguous, qkv)), out, stats)
     learned = bias if learn_bias else None
     grad_bias = None if learned is None else torch.zeros_like(learned, memory_format=torch.contiguous_format)
     if grid.valid_frames is None:
-        grads = implementation.backward(*tensors, grid, seed, _rotary(cos, sin), affine, _bias(bias), grad_bias)
+        grads = implementation.backward(*tensors, grid, operands, grad_bias)
     else:
-        grads = padded.backward(implementation, *tensors, grid, seed, _rotary(cos, sin), affine, _bias(bias), grad_bias)
+        grads = padded.backward(implementation, *tensors, grid, operands, grad_bias)
     return [*grads, *(() if grad_bias is None else (grad_bias,))]
 
 
@@ -175,8 +172,7 @@ class SpaceTimeAttention(torch.autograd.Function):
 
         def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             qkv, *more = of_inputs(inputs)
-            rotary = None if cos is None else (cos, sin)
-            return (reference.space_time_attention(qkv, ctx.grid, seed, rotary, *more),)
+            return (reference.space_time_attention(qkv, ctx.grid, Operands.of(seed, cos, sin, *more)),)
 
         grads = iter(gradient(kernel, formula, grad_outputs, inputs))
         of_qkv = [next(grads) for _ in range(parts)]

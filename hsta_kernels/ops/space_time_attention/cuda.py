@@ -10,7 +10,7 @@ from hsta_kernels.ops.launch import cuda as launch
 from hsta_kernels.ops.space_time_attention import cpu
 from hsta_kernels.ops.space_time_attention.cpu import stats_shape as stats_shape
 from hsta_kernels.ops.space_time_attention.grid import Grid
-from hsta_kernels.ops.space_time_attention.rotary import Rotary
+from hsta_kernels.ops.space_time_attention.operands import NOTHING, Operands
 
 _MAX_FRAMES, _MAX_PREFIX, _MAX_HEAD_DIM = 64, 16, 128
 
@@ -44,13 +44,10 @@ def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
 def forward(
     qkv: Sequence[torch.Tensor],
     grid: Grid,
-    seed: torch.Tensor | None = None,
-    rotary: Rotary | None = None,
-    affine: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    operands: Operands = NOTHING,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, seed, rotary, affine, bias, out, launch.run)
+    return cpu.forward(tuple(map(launch.aligned, qkv)), grid, operands, out, launch.run)
 
 
 def backward(
@@ -59,12 +56,9 @@ def backward(
     out: torch.Tensor,
     stats: torch.Tensor,
     grid: Grid,
-    seed: torch.Tensor | None = None,
-    rotary: Rotary | None = None,
-    affine: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    operands: Operands = NOTHING,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     tensors = (launch.aligned(grad_out), tuple(map(launch.aligned, qkv)), launch.aligned(out), stats)
-    return cpu.backward(*tensors, grid, seed, rotary, affine, bias, grad_bias, grads, launch.run)
+    return cpu.backward(*tensors, grid, operands, grad_bias, grads, launch.run)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hsta_kernels.ops.space_time_attention.grid import Grid
-from hsta_kernels.ops.space_time_attention.rotary import Rotary
+from hsta_kernels.ops.space_time_attention.operands import Operands
 
 
 class Clips(NamedTuple):
@@ -70,13 +70,17 @@ class Clips(NamedTuple):
         stored = tokens[:, grid.num_prefix_tokens :].unflatten(1, (grid.num_patches, self.stored))
         return stored[:, :, : grid.num_frames]
 
-    def seed(self, seed: torch.Tensor | None) -> torch.Tensor | None:
-        """Launches number their samples from zero: without seeds of their own all would drop alike."""
-        return None if seed is None else seed + self.first
-
-    def rotary(self, rotary: Rotary | None) -> Rotary | None:
-        """The tables' rows of the valid tokens."""
-        return None if rotary is None else (self.row_of_each(rotary[0]), self.row_of_each(rotary[1]))
+    def operands(self, operands: Operands) -> Operands:
+        """What of them is these clips'."""
+        seed, rotary, affine, bias = operands
+        if seed is not None:  # launches number their samples from zero: without seeds of their own all would drop alike
+            seed = seed + self.first
+        if rotary is not None:
+            rotary = self.row_of_each(rotary[0]), self.row_of_each(rotary[1])
+        if bias is not None:
+            rows = self.bias_rows(bias.device)
+            bias = bias.index_select(1, rows).index_select(2, rows)
+        return Operands(seed, rotary, affine, bias)
 
     def bias_rows(self, device: torch.device) -> torch.Tensor:
         """Which rows of a group are those of the valid frames."""
@@ -88,13 +92,6 @@ class Clips(NamedTuple):
             return rows[: self.grid.group_rows]  # over space frames are groups
         none_of_prefix = self.grid.num_prefix_tokens if self.grid.prefix == "none" else 0
         return self.row_of_each(F.pad(rows, (none_of_prefix, 0)))[none_of_prefix:]
-
-    def bias(self, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """What of it the valid frames have."""
-        if bias is None:
-            return None
-        rows = self.bias_rows(bias.device)
-        return bias.index_select(1, rows).index_select(2, rows)
 
     def row_of_each(self, table: torch.Tensor) -> torch.Tensor:
         """Of a table that all samples share, (L, ...), the rows of the valid tokens."""
@@ -125,16 +122,13 @@ def each(
     attend: Callable[..., torch.Tensor],
     of: Iterable[Clips],
     qkv: Sequence[torch.Tensor],
-    seed: torch.Tensor | None,
-    rotary: Rotary | None,
-    affine: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    operands: Operands,
 ) -> torch.Tensor:
     """`attend` on each clip, in operations that PyTorch differentiates."""
     outs = []
     for some in of:
         parts = tuple(some.of(part) for part in qkv)
-        out = attend(parts, some.grid, some.seed(seed), some.rotary(rotary), affine, some.bias(bias))
+        out = attend(parts, some.grid, some.operands(operands))
         padded = out.new_zeros((out.shape[0], qkv[0].shape[1], *out.shape[2:]))
         index = some.row_of_each(torch.arange(qkv[0].shape[1], device=out.device))
         outs.append(padded.index_copy(1, index, out))
@@ -150,17 +144,13 @@ def forward(
     implementation: Any,
     qkv: Sequence[torch.Tensor],
     grid: Grid,
-    seed: torch.Tensor | None,
-    rotary: Rotary | None,
-    affine: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    operands: Operands,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     part = qkv[0]
     out, stats = part.new_empty((*part.shape[:2], *part.shape[-2:])), []
     for some, parts, _ in _calls(implementation, qkv, grid):
         place = some.of(out) if some.in_place else None
-        more = (some.grid, some.seed(seed), some.rotary(rotary), affine, some.bias(bias))
-        valid, statistics = implementation.forward(parts, *more, place)
+        valid, statistics = implementation.forward(parts, some.grid, some.operands(operands), place)
         some.put(out, valid)
         stats.append(statistics.flatten())
     return out, torch.cat(stats) if stats else out.new_empty(0, dtype=torch.float32)
@@ -173,25 +163,21 @@ def backward(
     out: torch.Tensor,
     stats: torch.Tensor,
     grid: Grid,
-    seed: torch.Tensor | None,
-    rotary: Rotary | None,
-    affine: torch.Tensor | None,
-    bias: torch.Tensor | None,
+    operands: Operands,
     grad_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Adds to `grad_bias`, which begins with zeros, what each clip gives to its rows."""
     grads = tuple(part.new_empty(part.shape) for part in qkv)
-    grads_of_affine = () if affine is None else (torch.zeros_like(affine),)
+    grads_of_affine = () if operands.affine is None else (torch.zeros_like(operands.affine),)
     first = 0
     for some, parts, shape in _calls(implementation, qkv, grid):
         last = first + torch.Size(shape).numel()
         statistics = stats[first:last].view(shape).clone()  # GPU kernels want it to begin at a multiple of 16 bytes
         tensors = (some.of(grad_out), parts, some.of(out), statistics)
         places = tuple(some.of(grad) for grad in grads) if some.in_place else None
-        mine = some.bias(bias)
-        of_mine = None if grad_bias is None or mine is None else torch.empty_like(mine)
-        more = (some.grid, some.seed(seed), some.rotary(rotary), affine, mine, of_mine)
-        valid = implementation.backward(*tensors, *more, places)
+        mine = some.operands(operands)
+        of_mine = None if grad_bias is None or mine.bias is None else torch.empty_like(mine.bias)
+        valid = implementation.backward(*tensors, some.grid, mine, of_mine, places)
         if grad_bias is not None and of_mine is not None:
             rows = some.bias_rows(grad_bias.device)
             grad_bias[:, rows[:, None], rows] += of_mine

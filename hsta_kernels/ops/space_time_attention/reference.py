@@ -7,31 +7,26 @@ import torch
 from hsta_kernels.ops.philox import philox, threshold
 from hsta_kernels.ops.space_time_attention import padded
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.operands import NOTHING, Operands
 from hsta_kernels.ops.space_time_attention.qk_norm import normalized
-from hsta_kernels.ops.space_time_attention.rotary import Rotary, rotated
+from hsta_kernels.ops.space_time_attention.rotary import rotated
 
 
 def space_time_attention(
     qkv: tuple[torch.Tensor, ...],
     grid: Grid,
-    seed: torch.Tensor | None = None,
-    rotary: Rotary | None = None,
-    affine: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    operands: Operands = NOTHING,
 ) -> torch.Tensor:
     """Shapes and meaning as in the public function; any floating dtype, differentiable any number of times.
 
     Args:
         qkv: one packed tensor, or q, k and v.
         grid: who attends to whom.
-        seed: of dropout's mask, int64 of shape (1,); None where nothing is dropped.
-        rotary: cos and sin of `grid.rotary_pairs`, float32 of shape (L, D); None where nothing is rotated.
-        affine: weight and bias of the norm `grid.qk_norm` of q and of k, (2, 2, D), at least float32; None where
-            nothing is normalized.
-        bias: added to the scores, (H, R, R) with R of `grid.group_rows`; None where nothing is added.
+        operands: the other tensors.
     """
     if grid.valid_frames is not None:
-        return padded.each(space_time_attention, padded.clips(grid), qkv, seed, rotary, affine, bias)
+        return padded.each(space_time_attention, padded.clips(grid), qkv, operands)
+    seed, rotary, affine, bias = operands
     q, k, v = qkv if len(qkv) == 3 else qkv[0].unbind(2)
     dtype = q.dtype
     if affine is not None and grid.qk_norm is not None:

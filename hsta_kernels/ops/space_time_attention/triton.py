@@ -20,7 +20,7 @@ from hsta_kernels.ops.launch.triton import (
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 from hsta_kernels.ops.space_time_attention.grid import Grid
-from hsta_kernels.ops.space_time_attention.rotary import Rotary
+from hsta_kernels.ops.space_time_attention.operands import NOTHING, Operands
 
 # Partial results of a prefix row that are merged at a time, and no more elements of them than registers hold.
 _MERGED_SPLITS, _MERGED = 32, 4096
@@ -94,10 +94,7 @@ def stats_shape(qkv: Sequence[torch.Tensor], grid: Grid) -> tuple[int, ...]:
 def forward(
     qkv: Sequence[torch.Tensor],
     grid: Grid,
-    seed: torch.Tensor | None = None,
-    rotary: Rotary | None = None,
-    affine: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    operands: Operands = NOTHING,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.space_time_attention.triton_flash import flash_forward
@@ -118,7 +115,7 @@ def forward(
     strides, unit = in_units(q.stride()[:3])
     columns = _columns(head_dim)
     common = {"P": groups.prefix, **columns, "UNIT": unit, "PRECISION": precision(q.dtype)}
-    factors = (*in_two_parts(grid.scale * math.log2(math.e)), *dropout_arguments(grid.dropout_rate, seed))
+    factors = (*in_two_parts(grid.scale * math.log2(math.e)), *dropout_arguments(grid.dropout_rate, operands.seed))
     tile = _time_tile("time_forward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_shape = (batch, heads, groups.prefix, splits)
@@ -157,10 +154,7 @@ def backward(
     out: torch.Tensor,
     stats: torch.Tensor,
     grid: Grid,
-    seed: torch.Tensor | None = None,
-    rotary: Rotary | None = None,
-    affine: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
+    operands: Operands = NOTHING,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
@@ -186,7 +180,11 @@ def backward(
         "P": groups.prefix, **columns, "UNIT": unit, "GRAD_UNIT": grad_unit, "PARTS": parts,
         "PRECISION": precision(q.dtype),
     }  # fmt: skip
-    factors = (*in_two_parts(grid.scale * math.log2(math.e)), grid.scale, *dropout_arguments(grid.dropout_rate, seed))
+    factors = (
+        *in_two_parts(grid.scale * math.log2(math.e)),
+        grid.scale,
+        *dropout_arguments(grid.dropout_rate, operands.seed),
+    )
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
@@ -200,7 +198,7 @@ def backward(
             delta = q.new_empty(deltas, dtype=torch.float32)
             common["MEAN"] = groups.mean
             sizes = (*grad_strides, *strides, *groups[3:], length, heads, *factors)
-            halved = seed is not None
+            halved = operands.seed is not None
             config = _flash_tiles("flash_backward_q", q, groups, halved)
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
