@@ -12,7 +12,7 @@ from torch import nn
 # A library, and the files here about it, which import it: each has patch(model), which gives the names of modules that
 # it knows, with None or why one was left as it is, and unpatch(model).
 FAMILIES = {
-    "transformers": ("timesformer", "attention_interface", "vjepa2"),
+    "transformers": ("timesformer", "attention_interface", "vjepa2", "encoder_layers"),
     "diffusers": ("attention_processor",),
     "timm": ("timm_attention",),
 }

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 from transformers.models.timesformer import modeling_timesformer as original
 
 from hsta_kernels import ops
 from hsta_kernels.models.plain import is_plain, is_plain_linear, is_plain_norm
-from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
+from hsta_kernels.patching.fused import can_fuse_mlp, mlp, norm_linear, not_gelu
 from hsta_kernels.patching.kernels import has_kernels
 
 
@@ -25,12 +23,9 @@ def patch(model: nn.Module) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name, module in model.named_modules():
         if type(module) in (original.TimesformerLayer, TimesformerLayer):
-            activation = module.intermediate.intermediate_act_fn
-            if _is_gelu(activation):
-                module.__class__, found[name] = TimesformerLayer, None
-            else:
-                kind = type(activation).__name__
-                found[name] = f"hidden_act is {kind}; the kernels have the GELU by the error function"
+            found[name] = not_gelu(module.intermediate.intermediate_act_fn)
+            if found[name] is None:
+                module.__class__ = TimesformerLayer
     return found
 
 
@@ -52,21 +47,22 @@ class TimesformerLayer(original.TimesformerLayer):
         if self.attention_type == "divided_space_time":
             num_frames = self.config.num_frames
             grid = (num_frames, (hidden_states.shape[1] - 1) // num_frames)
-            update, residual = self._attend(
+            heads, residual = self._attend(
                 self.temporal_layernorm, self.temporal_attention, update, residual, grid, axis="time", prefix="none"
             )
-            update = F.linear(update, self.temporal_dense.weight, self.temporal_dense.bias)
+            update = _two_linears(heads, self.temporal_attention.output.dense, self.temporal_dense)
             update[:, 0] = 0  # CLS takes no part, and nothing is added to it
-            update, residual = self._attend(
+            heads, residual = self._attend(
                 self.layernorm_before, self.attention, update, residual, grid, axis="space", prefix="frame_mean"
             )
         else:
             grid = (1, hidden_states.shape[1] - 1)
-            update, residual = self._attend(
+            heads, residual = self._attend(
                 self.layernorm_before, self.attention, update, residual, grid, axis="joint", prefix="all"
             )
-        hidden, residual = _norm_linear(self.layernorm_after, self.intermediate.dense, update, residual)
-        return (residual + _gelu_linear(hidden, self.intermediate.dense, self.output.dense),)
+        update = F.linear(heads, self.attention.output.dense.weight, self.attention.output.dense.bias)
+        before, activation = self.intermediate.dense, self.intermediate.intermediate_act_fn
+        return (mlp(self.layernorm_after, before, activation, self.output.dense, update, residual),)
 
     def _attend(
         self,
@@ -77,17 +73,16 @@ class TimesformerLayer(original.TimesformerLayer):
         grid: tuple[int, int],
         **who_sees_whom: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The next update of the residual stream, and the stream with the one before added."""
+        """The heads' results, (B, L, C), and the residual stream with the update before added."""
         inner = attention.attention
-        qkv, residual = _norm_linear(norm, inner.qkv, update, residual, bias=inner.qkv.bias)
+        qkv, residual = norm_linear(norm, inner.qkv, update, residual, bias=inner.qkv.bias)
         qkv = qkv.unflatten(-1, (3, inner.num_heads, -1))
         out = ops.space_time_attention(qkv, grid, scale=inner.scale, token_order="patch_major", **who_sees_whom)
-        return F.linear(out.flatten(2), attention.output.dense.weight, attention.output.dense.bias), residual
+        return out.flatten(2), residual
 
     def _can_fuse(self) -> bool:
         """Whether no module inside has to be called: nothing drops out, nothing is attached to one."""
-        attentions, norms = [self.attention], [self.layernorm_before, self.layernorm_after]
-        linears = [self.intermediate.dense, self.output.dense]
+        attentions, norms, linears = [self.attention], [self.layernorm_before], []
         if self.attention_type == "divided_space_time":
             attentions.append(self.temporal_attention)
             norms.append(self.temporal_layernorm)
@@ -102,7 +97,9 @@ class TimesformerLayer(original.TimesformerLayer):
             and all(is_plain(a.output, original.TimesformerSelfOutput) for a in attentions)
             and is_plain(self.intermediate, original.TimesformerIntermediate)
             and is_plain(self.output, original.TimesformerOutput)
-            and _is_gelu(self.intermediate.intermediate_act_fn)
+            and can_fuse_mlp(
+                self.layernorm_after, self.intermediate.dense, self.intermediate.intermediate_act_fn, self.output.dense
+            )
             and all(is_plain_linear(a.attention.qkv, bias=a.attention.qkv.bias is not None) for a in attentions)
             and all(is_plain_linear(linear, bias=True) for linear in linears)
             and all(is_plain_norm(norm) for norm in norms)
@@ -111,27 +108,9 @@ class TimesformerLayer(original.TimesformerLayer):
         )
 
 
-def _is_gelu(activation: nn.Module) -> bool:
-    """The GELU by the error function, of PyTorch or of transformers."""
-    if is_plain(activation, nn.GELU):
-        return activation.approximate == "none"
-    return is_plain(activation, GELUActivation)
-
-
-def _norm_linear(
-    norm: nn.LayerNorm, linear: nn.Linear, update: Tensor | None, residual: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """linear(norm(residual + update)) with `bias` for the layer's own, and the sum."""
-    if update is None:
-        return F.linear(norm(residual), linear.weight, bias), residual
-    if torch.is_grad_enabled():  # the norm is not saved, but computed once more
-        return add_layer_norm_linear(update, residual, norm.weight, norm.bias, linear.weight, bias, norm.eps)
-    y, residual = ops.add_layer_norm(update, residual, norm.weight, norm.bias, norm.eps)
-    return F.linear(y, linear.weight, bias), residual
-
-
-def _gelu_linear(x: Tensor, before: nn.Linear, linear: nn.Linear) -> Tensor:
-    """linear(gelu(x + bias of the layer before))."""
-    if torch.is_grad_enabled():
-        return bias_gelu_linear(x, before.bias, linear.weight, linear.bias)
-    return F.linear(ops.bias_gelu(x, before.bias), linear.weight, linear.bias)
+def _two_linears(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """second(first(x)), in one product where x has more rows than they have columns: their product is then the smaller
+    one, in both passes, and nothing between them is saved."""
+    if x.shape[:-1].numel() <= first.in_features:
+        return F.linear(F.linear(x, first.weight, first.bias), second.weight, second.bias)
+    return F.linear(x, second.weight @ first.weight, F.linear(first.bias, second.weight, second.bias))

@@ -63,9 +63,10 @@ def test_results_and_gradients_are_those_of_the_original(make, implementation, k
     original = make(implementation)
     model = copy.deepcopy(original)
     report = hsta_kernels.patch(model)
-    assert len(report.replaced) >= 2 and not report.left
+    attentions = [name for name in report.replaced if "attention" in name]
+    assert len(attentions) >= 2 and not report.left
     model(**clip(model))
-    assert len(kernel_calls) == len(report.replaced)
+    assert len(kernel_calls) == len(attentions)
     assert_same_results(model, original, lambda seed: clip(model, seed), torch.float32)
     hsta_kernels.unpatch(model)
     assert model.config._attn_implementation == implementation

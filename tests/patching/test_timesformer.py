@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import hsta_kernels
 from tests.patching.patched import MISSING, assert_same_results, results, trained
@@ -46,6 +47,27 @@ def test_inference_is_the_same_without_gradients(attention_type):
     hsta_kernels.patch(model)
     with torch.inference_mode():
         torch.testing.assert_close(model(pixel_values=video).logits, expected)
+
+
+@pytest.mark.parametrize(("rows", "products"), [(7, 2), (17, 1)])
+def test_two_linears_in_a_row_are_one_product_of_many_rows(rows, products):
+    from hsta_kernels.patching.timesformer import _two_linears
+
+    first, second = nn.Linear(16, 16), nn.Linear(16, 16)
+    x = torch.randn(rows, 16)
+    with FlopCounterMode(display=False) as counted:
+        out = _two_linears(x, first, second)
+    merging = 2 * 16**2 * (16 + 1) if products == 1 else 0  # of weights and bias
+    assert counted.get_total_flops() == products * 2 * rows * 16**2 + merging
+    expected = second(first(x))
+    torch.testing.assert_close(out, expected)
+    weights = [*first.parameters(), *second.parameters()]
+    for ours, theirs in zip(
+        torch.autograd.grad(out.square().sum(), weights),
+        torch.autograd.grad(expected.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_original_forward_is_not_used(monkeypatch):

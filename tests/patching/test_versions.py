@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("folder", "library", "version", "tests"),
     [
-        ("transformers-4.57", "transformers", "4.57.", ("timesformer", "attention_interface", "vjepa2")),
+        (
+            "transformers-4.57",
+            "transformers",
+            "4.57.",
+            ("timesformer", "attention_interface", "vjepa2", "encoder_layers"),
+        ),
         ("timm", "timm", "1.0.", ("timm_attention",)),
     ],
     ids=("transformers", "timm"),
