@@ -197,9 +197,7 @@ def attention(
     in memory. `choices` are those of `Grid`."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid = Grid(
-            frames, patches, axis, num_prefix_tokens, head_dim**-0.5, dropout_rate=dropout_rate, **choices
-        )
+        grid = Grid(frames, patches, axis, num_prefix_tokens, head_dim**-0.5, dropout_rate=dropout_rate, **choices)
         length = num_prefix_tokens + frames * patches
         shapes = [(batch, length, 3, 12, head_dim)] if packed else [(batch, 12, length, head_dim)] * 3
         qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]

@@ -276,9 +276,7 @@ def _undo(
     programs, sizes, options = _rows_arguments(q, dq, grid)
     parts = None if operands.affine is None else q.new_empty((2, programs // 2, 2, q.shape[-1]), dtype=torch.float32)
     with current_device(q):
-        normalize_and_rotate_backward[(programs,)](
-            q, k, dq, dk, *_shared(operands, first), parts, *sizes, **options
-        )
+        normalize_and_rotate_backward[(programs,)](q, k, dq, dk, *_shared(operands, first), parts, *sizes, **options)
     return () if parts is None else (parts.sum(1),)
 
 
