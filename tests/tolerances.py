@@ -49,7 +49,8 @@ def nearby(tensor: torch.Tensor) -> torch.Tensor:
 
     The signs are random and the same at each call; the global generator is left alone.
     """
-    signs = torch.randint(2, tensor.shape, generator=torch.Generator().manual_seed(tensor.numel()), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(tensor.numel())
+    signs = torch.randint(2, tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
     return tensor.double() * (1 + ROUNDOFF * (2 * signs - 1).to(tensor.device))
 
 

@@ -191,21 +191,21 @@ def _amd_resources(code: str, shared_memory: int) -> AmdResources:
 
 def attention(
     axis: str, frames: int, patches: int, num_prefix_tokens: int, head_dim: int, batch: int = 8, packed: bool = True,
-    dropout_rate: float = 0.0, **who_sees_whom: str,
+    dropout_rate: float = 0.0, **choices: str,
 ) -> Callable:  # fmt: skip
     """Forward and backward pass of space_time_attention, to be given a dtype; not packed, q, k and v are (B, H, L, D)
-    in memory."""
+    in memory. `choices` are those of `Grid`."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
-        grid = Grid(
-            frames, patches, axis, num_prefix_tokens, head_dim**-0.5, dropout_rate=dropout_rate, **who_sees_whom
-        )
+        grid = Grid(frames, patches, axis, num_prefix_tokens, head_dim**-0.5, dropout_rate=dropout_rate, **choices)
         length = num_prefix_tokens + frames * patches
         shapes = [(batch, length, 3, 12, head_dim)] if packed else [(batch, 12, length, head_dim)] * 3
         qkv = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         if not packed:
             qkv = [part.transpose(1, 2) for part in qkv]
-        operands = Operands(torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None)
+        seed = torch.zeros(1, dtype=torch.int64, device=device) if dropout_rate else None
+        table, affine = torch.randn(length, head_dim, device=device), torch.randn(2, 2, head_dim, device=device)
+        operands = Operands(seed, (table, table) if grid.rotary_pairs else None, affine if grid.qk_norm else None)
         out, stats = space_time_attention.forward(qkv, grid, operands)
         space_time_attention.backward(out, qkv, out, stats, grid, operands)
 
@@ -259,6 +259,8 @@ CASES: dict[str, Callable] = {
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
     "time T=16 D=160": attention("time", 16, 196, 0, 160),
     "space N=196 D=256": attention("space", 8, 196, 1, 256),
+    "rotated D=64": attention("space", 8, 196, 1, 64, rotary_pairs="interleaved"),
+    "normalized and rotated D=64": attention("space", 8, 196, 1, 64, rotary_pairs="half", qk_norm="layer"),
     **{f"absorbed C={c}": absorbed_attention(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
     "absorbed and dropout C=768": absorbed_attention(588, 768, dropout_rate=0.1),
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},

@@ -1,4 +1,4 @@
-"""V-JEPA 2 (arXiv 2506.09985) of Hugging Face transformers: q and k are rotated as the kernels read them.
+"""V-JEPA 2 (arXiv 2506.09985) of Hugging Face transformers: q and k are rotated by the kernels.
 
 The original rotates thirds of a head by a token's moment, row and column, in some fifty PyTorch operations for q and as
 many for k, and calculates the angles in every layer anew. All samples, heads and layers have them in common: one table
@@ -67,11 +67,11 @@ class VJEPA2RopeAttention(original.VJEPA2RopeAttention):
         return self.proj(out.flatten(2)), *_NO_WEIGHTS
 
     def _can_run(self, hidden_states: Tensor) -> bool:
-        """Whether ours is the attention that is chosen, and a kernel rotates."""
+        """Whether ours is the attention that is chosen, and has a kernel."""
         return (
             self.config._attn_implementation == NAME
             and self.attention_head_size % 2 == 0
-            and has_kernels(hidden_states, self.attention_head_size, rotary_pairs="interleaved")
+            and has_kernels(hidden_states, self.attention_head_size)
             and onlooker((hidden_states,)) is None
         )
 

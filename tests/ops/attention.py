@@ -36,10 +36,10 @@ def check(qkv64, grid, axis, prefix, dtype, kernel: Kernel, grad64=None, strided
     return assert_parity(attention(grid, axis, prefix), {"qkv": qkv}, [grad], kernel, case=case)
 
 
-def check_ops(qkv, grid: Grid, rotary=(None, None), affine=None, bias=None) -> None:
-    """Schema and fake results of the custom ops, on the CPU; of the backward op also where a bias learns."""
+def check_ops(qkv, grid: Grid, backend: str, rotary=(None, None), affine=None, bias=None) -> None:
+    """Schema and fake results of the custom ops; of the backward op also where a bias learns."""
     check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
-    arguments = ([qkv], *grid, None, *rotary, affine, bias, "cpu")
+    arguments = ([qkv], *grid, None, *rotary, affine, bias, backend)
     check(autograd._forward, arguments)
     out, stats = autograd._forward(*arguments)
     for learn in (False, True)[: 1 + grid.biased]:

@@ -372,7 +372,7 @@ def test_the_compiler_sees_one_operator(valid, adding):
     assert all(map(torch.equal, torch.autograd.grad(compiled(*inputs).square().sum(), inputs), eager))
     qkv, bias = (x.detach() for x in inputs)
     grid = Grid(3, 4, "time", 1, 0.25, valid_frames=valid, biased=True)
-    check_ops(qkv, grid, bias=bias)
+    check_ops(qkv, grid, "cpu", bias=bias)
 
 
 @pytest.mark.parametrize(

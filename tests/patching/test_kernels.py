@@ -23,5 +23,4 @@ def test_what_the_kernels_of_a_gpu_take(monkeypatch):
     assert has_kernels(torch.zeros(1, 2, 5, 64)) and has_kernels(torch.zeros(1, 5, 1024), 64)
     assert has_kernels(torch.zeros(1, 16, 1280), 160)  # AnimateDiff's
     assert not has_kernels(torch.zeros(1, 5, 1024))
-    assert not has_kernels(torch.zeros(1, 2, 5, 64), rotary_pairs="interleaved")  # Triton's rotate nothing
     assert not has_kernels(torch.zeros(1, 2, 5, 64, dtype=torch.float64))

@@ -87,7 +87,7 @@ def test_limits():
         assert resources.spills == 0, key
         if kernel.startswith(("time", "flash", "absorbed", "row")):
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
-        if kernel.startswith(("time", "flash", "absorbed", "row", "add", "bias")):
+        if kernel.startswith(("time", "flash", "absorbed", "row", "add", "bias", "normalize")):
             assert not resources.wide_loads.startswith("0/"), key
 
 
@@ -208,6 +208,7 @@ def test_sizes_of_one(run):
         "time T=8 D=64",
         "space N=196 D=64",
         "joint N=588 D=64",
+        "normalized and rotated D=64",
         "absorbed C=768",
         "add_layer_norm C=768",
         "bias_gelu and dropout C=3072",

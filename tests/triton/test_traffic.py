@@ -18,6 +18,7 @@ from hsta_kernels.ops.cross_modal_attention import triton as absorbed_attention
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.space_time_attention import triton as attention
 from hsta_kernels.ops.space_time_attention.grid import Grid
+from hsta_kernels.ops.space_time_attention.operands import Operands
 
 HALF = torch.float16
 E = HALF.itemsize
@@ -83,6 +84,19 @@ def test_attention_over_time(frames, prefix, work):
     assert work.take()[0] <= 1.2 * 4 * tensor
     attention.backward(out, (qkv,), out, stats, grid)
     assert work.take()[0] <= 1.2 * 7 * tensor
+
+
+def test_rows_normalized_and_rotated(work):
+    """q and k are read and written once more forward, and again backward, where their gradients are turned in place;
+    the tables are read once for all heads, for q and for k."""
+    grid = Grid(3, 15, "time", 0, 0.125, rotary_pairs="half", qk_norm="layer", qk_norm_eps=1e-6)
+    qkv, table, affine = torch.randn(1, 45, 3, 12, 64, dtype=HALF), torch.randn(45, 64), torch.randn(2, 2, 64)
+    operands = Operands(rotary=(table, table), affine=affine)
+    out, stats = attention.forward((qkv,), grid, operands)
+    tensor = out.numel() * E
+    assert work.take()[0] <= 1.2 * (4 + 4) * tensor
+    attention.backward(out, (qkv,), out, stats, grid, operands)
+    assert work.take()[0] <= 1.2 * (7 + 4 + 6) * tensor
 
 
 @pytest.mark.parametrize(

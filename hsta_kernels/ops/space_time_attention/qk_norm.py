@@ -59,7 +59,7 @@ def check_qk_norm(qk_norm: QKNorm | None, rows: torch.Tensor) -> tuple[str | Non
         if parameter.device != rows.device:
             raise ValueError(f"{name} must be on the device of qkv, {rows.device}; got {parameter.device}")
         affine.append(parameter.to(dtype))
-    return qk_norm.kind, eps, torch.stack(affine).unflatten(0, (2, 2))
+    return qk_norm.kind, eps, torch.stack(affine).view(2, 2, -1)
 
 
 def normalized(x: torch.Tensor, affine: torch.Tensor, kind: str, eps: float) -> torch.Tensor:

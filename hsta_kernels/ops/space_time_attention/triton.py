@@ -24,6 +24,7 @@ from hsta_kernels.ops.space_time_attention.operands import NOTHING, Operands
 
 # Partial results of a prefix row that are merged at a time, and no more elements of them than registers hold.
 _MERGED_SPLITS, _MERGED = 32, 4096
+_PREPARED = 2048  # elements of q or k that a program normalizes and rotates at a time
 _MAX_HEAD_DIM_OF_AMD = 128  # the tiles of wider ones take more than a gfx942's 64 KiB of shared memory
 
 
@@ -70,10 +71,6 @@ class Groups(NamedTuple):
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
-    if grid.rotary_pairs is not None:
-        return "rotary is given; the kernels rotate nothing"
-    if grid.qk_norm is not None:
-        return "qk_norm is given; the kernels normalize nothing"
     if grid.biased:
         return "bias is given; the kernels add none to the scores"
     head_dim = qkv[0].shape[-1]
@@ -102,6 +99,8 @@ def forward(
     from hsta_kernels.ops.space_time_attention.triton_time import time_forward
 
     q, k, v = _parts(qkv)
+    if _prepares(grid) and q.numel():
+        return forward(_prepared(qkv, grid, operands), _plain(grid), Operands(operands.seed), out)
     batch, length, heads, head_dim = q.shape
     out = q.new_empty(q.shape) if out is None else out
     stats = q.new_empty(stats_shape(qkv, grid), dtype=torch.float32)
@@ -164,7 +163,11 @@ def backward(
 
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if not out.numel():
-        return grads
+        return grads if operands.affine is None else (*grads, torch.zeros_like(operands.affine))
+    if _prepares(grid):
+        prepared = _prepared(qkv, grid, operands)
+        backward(grad_out, prepared, out, stats, _plain(grid), Operands(operands.seed), None, grads)
+        return *grads, *_undo(grads, qkv, grid, operands)
     batch, length, heads, head_dim = out.shape
     groups, deltas = Groups.of(grid), stats.shape[:3]
     first = groups.first
@@ -175,7 +178,7 @@ def backward(
         stats = stats[:, :, first:]
     strides, unit = in_units(q.stride()[:3])
     grad_strides, grad_unit = in_units(grad_out.stride()[:3])
-    parts, columns = 3 // len(qkv), _columns(head_dim)
+    parts, columns = 3 // len(grads), _columns(head_dim)
     common = {
         "P": groups.prefix, **columns, "UNIT": unit, "GRAD_UNIT": grad_unit, "PARTS": parts,
         "PRECISION": precision(q.dtype),
@@ -231,6 +234,69 @@ def _parts(qkv: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     if qkv[0].stride() == qkv[1].stride() == qkv[2].stride():
         return qkv
     return [part.contiguous() for part in qkv]
+
+
+def _prepares(grid: Grid) -> bool:
+    """Whether q and k are not read as they are."""
+    return grid.rotary_pairs is not None or grid.qk_norm is not None
+
+
+def _plain(grid: Grid) -> Grid:
+    """What is left to do with prepared rows."""
+    return grid._replace(rotary_pairs=None, qk_norm=None)
+
+
+def _prepared(qkv: Sequence[torch.Tensor], grid: Grid, operands: Operands) -> list[torch.Tensor]:
+    """q and k normalized and rotated, and v, all in the layout of v; where that has gaps, v is a copy without.
+
+    A packed v is so read where it lies, by the memory that a copy of it would take. Tokens that take no part are left
+    out.
+    """
+    from hsta_kernels.ops.space_time_attention.triton_rows import normalize_and_rotate
+
+    q, k, v = _parts(qkv)
+    like = torch.empty_like(qkv[0]).unbind(2) if len(qkv) == 1 else [torch.empty_like(v) for _ in qkv]
+    prepared = [*like[:2], v if v.stride() == like[2].stride() else like[2].copy_(v)]
+    first = Groups.of(grid).first
+    rows, outs = _after(first, (q, k)), _after(first, prepared[:2])
+    programs, sizes, options = _rows_arguments(rows[0], outs[0], grid)
+    with current_device(q):
+        normalize_and_rotate[(programs,)](*rows, *outs, *_shared(operands, first), *sizes, **options)
+    return prepared
+
+
+def _undo(
+    grads: Sequence[torch.Tensor], qkv: Sequence[torch.Tensor], grid: Grid, operands: Operands
+) -> tuple[torch.Tensor, ...]:
+    """Takes the gradients of q and k, in place, from the rows of `_prepared` to those of `qkv`; returns affine's."""
+    from hsta_kernels.ops.space_time_attention.triton_rows import normalize_and_rotate_backward
+
+    first = Groups.of(grid).first
+    q, k, dq, dk = _after(first, (*_parts(qkv)[:2], *_parts(grads)[:2]))
+    programs, sizes, options = _rows_arguments(q, dq, grid)
+    parts = None if operands.affine is None else q.new_empty((2, programs // 2, 2, q.shape[-1]), dtype=torch.float32)
+    with current_device(q):
+        normalize_and_rotate_backward[(programs,)](q, k, dq, dk, *_shared(operands, first), parts, *sizes, **options)
+    return () if parts is None else (parts.sum(1),)
+
+
+def _rows_arguments(
+    rows: torch.Tensor, others: torch.Tensor, grid: Grid
+) -> tuple[int, tuple[Any, ...], dict[str, Any]]:
+    """Programs, sizes and options of a kernel that reads `rows` and reads or writes `others`."""
+    batch, tokens, heads, head_dim = rows.shape
+    strides, unit = in_units((*rows.stride()[:3], *others.stride()[:3]))
+    columns = _columns(head_dim)
+    block = _PREPARED // columns["BLOCK_D"]
+    choices = {"PAIRS": grid.rotary_pairs, "NORM": grid.qk_norm}
+    options = {**choices, **columns, "BLOCK": block, "UNIT": unit, "enable_fp_fusion": False}
+    return 2 * -(-batch * tokens // block), (*strides, tokens, batch * tokens, heads, grid.qk_norm_eps), options
+
+
+def _shared(operands: Operands, first: int) -> tuple[torch.Tensor | None, ...]:
+    """cos, sin and affine as the kernels read them, of the tokens that take part."""
+    cos, sin = (table[first:].contiguous() for table in operands.rotary) if operands.rotary else (None, None)
+    return cos, sin, None if operands.affine is None else operands.affine.contiguous()
 
 
 def _columns(head_dim: int) -> dict[str, int]:
