@@ -6,7 +6,7 @@ With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine 
 
 everything in crossmodal attention that touches all tokens: u has absorbed the key projection. Dropout makes other
 weights of softmax's, and z no mean: s_h, their sum, is then a second result, since biases are multiplied by it. What is
-left are products of single rows with weights, before it and after it: on the CPU kernels too.
+left are products of single rows with weights, before it and after it: kernels too on the CPU and in Triton.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(u, query_token, tokens, eps, dropout_rate, seed) -> (z, stats) and backward(grad_z, u,
 # query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
-# dropout the third of a head's stats is s.
+# dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, without dropout, also have
+# cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats).
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
     lambda tensor: (tensor(1, 9, 64), 2),
 )
+WHOLE = ("cpu", "triton")
 
 
 @custom_op("absorbed_attention_forward")
@@ -87,25 +89,27 @@ def cross_modal_attention(
     v_bias: torch.Tensor,
     num_heads: int,
     eps: float,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operator's result, and u, z and the statistics of absorbed attention. On the CPU all of it is kernels."""
+    """The operator's result, and u, z and the statistics of absorbed attention: all of it is kernels."""
     rows = rows_contiguous(query_token), rows_contiguous(tokens)
-    norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-    of_query = q_weight.contiguous(), q_bias.contiguous(), k_weight.contiguous()
-    of_values = v_weight.contiguous(), v_bias.contiguous()
-    return cpu.cross_modal_attention(*rows, *norm, *of_query, *of_values, num_heads, eps)
+    weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+    contiguous = (weight.contiguous() for weight in weights)
+    return OPERATOR.implementations[backend].cross_modal_attention(*rows, *contiguous, num_heads, eps)
 
 
 @cross_modal_attention.register_fake
-def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps):
+def _(
+    query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps, backend
+):
     batch, width = query_token.shape
     u, z = (query_token.new_empty((batch, num_heads, width), dtype=torch.float32) for _ in range(2))
     return query_token.new_empty((batch, width)), u, z, u.new_empty((batch, num_heads, 2))
 
 
 class CrossModalAttention(torch.autograd.Function):
-    """The whole operator on the CPU, without dropout. Saves what `AbsorbedAttention` saves; the query's projections are
-    recomputed in the backward pass, by PyTorch.
+    """The whole operator on a backend whose projections are kernels, without dropout. Saves what `AbsorbedAttention`
+    saves; in the backward pass projections are PyTorch's, the query's computed anew.
 
     The key bias is an argument only to receive its gradient, which is zero.
     """
@@ -113,7 +117,7 @@ class CrossModalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, k_bias: torch.Tensor, *arguments: Any) -> torch.Tensor:
         out, u, z, stats = call(cross_modal_attention, *arguments)
-        *tensors, ctx.num_heads, ctx.eps = arguments
+        *tensors, ctx.num_heads, ctx.eps, ctx.backend = arguments
         ctx.save_for_backward(*tensors, u, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
         return out
@@ -121,7 +125,7 @@ class CrossModalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *inputs, u, z, stats = ctx.saved_tensors
-        num_heads, eps = ctx.num_heads, ctx.eps
+        num_heads, eps, backend = ctx.num_heads, ctx.eps, ctx.backend
         k_bias = grad_outputs[0].new_zeros(ctx.k_bias_like[0], dtype=ctx.k_bias_like[1])
 
         def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -129,7 +133,7 @@ class CrossModalAttention(torch.autograd.Function):
             norm = norm_weight.float(), norm_bias.float()
             grad_z, *of_values = _values_backward(grad_out, z, *norm, v_weight)
             rows = rows_contiguous(query_token), rows_contiguous(tokens)
-            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, "cpu")
+            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, backend)
             grad_absorbed, *of_query = _query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
             grad_norm = (
                 (a + b).to(t.dtype)
@@ -141,7 +145,7 @@ class CrossModalAttention(torch.autograd.Function):
             before, after = inputs[:7], inputs[7:]
             return (reference.cross_modal_attention(*before, k_bias, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
 
-        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None
+        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None, None
 
 
 def _values_backward(
