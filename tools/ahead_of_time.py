@@ -285,8 +285,8 @@ CASES: dict[str, Callable] = {
 }
 
 OF_THE_MODEL = (
-    "time T=8 D=64", "space N=196 D=64", "joint N=588 D=64", "absorbed C=768", "absorbed C=1536", "crossmodal C=768 H=12",
-    "add_layer_norm C=768", "bias_gelu C=3072", "bias_gelu and dropout C=3072",
+    "time T=8 D=64", "space N=196 D=64", "joint N=588 D=64", "absorbed C=768", "absorbed C=1536",
+    "crossmodal C=768 H=12", "add_layer_norm C=768", "bias_gelu C=3072", "bias_gelu and dropout C=3072",
 )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(u, query_token, tokens, eps, dropout_rate, seed) -> (z, stats) and backward(grad_z, u,
 # query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
-# dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, without dropout, also have
-# cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats).
+# dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, also have, without
+# dropout, cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats).
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -153,7 +153,7 @@ def _values_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of out_h = Wv_h (norm_weight * z_h + norm_bias) + bv_h: of z, norm weight and bias, Wv, bv."""
     v_heads, grad_heads = v_weight.unflatten(0, (z.shape[1], -1)), grad_out.unflatten(1, (z.shape[1], -1))
-    y = (z * norm_weight + norm_bias).to(v_weight.dtype)
+    y = torch.addcmul(norm_bias, z, norm_weight).to(v_weight.dtype)
     grad_y = torch.einsum("bhd,hdc->bhc", grad_heads, v_heads).float()
     grad_v_weight = torch.einsum("bhd,bhc->hdc", grad_heads, y).flatten(0, 1)
     return grad_y * norm_weight, (grad_y * z).sum((0, 1)), grad_y.sum((0, 1)), grad_v_weight, grad_out.sum(0)
@@ -172,11 +172,10 @@ def _query_backward(
     """Gradients of u_h = norm_weight / sqrt(D) * (Wk_hᵀ q_h), q = Wq LayerNorm(query) + bq, of all tensors in order."""
     heads = grad_u.shape[1]
     scale = (q_weight.shape[0] // heads) ** -0.5
-    x = query_token.float()
-    centred = x - x.mean(-1, keepdim=True)
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    normed = centred * rstd
-    y = (normed * norm_weight + norm_bias).to(q_weight.dtype)
+    x, shape = query_token.float(), query_token.shape[1:]
+    # In few launches; derivatives of these are not asked for here.
+    y, mean, rstd = torch.native_layer_norm(x, shape, norm_weight, norm_bias, eps)
+    y = y.to(q_weight.dtype)
     q, k_heads = F.linear(y, q_weight, q_bias).unflatten(-1, (heads, -1)), k_weight.unflatten(0, (heads, -1))
 
     grad_absorbed = (grad_u * (norm_weight * scale)).to(k_weight.dtype)
@@ -184,11 +183,12 @@ def _query_backward(
     grad_q = torch.einsum("bhc,hdc->bhd", grad_absorbed, k_heads).flatten(1)
     grad_y = (grad_q @ q_weight).float()
     absorbed = torch.einsum("bhd,hdc->bhc", q, k_heads)
-    grad_norm_weight = (grad_u * absorbed).sum((0, 1)) * scale + (grad_y * normed).sum(0)
-    grad_normed = grad_y * norm_weight
-    mean, along = grad_normed.mean(-1, keepdim=True), (grad_normed * normed).mean(-1, keepdim=True)
-    grad_query = (rstd * (grad_normed - mean - normed * along)).to(query_token.dtype)
-    return grad_query, grad_norm_weight, grad_y.sum(0), grad_q.T @ y, grad_q.sum(0), grad_k_weight
+    grad_query, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_y, x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
+    )
+    grad_norm_weight = grad_norm_weight + (grad_u * absorbed).sum((0, 1)) * scale
+    grad_query = grad_query.to(query_token.dtype)
+    return grad_query, grad_norm_weight, grad_norm_bias, grad_q.T @ y, grad_q.sum(0), grad_k_weight
 
 
 class AbsorbedAttention(torch.autograd.Function):

@@ -185,7 +185,7 @@ def cross_modal_attention(
 
 
 def _projection_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor, head_dim: int) -> dict[str, Any]:
-    """Everything about a launch that is constant to its kernel; for Triton 3.2 see `configuration`."""
+    """Everything about a launch that is constant to its kernel; what they have in common: see `configuration`."""
     constants = {"C": tokens.shape[-1], "D": head_dim, "PRECISION": precision(tokens.dtype), "enable_fp_fusion": False}
     return constants | of_size[tokens.element_size()] | ({"num_stages": 1} if version() < (3, 3) else {})
 
