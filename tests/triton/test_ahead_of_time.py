@@ -164,11 +164,11 @@ def test_another_version_spills_nothing(arch, dtype, case):
         (90, attention("joint", 8, 196, 0, 64, packed=False)),
         *((arch, attention(axis, 8, 196, 1, 64, dropout_rate=0.1)) for arch in (80, 90) for axis in ("time", "space")),
         (80, attention("space", 8, 60, 1, 160)),
-        *((arch, crossmodal(588, width, heads)) for arch in (80, 100) for width, heads in ((64, 2), (288, 3))),
+        *((arch, crossmodal(588, width, heads)) for arch in (80, 100) for width, heads in ((288, 3), (384, 6))),
     ],
     ids=("TimeSformer, space, 80", "TimeSformer, space, 90", "TimeSformer, space, 100", "TimeSformer, time", "joint",
          "dropout, time, 80", "dropout, space, 80", "dropout, time, 90", "dropout, space, 90", "heads of 160, 80",
-         "C=64, 80", "C=288, 80", "C=64, 100", "C=288, 100"),
+         "C=288, 80", "C=384, 80", "C=288, 100", "C=384, 100"),
 )  # fmt: skip
 def test_what_other_models_ask_for_spills_nothing(arch, run):
     """Of which the document has nothing: patch-major tokens, other ways with the prefix, three tensors, dropout, tiles

@@ -134,6 +134,7 @@ def _projection(a: SimpleNamespace, weights: int, chunk: int, loops: int) -> Wor
     """Of `weights` matrices; a program multiplies 16 samples with BLOCK_D rows of one, and with a chunk of a second.
 
     A program reads its samples in each of `loops` loops over the columns, and its rows of the weight in the last.
+    Instructions of the matrix unit have 8 columns: where there are more warps than that makes, two do the same.
     """
     e, turns = a.dtype.itemsize, -(-a.C // a.BLOCK_C)
     heads = a.samples * a.H * a.C * 4  # u or z
@@ -143,7 +144,8 @@ def _projection(a: SimpleNamespace, weights: int, chunk: int, loops: int) -> Wor
     work = Work(weights * a.C**2 * e + heads + of_rows, a.programs * of_program + heads + of_rows)
     rows, readers = (of_rows, a.H * -(-a.C // chunk)) if chunk else (heads, -(-a.D // a.BLOCK_D))
     work.l2_bytes += (readers * loops - 1) * rows
-    _multiplied(work, a, a.programs * blocks * 2 * a.BLOCK * a.BLOCK_D * (turns * a.BLOCK_C + chunk), a.BLOCK)
+    issued = max(a.BLOCK_D, 8 * a.num_warps)
+    _multiplied(work, a, a.programs * blocks * 2 * a.BLOCK * issued * (turns * a.BLOCK_C + chunk), a.BLOCK)
     work.ways = [Way(1, (turns,))]
     return work
 

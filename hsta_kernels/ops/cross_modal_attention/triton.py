@@ -25,7 +25,7 @@ _MOST_RUNS = 128  # of a sample: one program a head puts them together
 # multiprocessors, each with the query's product anew; or 16 results, so that a weight's rows are enough programs.
 _ABSORB_QUERY = {
     2: {"BLOCK": 16, "BLOCK_C": 128, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
-    4: {"BLOCK": 16, "BLOCK_C": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK": 16, "BLOCK_C": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 2},
 }
 _PROJECT_VALUES = {
     2: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 256, "num_warps": 4, "num_stages": 3},
