@@ -21,11 +21,11 @@ from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 _MOST_RUNS = 128  # of a sample: one program a head puts them together
 # Tiles of the projections, by the bytes of an element: 16 samples, as few as matrix units multiply, and BLOCK_C columns
-# of a weight at a time, as many as spill no registers. A program has 128 columns of u: with 64 there would be more than
-# multiprocessors, each with the query's product anew; or 16 results, so that a weight's rows are enough programs.
+# of a weight at a time, as many as spill no registers. A program has 128 columns of u, for each has the query's
+# product anew, in float32 64, for registers; or 16 results, so that a weight's rows are enough programs.
 _ABSORB_QUERY = {
     2: {"BLOCK": 16, "BLOCK_C": 128, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
-    4: {"BLOCK": 16, "BLOCK_C": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 2},
+    4: {"BLOCK": 16, "BLOCK_C": 64, "CHUNK": 64, "num_warps": 8, "num_stages": 3},
 }
 _PROJECT_VALUES = {
     2: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 256, "num_warps": 4, "num_stages": 3},
