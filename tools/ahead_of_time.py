@@ -228,6 +228,20 @@ def absorbed_attention(
     return run
 
 
+def crossmodal(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
+    """Forward pass of the whole operator, and the kernels of its backward pass, over a slice of a longer sequence."""
+
+    def run(dtype: torch.dtype, device: str = "meta") -> None:
+        rows = torch.randn(batch, 1 + tokens, width, dtype=dtype, device=device)[:, 1:]
+        query = torch.randn(batch, width, dtype=dtype, device=device)
+        matrix, vector = (torch.randn(shape, dtype=dtype, device=device) for shape in ((width, width), (width,)))
+        weights = (vector, vector, matrix, vector, matrix, matrix, vector)
+        _, u, z, stats = cross_modal_attention.cross_modal_attention(query, rows, *weights, heads, 1e-6)
+        cross_modal_attention.backward(z, u, query, rows, z, stats, 1e-6)
+
+    return run
+
+
 def norm(rows: int, width: int) -> Callable:
     """Forward and backward pass of add_layer_norm."""
 
@@ -263,6 +277,10 @@ CASES: dict[str, Callable] = {
     "normalized and rotated D=64": attention("space", 8, 196, 1, 64, rotary_pairs="half", qk_norm="layer"),
     **{f"absorbed C={c}": absorbed_attention(588, c) for c in (768, 384, 192, 520, 1024, 1536)},
     "absorbed and dropout C=768": absorbed_attention(588, 768, dropout_rate=0.1),
+    **{
+        f"crossmodal C={c} H={h}": crossmodal(588, c, h)
+        for c, h in ((768, 12), (768, 8), (384, 12), (192, 12), (1536, 12))
+    },
     **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
@@ -270,7 +288,7 @@ CASES: dict[str, Callable] = {
 
 OF_THE_MODEL = (
     "time T=8 D=64", "space N=196 D=64", "joint N=588 D=64", "absorbed C=768", "absorbed C=1536",
-    "add_layer_norm C=768", "bias_gelu C=3072", "bias_gelu and dropout C=3072",
+    "crossmodal C=768 H=12", "add_layer_norm C=768", "bias_gelu C=3072", "bias_gelu and dropout C=3072",
 )  # fmt: skip
 
 

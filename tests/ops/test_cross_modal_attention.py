@@ -158,7 +158,7 @@ def test_inference(batch, tokens, width, heads, dtype, kernel):
         ours = cross_modal_attention(**values, num_heads=heads)
         alone = cross_modal_attention(**first, num_heads=heads)
     assert_close_to_reference(ours, same, exact)
-    if kernel.name == "cpu":  # with others the projections are PyTorch's
+    if kernel.name != "cuda":  # there the projections are PyTorch's
         assert torch.equal(alone, ours[:1]), "a sample's result depends on its batch"
 
 
@@ -209,7 +209,7 @@ def test_strided_tokens_give_the_bits_of_copies(kernel):
         strided = run(function, values | {"tokens": tokens, "query_token": query}, kernel.name, [one])
         copies = {"tokens": tokens.contiguous(), "query_token": query.contiguous()}
         copied = run(function, values | copies, kernel.name, [one.contiguous()])
-        if kernel.name == "cpu":  # the gradients of weights are PyTorch's products, which round by layout
+        if kernel.device == "cpu":  # the gradients of weights are PyTorch's products, which round by layout
             copied = {key: copied[key] for key in ("out 0", "grad of tokens")}
         assert_same_bits(strided, copied)
 

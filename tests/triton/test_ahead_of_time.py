@@ -33,10 +33,10 @@ from tools.ahead_of_time import (
     Launch,
     Resources,
     Target,
-    absorbed_attention,
     attention,
     compile_for,
     compile_launch,
+    crossmodal,
     description,
     documented,
     everything,
@@ -85,9 +85,9 @@ def test_limits():
         if target in AMD:
             continue  # no configuration was chosen for them
         assert resources.spills == 0, key
-        if kernel.startswith(("time", "flash", "absorbed", "row")):
+        if kernel.startswith(("time", "flash", "absorb", "project", "row")):
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
-        if kernel.startswith(("time", "flash", "absorbed", "row", "add", "bias", "normalize")):
+        if kernel.startswith(("time", "flash", "absorb", "project", "row", "add", "bias", "normalize")):
             assert not resources.wide_loads.startswith("0/"), key
 
 
@@ -164,13 +164,15 @@ def test_another_version_spills_nothing(arch, dtype, case):
         (90, attention("joint", 8, 196, 0, 64, packed=False)),
         *((arch, attention(axis, 8, 196, 1, 64, dropout_rate=0.1)) for arch in (80, 90) for axis in ("time", "space")),
         (80, attention("space", 8, 60, 1, 160)),
+        *((arch, crossmodal(588, width, heads)) for arch in (80, 100) for width, heads in ((288, 3), (384, 6))),
     ],
     ids=("TimeSformer, space, 80", "TimeSformer, space, 90", "TimeSformer, space, 100", "TimeSformer, time", "joint",
-         "dropout, time, 80", "dropout, space, 80", "dropout, time, 90", "dropout, space, 90", "heads of 160, 80"),
+         "dropout, time, 80", "dropout, space, 80", "dropout, time, 90", "dropout, space, 90", "heads of 160, 80",
+         "C=288, 80", "C=384, 80", "C=288, 100", "C=384, 100"),
 )  # fmt: skip
 def test_what_other_models_ask_for_spills_nothing(arch, run):
     """Of which the document has nothing: patch-major tokens, other ways with the prefix, three tensors, dropout, tiles
-    wider than heads."""
+    wider than heads, narrow projections."""
     if arch == 100 and version() < (3, 3):
         pytest.skip("Triton 3.2 does not know sm_100")
     for launch in launches(lambda: run(torch.bfloat16), arch):
@@ -193,9 +195,7 @@ def test_relatives(name):
     assert len(done) == 4
 
 
-@pytest.mark.parametrize(
-    "run", [attention("time", 1, 1, 1, 8, 1), absorbed_attention(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)]
-)
+@pytest.mark.parametrize("run", [attention("time", 1, 1, 1, 8, 1), crossmodal(1, 8, 1, 1), norm(1, 1), gelu(1, 1, 0.5)])
 def test_sizes_of_one(run):
     """The compiler takes an argument of 1 for a constant, which not everything can be done with."""
     for launch in launches(lambda: run(torch.bfloat16), 90):
@@ -209,7 +209,7 @@ def test_sizes_of_one(run):
         "space N=196 D=64",
         "joint N=588 D=64",
         "normalized and rotated D=64",
-        "absorbed C=768",
+        "crossmodal C=768 H=12",
         "add_layer_norm C=768",
         "bias_gelu and dropout C=3072",
     ],
@@ -221,4 +221,5 @@ def test_amd(case):
     for launch in launches(lambda: CASES[case](torch.bfloat16), 80):
         compiled = compile_for(launch, "gfx942")
         assert compiled.metadata.shared <= 64 << 10
-        assert ("v_mfma" in compiled.asm["amdgcn"]) == launch.name.startswith(("time", "flash", "absorbed"))
+        multiplies = launch.name.startswith(("time", "flash", "absorb", "project"))
+        assert ("v_mfma" in compiled.asm["amdgcn"]) == multiplies

@@ -12,7 +12,8 @@ from tests.sanitizer import sanitized
 
 pytestmark = pytest.mark.gpu
 AXES = ("time", "space", "joint")
-OUR_KERNELS = "^(time|flash|absorbed|row|merge|sum|add_layer_norm|bias_gelu)_"  # PyTorch's names are mangled: _ZN...
+# PyTorch's names are mangled: _ZN...
+OUR_KERNELS = "^(time|flash|absorbed|absorb|project|row|merge|sum|add_layer_norm|bias_gelu)_"
 
 
 def gradient(qkv: torch.Tensor, grid, axis: str, prefix: int, name: str = "triton"):

@@ -115,5 +115,8 @@ def test_opcheck(device):
     u, query, tokens = (torch.randn(s, device=device) for s in ((2, 3, 48), (2, 48), (2, 7, 48)))
     torch.library.opcheck(absorbed_ops._forward, (u, query, tokens, 1e-6, 0.0, None, "triton"))
     z, stats = absorbed_ops._forward(u, query, tokens, 1e-6, 0.0, None, "triton")
+    vector, matrix = torch.randn(48, device=device), torch.randn(48, 48, device=device)
+    weights = vector, vector, matrix, vector, matrix, matrix, vector
+    torch.library.opcheck(absorbed_ops.cross_modal_attention, (query, tokens, *weights, 3, 1e-6, "triton"))
     arguments = torch.randn_like(z), u, query, tokens, z, stats, 1e-6, 0.0, None, None, "triton"
     torch.library.opcheck(absorbed_ops._backward, arguments)

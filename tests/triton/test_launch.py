@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ if backends.triton_interpreted:
     pytest.skip("Triton's launcher is replaced by its interpreter", allow_module_level=True)
 
 from hsta_kernels.ops.add_layer_norm import triton as norm_launch
+from hsta_kernels.ops.cross_modal_attention import autograd as crossmodal_autograd
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
 from hsta_kernels.ops.launch.triton_table import TABLE
@@ -27,12 +29,23 @@ from hsta_kernels.ops.space_time_attention import triton as attention_launch
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.triton.test_gpu import OUR_KERNELS
 from tools import tune
-from tools.ahead_of_time import ARCHITECTURES, absorbed_attention, attention, float32_products, gelu, launches, norm
+from tools.ahead_of_time import (
+    ARCHITECTURES,
+    absorbed_attention,
+    attention,
+    crossmodal,
+    float32_products,
+    gelu,
+    launches,
+    norm,
+)
+from tools.roofline.cases import BACKWARD_AROUND_THE_PASS
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
     "space": attention("space", 8, 196, 1, 64),
     "absorbed_attention": absorbed_attention(588, 768),
+    "crossmodal": crossmodal(588, 768),
     "norm": norm(1000, 768),
     "gelu": gelu(1000, 768, 0.1),
 }
@@ -164,7 +177,8 @@ def test_tuning_leaves_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_old_versions_of_triton_get_what_they_can_compile(dtype, monkeypatch):
     """3.2 fails to pipeline some loops, 3.2 and 3.3 to multiply batches of matrices well."""
-    monkeypatch.setattr(launching, "version", lambda: (3, 2))
+    for module in (launching, absorbed_launch):
+        monkeypatch.setattr(module, "version", lambda: (3, 2))
     for run in OPERATORS.values():
         assert all(launch.options.get("num_stages", 1) == 1 for launch in launches(lambda run=run: run(dtype), 90))
     for release, expected in (((3, 3), "row_scores"), ((3, 4), "absorbed_forward")):
@@ -244,6 +258,51 @@ def test_runs_of_crossmodal_attention(batch, tokens, multiprocessors, programs):
     assert split.runs * split.programs_of_group == other.runs * other.programs_of_group
 
 
+class Computing(TorchDispatchMode):
+    """Notes PyTorch's operations, but for those that compute nothing."""
+
+    VIEWS = frozenset((
+        "_unsafe_view", "detach", "empty_like", "expand", "new_empty", "permute", "slice", "t", "transpose", "unbind",
+        "unsqueeze", "view",
+    ))  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ not in self.VIEWS:
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_crossmodal_attention_is_four_launches():
+    """The whole forward operator, in the model's sizes; what PyTorch launches in the backward pass is what
+    docs/roofline.md is told."""
+    shapes = (8, 589, 768), (768, 768), (768,)
+    rows, matrix, vector = (torch.empty(s, dtype=torch.bfloat16, device="meta", requires_grad=True) for s in shapes)
+    arguments = rows[:, 0], rows[:, 1:], vector, vector, matrix, vector, matrix, matrix, vector, 12, 1e-6, "triton"
+    forward, backward, outs = Computing(), Computing(), []
+
+    def run():
+        with forward:
+            outs.append(crossmodal_autograd.CrossModalAttention.apply(vector, *arguments))
+
+    def run_backward():
+        with backward:
+            outs[0].grad_fn.apply(torch.empty_like(outs[0]))
+
+    # The dispatcher would ask for shapes alone of tensors without data.
+    with mock.patch.object(crossmodal_autograd, "call", lambda op, *arguments: op._init_fn(*arguments)):
+        names = [launch.name for launch in launches(run, 90)]
+        of_backward = [launch.name for launch in launches(run_backward, 90)]
+    assert names == ["absorb_query", "absorbed_forward", "merge_z", "project_values"]
+    assert forward.names == []
+    assert of_backward == ["absorbed_backward", "sum_parts"]
+    two_kernels = backward.names.count("aten.native_layer_norm_backward.default")
+    assert len(backward.names) + two_kernels == BACKWARD_AROUND_THE_PASS
+
+
 def test_the_weights_of_add_layer_norm_cost_one_launch_more():
     """Half-precision weights are read as they are, and one sum takes both gradients out of the programs' parts."""
     rows, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1000, 768), (768,)))
@@ -252,18 +311,10 @@ def test_the_weights_of_add_layer_norm_cost_one_launch_more():
         norm_launch.forward(rows, rows, weight, weight, 1e-6)
         assert norm_launch.backward(rows, rows, rows, weight, 1e-6)[1].dtype == torch.float32
 
-    computing = []
-
-    class Noted(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if not str(function).startswith(("aten.new_empty", "aten.unbind")):
-                computing.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    with Noted():
+    with Computing() as computing:
         noted = launches(run, 90)
     assert [launch.name for launch in noted] == ["add_layer_norm_forward", "add_layer_norm_backward"]
-    assert computing == ["aten.sum.dim_IntList"]
+    assert computing.names == ["aten.sum.dim_IntList"]
 
 
 def test_float32_products_are_as_torch_is_set(monkeypatch):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.case import HEAD_DIM, PATCHES, WIDTH
-from tools.ahead_of_time import Launch, absorbed_attention, attention, gelu, launches, norm
+from tools.ahead_of_time import Launch, absorbed_attention, attention, crossmodal, gelu, launches, norm
 
 ROWS = 589 * 64
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _BACKWARD = ("sum_prefix", "sum_parts", "row_gradients")
-# PyTorch's own launches around the crossmodal pass in bfloat16, as a TorchDispatchMode sees them (views left out):
-# projections, casts, LayerNorm of a row.
-_AROUND = {False: 15, True: 29}
+# PyTorch's own launches around the backward crossmodal pass in bfloat16: gradients of the projections, casts, LayerNorm
+# of a row. Counted by tests/triton/test_launch.py.
+BACKWARD_AROUND_THE_PASS = 41
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ def _attention(axis: str, frames: int, batch: int, targets: tuple[float, float])
 
 
 def _crossmodal(tokens: int, batch: int) -> list[Case]:
-    cases, run = [], absorbed_attention(tokens, WIDTH, batch=batch)
+    cases = []
     for backward, targets in ((False, (0.85, 0.70)), (True, (0.70, 0.70))):
         for whole, target in zip((False, True), targets, strict=True):
             name = f"crossmodal {'operator' if whole else 'pass'}, N = {tokens:,}, B = {batch}"
+            run = (crossmodal if whole else absorbed_attention)(tokens, WIDTH, batch=batch)
             elements = (2 if backward else 1) * batch * tokens * WIDTH
-            others = (3 * WIDTH**2, *(0,) * (_AROUND[backward] - 1)) if whole else ()
+            others = (3 * WIDTH**2, *(0,) * (BACKWARD_AROUND_THE_PASS - 1)) if whole and backward else ()
             cases.append(Case(name, backward, run, elements, 0, target, others))
     return cases
 

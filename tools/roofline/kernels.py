@@ -130,6 +130,26 @@ def _absorbed(a: SimpleNamespace, backward: bool) -> Work:
     return work
 
 
+def _projection(a: SimpleNamespace, weights: int, chunk: int, loops: int) -> Work:
+    """Of `weights` matrices; a program multiplies 16 samples with BLOCK_D rows of one, and with a chunk of a second.
+
+    A program reads its samples in each of `loops` loops over the columns, and its rows of the weight in the last.
+    Instructions of the matrix unit have 8 columns: where there are more warps than that makes, two do the same.
+    """
+    e, turns = a.dtype.itemsize, -(-a.C // a.BLOCK_C)
+    heads = a.samples * a.H * a.C * 4  # u or z
+    of_rows = a.samples * a.C * e  # the queries or the results
+    blocks = -(-a.D // a.BLOCK_D) if chunk else 1
+    of_program = a.BLOCK_D * (a.C + chunk) * blocks * e
+    work = Work(weights * a.C**2 * e + heads + of_rows, a.programs * of_program + heads + of_rows)
+    rows, readers = (of_rows, a.H * -(-a.C // chunk)) if chunk else (heads, -(-a.D // a.BLOCK_D))
+    work.l2_bytes += (readers * loops - 1) * rows
+    issued = max(a.BLOCK_D, 8 * a.num_warps)
+    _multiplied(work, a, a.programs * blocks * 2 * a.BLOCK * issued * (turns * a.BLOCK_C + chunk), a.BLOCK)
+    work.ways = [Way(1, (turns,))]
+    return work
+
+
 def add_layer_norm_forward(a: SimpleNamespace) -> Work:
     size = a.rows * a.C * _element(a, "residual")
     return Work(4 * size, 4 * size)
@@ -164,6 +184,8 @@ COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
     "sum_prefix": _small("partial_grads"),
     "absorbed_forward": lambda a: _absorbed(a, False),
     "absorbed_backward": lambda a: _absorbed(a, True),
+    "absorb_query": lambda a: _projection(a, weights=2, chunk=a.CHUNK, loops=3),
+    "project_values": lambda a: _projection(a, weights=1, chunk=0, loops=1),
     "merge_z": _small("z_parts"),
     "sum_parts": _small("parts_of_u"),
     "add_layer_norm_forward": add_layer_norm_forward,

@@ -101,12 +101,12 @@ def cross_modal_attention(
     if chosen == "reference":
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias)
         return reference.cross_modal_attention(query_token, tokens, *weights, num_heads, eps, dropout_rate, seed)
-    if chosen == "cpu" and like is not None and seed is None:
+    if chosen in autograd.WHOLE and like is not None and seed is None:
         arguments = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return autograd.CrossModalAttention.apply(k_bias, *arguments, num_heads, eps)
+            return autograd.CrossModalAttention.apply(k_bias, *arguments, num_heads, eps, chosen)
         with torch.no_grad():
-            return call(autograd.cross_modal_attention, *arguments, num_heads, eps)[0]
+            return call(autograd.cross_modal_attention, *arguments, num_heads, eps, chosen)[0]
 
     head_dim = width // num_heads
     # A copy of its own: sums over strided rows, and gradients that meet in another order, have other last bits.

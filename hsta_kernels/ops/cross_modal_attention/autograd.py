@@ -6,7 +6,7 @@ With x̂ = (x - mean) / sqrt(var + eps), a token's normalization without affine 
 
 everything in crossmodal attention that touches all tokens: u has absorbed the key projection. Dropout makes other
 weights of softmax's, and z no mean: s_h, their sum, is then a second result, since biases are multiplied by it. What is
-left are products of single rows with weights, before it and after it: on the CPU kernels too.
+left are products of single rows with weights, before it and after it: kernels too on the CPU and in Triton.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(u, query_token, tokens, eps, dropout_rate, seed) -> (z, stats) and backward(grad_z, u,
 # query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
-# dropout the third of a head's stats is s.
+# dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, also have, without
+# dropout, cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats).
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
     lambda tensor: (tensor(1, 9, 64), 2),
 )
+WHOLE = ("cpu", "triton")
 
 
 @custom_op("absorbed_attention_forward")
@@ -87,25 +89,27 @@ def cross_modal_attention(
     v_bias: torch.Tensor,
     num_heads: int,
     eps: float,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operator's result, and u, z and the statistics of absorbed attention. On the CPU all of it is kernels."""
+    """The operator's result, and u, z and the statistics of absorbed attention: all of it is kernels."""
     rows = rows_contiguous(query_token), rows_contiguous(tokens)
-    norm = norm_weight.float().contiguous(), norm_bias.float().contiguous()
-    of_query = q_weight.contiguous(), q_bias.contiguous(), k_weight.contiguous()
-    of_values = v_weight.contiguous(), v_bias.contiguous()
-    return cpu.cross_modal_attention(*rows, *norm, *of_query, *of_values, num_heads, eps)
+    weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias)
+    contiguous = (weight.contiguous() for weight in weights)
+    return OPERATOR.implementations[backend].cross_modal_attention(*rows, *contiguous, num_heads, eps)
 
 
 @cross_modal_attention.register_fake
-def _(query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps):
+def _(
+    query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, v_bias, num_heads, eps, backend
+):
     batch, width = query_token.shape
     u, z = (query_token.new_empty((batch, num_heads, width), dtype=torch.float32) for _ in range(2))
     return query_token.new_empty((batch, width)), u, z, u.new_empty((batch, num_heads, 2))
 
 
 class CrossModalAttention(torch.autograd.Function):
-    """The whole operator on the CPU, without dropout. Saves what `AbsorbedAttention` saves; the query's projections are
-    recomputed in the backward pass, by PyTorch.
+    """The whole operator on a backend whose projections are kernels, without dropout. Saves what `AbsorbedAttention`
+    saves; in the backward pass projections are PyTorch's, the query's computed anew.
 
     The key bias is an argument only to receive its gradient, which is zero.
     """
@@ -113,7 +117,7 @@ class CrossModalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, k_bias: torch.Tensor, *arguments: Any) -> torch.Tensor:
         out, u, z, stats = call(cross_modal_attention, *arguments)
-        *tensors, ctx.num_heads, ctx.eps = arguments
+        *tensors, ctx.num_heads, ctx.eps, ctx.backend = arguments
         ctx.save_for_backward(*tensors, u, z, stats)
         ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
         return out
@@ -121,7 +125,7 @@ class CrossModalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *inputs, u, z, stats = ctx.saved_tensors
-        num_heads, eps = ctx.num_heads, ctx.eps
+        num_heads, eps, backend = ctx.num_heads, ctx.eps, ctx.backend
         k_bias = grad_outputs[0].new_zeros(ctx.k_bias_like[0], dtype=ctx.k_bias_like[1])
 
         def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -129,7 +133,7 @@ class CrossModalAttention(torch.autograd.Function):
             norm = norm_weight.float(), norm_bias.float()
             grad_z, *of_values = _values_backward(grad_out, z, *norm, v_weight)
             rows = rows_contiguous(query_token), rows_contiguous(tokens)
-            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, "cpu")
+            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, backend)
             grad_absorbed, *of_query = _query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
             grad_norm = (
                 (a + b).to(t.dtype)
@@ -141,7 +145,7 @@ class CrossModalAttention(torch.autograd.Function):
             before, after = inputs[:7], inputs[7:]
             return (reference.cross_modal_attention(*before, k_bias, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
 
-        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None
+        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None, None
 
 
 def _values_backward(
@@ -149,7 +153,7 @@ def _values_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of out_h = Wv_h (norm_weight * z_h + norm_bias) + bv_h: of z, norm weight and bias, Wv, bv."""
     v_heads, grad_heads = v_weight.unflatten(0, (z.shape[1], -1)), grad_out.unflatten(1, (z.shape[1], -1))
-    y = (z * norm_weight + norm_bias).to(v_weight.dtype)
+    y = torch.addcmul(norm_bias, z, norm_weight).to(v_weight.dtype)
     grad_y = torch.einsum("bhd,hdc->bhc", grad_heads, v_heads).float()
     grad_v_weight = torch.einsum("bhd,bhc->hdc", grad_heads, y).flatten(0, 1)
     return grad_y * norm_weight, (grad_y * z).sum((0, 1)), grad_y.sum((0, 1)), grad_v_weight, grad_out.sum(0)
@@ -168,11 +172,10 @@ def _query_backward(
     """Gradients of u_h = norm_weight / sqrt(D) * (Wk_hᵀ q_h), q = Wq LayerNorm(query) + bq, of all tensors in order."""
     heads = grad_u.shape[1]
     scale = (q_weight.shape[0] // heads) ** -0.5
-    x = query_token.float()
-    centred = x - x.mean(-1, keepdim=True)
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    normed = centred * rstd
-    y = (normed * norm_weight + norm_bias).to(q_weight.dtype)
+    x, shape = query_token.float(), query_token.shape[1:]
+    # In few launches; derivatives of these are not asked for here.
+    y, mean, rstd = torch.native_layer_norm(x, shape, norm_weight, norm_bias, eps)
+    y = y.to(q_weight.dtype)
     q, k_heads = F.linear(y, q_weight, q_bias).unflatten(-1, (heads, -1)), k_weight.unflatten(0, (heads, -1))
 
     grad_absorbed = (grad_u * (norm_weight * scale)).to(k_weight.dtype)
@@ -180,11 +183,12 @@ def _query_backward(
     grad_q = torch.einsum("bhc,hdc->bhd", grad_absorbed, k_heads).flatten(1)
     grad_y = (grad_q @ q_weight).float()
     absorbed = torch.einsum("bhd,hdc->bhc", q, k_heads)
-    grad_norm_weight = (grad_u * absorbed).sum((0, 1)) * scale + (grad_y * normed).sum(0)
-    grad_normed = grad_y * norm_weight
-    mean, along = grad_normed.mean(-1, keepdim=True), (grad_normed * normed).mean(-1, keepdim=True)
-    grad_query = (rstd * (grad_normed - mean - normed * along)).to(query_token.dtype)
-    return grad_query, grad_norm_weight, grad_y.sum(0), grad_q.T @ y, grad_q.sum(0), grad_k_weight
+    grad_query, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_y, x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
+    )
+    grad_norm_weight = grad_norm_weight + (grad_u * absorbed).sum((0, 1)) * scale
+    grad_query = grad_query.to(query_token.dtype)
+    return grad_query, grad_norm_weight, grad_norm_bias, grad_q.T @ y, grad_q.sum(0), grad_k_weight
 
 
 class AbsorbedAttention(torch.autograd.Function):

@@ -69,7 +69,7 @@ def cross_modal_attention(
     """The whole operator: its projections are kernels too (csrc/cpu/cross_modal_projections.cpp)."""
     out = contiguous_like(query_token)
     u = query_token.new_empty((query_token.shape[0], num_heads, query_token.shape[1]), dtype=torch.float32)
-    norm = norm_weight, norm_bias
+    norm = norm_weight.float(), norm_bias.float()
     if out.numel():
         launch.run("cross_modal_absorb_query", query_token, *norm, eps, q_weight, q_bias, k_weight, u)
     z, stats = forward(u, query_token, tokens, eps)

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels of absorbed attention."""
+"""Launches of the Triton kernels of crossmodal attention."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ from hsta_kernels.ops.launch.triton import (
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 _MOST_RUNS = 128  # of a sample: one program a head puts them together
+# Tiles of the projections, by the bytes of an element: 16 samples, as few as matrix units multiply, and BLOCK_C columns
+# of a weight at a time, as many as spill no registers. A program has 128 columns of u, for each has the query's
+# product anew, in float32 64, for registers; or 16 results, so that a weight's rows are enough programs.
+_ABSORB_QUERY = {
+    2: {"BLOCK": 16, "BLOCK_C": 128, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK": 16, "BLOCK_C": 64, "CHUNK": 64, "num_warps": 8, "num_stages": 3},
+}
+_PROJECT_VALUES = {
+    2: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 256, "num_warps": 4, "num_stages": 3},
+    4: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 128, "num_warps": 4, "num_stages": 3},
+}
 
 
 def refuse(tokens: torch.Tensor, num_heads: int = 1, dropout_rate: float = 0.0) -> str | None:
@@ -133,6 +144,50 @@ def backward(
                 parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False
             )
     return grad_u, grad_query, grad_tokens
+
+
+def cross_modal_attention(
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    v_bias: torch.Tensor,
+    num_heads: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The whole operator, with its projections."""
+    from hsta_kernels.ops.cross_modal_attention.triton_projections import absorb_query, project_values
+
+    batch, width = query_token.shape
+    out = query_token.new_empty((batch, width))
+    u = query_token.new_empty((batch, num_heads, width), dtype=torch.float32)
+    if not out.numel():
+        return out, u, *forward(u, query_token, tokens, eps)
+    head_dim, norm, sizes = width // num_heads, (norm_weight, norm_bias), (batch, num_heads)
+    (stride,), unit = in_units((query_token.stride(0),))
+    options = _projection_options(_ABSORB_QUERY, tokens, head_dim)
+    options |= {"BLOCK_D": min(64, max(16, power_of_2(head_dim))), "UNIT": unit}
+    with current_device(tokens):
+        absorb_query[(-(-batch // options["BLOCK"]) * num_heads * _chunks(tokens, options),)](
+            query_token, *norm, q_weight, q_bias, k_weight, u, stride, *sizes, eps, head_dim**-0.5, **options
+        )
+    z, stats = forward(u, query_token, tokens, eps)
+    options = _projection_options(_PROJECT_VALUES, tokens, head_dim)
+    with current_device(tokens):
+        project_values[(-(-batch // options["BLOCK"]) * num_heads * -(-head_dim // options["BLOCK_D"]),)](
+            z, *norm, v_weight, v_bias, out, *sizes, **options
+        )
+    return out, u, z, stats
+
+
+def _projection_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor, head_dim: int) -> dict[str, Any]:
+    """Everything about a launch that is constant to its kernel; what they have in common: see `configuration`."""
+    constants = {"C": tokens.shape[-1], "D": head_dim, "PRECISION": precision(tokens.dtype), "enable_fp_fusion": False}
+    return constants | of_size[tokens.element_size()] | ({"num_stages": 1} if version() < (3, 3) else {})
 
 
 def _factors(u: torch.Tensor, tokens: torch.Tensor, dropout_rate: float, seed: torch.Tensor) -> torch.Tensor:
