@@ -26,15 +26,23 @@ Statistics statistics(float* row, float sum, int64_t width, float eps) {
   return {mean, 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps)};
 }
 
+struct ForwardBuffers {
+  float *row, *weight, *bias;
+  ForwardBuffers(Arena& arena, int64_t padded)
+      : row(arena.take(padded)), weight(arena.take(padded)), bias(arena.take(padded)) {}
+};
+
 template <typename R, typename X>
 void forward(const AddLayerNorm& op) {
-  const float *weight = op.weight.as<float>(), *bias = op.bias.as<float>();
   const int64_t row_bytes = op.width * int64_t(sizeof(R));
   const Writer sum_writer(op.sum.data, op.rows * row_bytes, row_bytes),
       norm_writer(op.norm.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
-    float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
+    const auto buffers = pieces<ForwardBuffers>(Scratch::kThread, round_up(op.width, kLanes));
+    float* row = buffers.row;
+    const float* weight = in_order_of<R>(op.weight.as<float>(), op.width, buffers.weight);
+    const float* bias = in_order_of<R>(op.bias.as<float>(), op.width, buffers.bias);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
       const R* residual = op.residual.at<const R>(i);
@@ -44,17 +52,17 @@ void forward(const AddLayerNorm& op) {
       Vec total{};
       // Captured by value, here and below: of what is captured by reference the compiler must believe that a store of
       // elements changes it, and reads it again for every vector.
-      for_vectors(op.width, [=, &total](int64_t c, auto count) {
-        const Vec exact = load_floats(residual + c, count) + load_floats(x + c, count);
+      for_vectors<R>(op.width, [=, &total](int64_t c, auto count) {
+        const auto exact = load_floats(residual + c, count) + load_floats(x + c, count);
         sum_writer.store(exact, sum + c, count);
-        const Vec stored = round_to<R>(exact);  // normalize what the next layer reads
-        store(row + c, stored);
+        const auto stored = round_to<R>(exact);  // normalize what the next layer reads
+        store_floats(stored, row + c, count);
         total += stored;
       });
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
-      for_vectors(op.width, [=](int64_t c, auto count) {
-        const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
-        const Vec affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
+      for_vectors<R>(op.width, [=](int64_t c, auto count) {
+        const auto normalized = (load_floats(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
+        const auto affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
         norm_writer.store(affine, norm + c, count);
       });
     }

@@ -398,12 +398,79 @@ static inline void store_floats(Vec v, T* to, int64_t count) {
   std::memcpy(static_cast<void*>(to), elements, size_t(count) * sizeof(T));
 }
 
-// step(first column, columns) for each vector of a row: the whole ones, then what is left.
-template <typename Step>
+// Two vectors of a row taken as one: the even elements and the odd ones of a run of them. Of a word of two bfloat16
+// either becomes a float by one operation, and two rounded floats become a word by three; in order, with AVX2, a vector
+// is widened by two and narrowed by three. Floats that go with such a row are kept in the same order, a vector of the
+// even ones before a vector of the odd ones.
+struct EvenOdd {
+  Vec even, odd;
+  EvenOdd(Vec even, Vec odd) : even(even), odd(odd) {}
+  EvenOdd(Vec both) : even(both), odd(both) {}  // a number that all elements have in common
+};
+
+static inline EvenOdd operator+(EvenOdd a, EvenOdd b) { return {a.even + b.even, a.odd + b.odd}; }
+static inline EvenOdd operator-(EvenOdd a, EvenOdd b) { return {a.even - b.even, a.odd - b.odd}; }
+static inline EvenOdd operator*(EvenOdd a, EvenOdd b) { return {a.even * b.even, a.odd * b.odd}; }
+static inline Vec operator+=(Vec& total, EvenOdd v) { return total += v.even + v.odd; }
+
+using Twice = std::integral_constant<int64_t, 2 * kLanes>;
+
+static inline EvenOdd load_floats(const float* source, Twice) { return {load(source), load(source + kLanes)}; }
+
+static inline void store_floats(EvenOdd v, float* to, Twice) { store(to, v.even), store(to + kLanes, v.odd); }
+
+static inline EvenOdd load_floats(const BFloat16* source, Twice) {
+  BitsVec words;
+  std::memcpy(&words, source, sizeof words);
+  return {(Vec)(words << 16), (Vec)(words & 0xffff0000u)};
+}
+
+static inline void store_floats(EvenOdd v, BFloat16* to, Twice) {
+  const BitsVec words =
+      round_to_bfloat16<BitsVec>(v.even) >> 16 | (round_to_bfloat16<BitsVec>(v.odd) & 0xffff0000u);
+  std::memcpy(static_cast<void*>(to), &words, sizeof words);
+}
+
+template <typename T>
+static inline EvenOdd round_to(EvenOdd v) {
+  return {round_to<T>(v.even), round_to<T>(v.odd)};
+}
+
+// Whether rows of T are taken so. AVX-512's instruction for bfloat16 narrows a vector in order.
+template <typename T>
+constexpr bool kEvenOdd = false;
+#ifndef __AVX512BF16__
+template <>
+inline constexpr bool kEvenOdd<BFloat16> = true;
+#endif
+
+// step(first column, columns) for each vector of a row, or two of them taken as one where its elements are T: the whole
+// ones, then what is left, which is in order.
+template <typename T = float, typename Step>
 static inline void for_vectors(int64_t width, Step step) {
   int64_t c = 0;
+  if constexpr (kEvenOdd<T>)
+    for (; c + 2 * kLanes <= width; c += 2 * kLanes) step(c, Twice{});
   for (; c + kLanes <= width; c += kLanes) step(c, Whole{});
   if (c < width) step(c, width - c);
+}
+
+template <bool kOdd>
+struct EverySecond {
+  static constexpr int of(int lane) { return 2 * lane + kOdd; }
+};
+
+// Floats that go with a row of T in its order: `floats` themselves, or put into `ordered`.
+template <typename T>
+static inline const float* in_order_of(const float* floats, int64_t width, float* ordered) {
+  if constexpr (!kEvenOdd<T>) return floats;
+  for_vectors<T>(width, [=](int64_t c, auto count) {
+    auto v = load_floats(floats + c, count);
+    if constexpr (std::is_same_v<decltype(v), EvenOdd>)
+      v = {shuffle<EverySecond<false>>(v.even, v.odd), shuffle<EverySecond<true>>(v.even, v.odd)};
+    store_floats(v, ordered + c, count);
+  });
+  return ordered;
 }
 
 template <typename T>
