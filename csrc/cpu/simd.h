@@ -455,20 +455,33 @@ static inline void for_vectors(int64_t width, Step step) {
   if (c < width) step(c, width - c);
 }
 
+// The elements of a row in order, from or to where they are when it is taken so.
 template <bool kOdd>
 struct EverySecond {
   static constexpr int of(int lane) { return 2 * lane + kOdd; }
 };
+
+template <bool kUpper>
+struct Alternating {
+  static constexpr int of(int lane) { return lane / 2 + lane % 2 * kLanes + kUpper * kLanes / 2; }
+};
+
+static inline Vec apart(Vec v) { return v; }
+static inline Vec in_order(Vec v) { return v; }
+
+static inline EvenOdd apart(EvenOdd v) {
+  return {shuffle<EverySecond<false>>(v.even, v.odd), shuffle<EverySecond<true>>(v.even, v.odd)};
+}
+static inline EvenOdd in_order(EvenOdd v) {
+  return {shuffle<Alternating<false>>(v.even, v.odd), shuffle<Alternating<true>>(v.even, v.odd)};
+}
 
 // Floats that go with a row of T in its order: `floats` themselves, or put into `ordered`.
 template <typename T>
 static inline const float* in_order_of(const float* floats, int64_t width, float* ordered) {
   if constexpr (!kEvenOdd<T>) return floats;
   for_vectors<T>(width, [=](int64_t c, auto count) {
-    auto v = load_floats(floats + c, count);
-    if constexpr (std::is_same_v<decltype(v), EvenOdd>)
-      v = {shuffle<EverySecond<false>>(v.even, v.odd), shuffle<EverySecond<true>>(v.even, v.odd)};
-    store_floats(v, ordered + c, count);
+    store_floats(apart(load_floats(floats + c, count)), ordered + c, count);
   });
   return ordered;
 }
