@@ -56,12 +56,12 @@ void forward(const AddLayerNorm& op) {
         const auto exact = load_floats(residual + c, count) + load_floats(x + c, count);
         sum_writer.store(exact, sum + c, count);
         const auto stored = round_to<R>(exact);  // normalize what the next layer reads
-        store_floats(stored, row + c, count);
+        store(row + c, stored);
         total += stored;
       });
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
       for_vectors<R>(op.width, [=](int64_t c, auto count) {
-        const auto normalized = (load_floats(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
+        const auto normalized = (load(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
         const auto affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
         norm_writer.store(affine, norm + c, count);
       });
@@ -103,27 +103,26 @@ void backward(const AddLayerNorm& op) {
         Vec total{};
         for_vectors<R>(op.width, [=, &total](int64_t c, auto count) {
           const auto y = load_floats(sum + c, count);
-          store_floats(y, row + c, count);
+          store(row + c, y);
           total += y;
         });
         const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
         Vec g_total{}, along_total{};
         for_vectors<R>(op.width, [=, &g_total, &along_total](int64_t c, auto count) {
-          const auto y = (load_floats(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
+          const auto y = (load(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
           const auto incoming = load_floats(grad_norm + c, count);
           const auto g = incoming * load_floats(weight + c, count);
-          store_floats(y, row + c, count);
-          store_floats(g, grad + c, count);
+          store(row + c, y);
+          store(grad + c, g);
           g_total += g;
           along_total += g * y;
-          store_floats(load_floats(grad_weight + c, count) + incoming * y, grad_weight + c, count);
-          store_floats(load_floats(grad_bias + c, count) + incoming, grad_bias + c, count);
+          store(grad_weight + c, load(grad_weight + c, count) + incoming * y);
+          store(grad_bias + c, load(grad_bias + c, count) + incoming);
         });
         const Vec mean = broadcast(reduce_add(g_total) / float(op.width));
         const Vec along = broadcast(reduce_add(along_total) / float(op.width));
         for_vectors<R>(op.width, [=](int64_t c, auto count) {
-          const auto through_norm =
-              broadcast(s.rstd) * (load_floats(grad + c, count) - mean - load_floats(row + c, count) * along);
+          const auto through_norm = broadcast(s.rstd) * (load(grad + c, count) - mean - load(row + c, count) * along);
           writer.store(load_floats(grad_sum + c, count) + through_norm, grad_residual + c, count);
         });
       }
@@ -134,8 +133,8 @@ void backward(const AddLayerNorm& op) {
   }
   float *grad_weight = op.grad_weight.as<float>(), *grad_bias = op.grad_bias.as<float>();
   for_vectors<R>(op.width, [=](int64_t c, auto count) {
-    store_floats(in_order(load_floats(sums + c, count)), grad_weight + c, count);
-    store_floats(in_order(load_floats(sums + padded + c, count)), grad_bias + c, count);
+    store_floats(interleave(load_floats(sums + c, count)), grad_weight + c, count);
+    store_floats(interleave(load_floats(sums + padded + c, count)), grad_bias + c, count);
   });
 }
 

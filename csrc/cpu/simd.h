@@ -398,10 +398,9 @@ static inline void store_floats(Vec v, T* to, int64_t count) {
   std::memcpy(static_cast<void*>(to), elements, size_t(count) * sizeof(T));
 }
 
-// Two vectors of a row taken as one: the even elements and the odd ones of a run of them. Of a word of two bfloat16
-// either becomes a float by one operation, and two rounded floats become a word by three; in order, with AVX2, a vector
-// is widened by two and narrowed by three. Floats that go with such a row are kept in the same order, a vector of the
-// even ones before a vector of the odd ones.
+// Two vectors taken as one: the even elements and the odd ones of a run of a row. Two bfloat16 in a word become floats
+// by one operation each, and two rounded floats a word by three; in order, AVX2 takes two a vector one way and three
+// the other. Floats that go with such a row are kept in its order, a vector of even ones before a vector of odd ones.
 struct EvenOdd {
   Vec even, odd;
   EvenOdd(Vec even, Vec odd) : even(even), odd(odd) {}
@@ -415,9 +414,14 @@ static inline Vec operator+=(Vec& total, EvenOdd v) { return total += v.even + v
 
 using Twice = std::integral_constant<int64_t, 2 * kLanes>;
 
-static inline EvenOdd load_floats(const float* source, Twice) { return {load(source), load(source + kLanes)}; }
+// From and to a row with room for a whole number of vectors.
+static inline Vec load(const float* p, int64_t) { return load(p); }
+static inline EvenOdd load(const float* p, Twice) { return {load(p), load(p + kLanes)}; }
+static inline void store(float* p, EvenOdd v) { store(p, v.even), store(p + kLanes, v.odd); }
 
-static inline void store_floats(EvenOdd v, float* to, Twice) { store(to, v.even), store(to + kLanes, v.odd); }
+static inline EvenOdd load_floats(const float* source, Twice count) { return load(source, count); }
+
+static inline void store_floats(EvenOdd v, float* to, Twice) { store(to, v); }
 
 static inline EvenOdd load_floats(const BFloat16* source, Twice) {
   BitsVec words;
@@ -426,8 +430,7 @@ static inline EvenOdd load_floats(const BFloat16* source, Twice) {
 }
 
 static inline void store_floats(EvenOdd v, BFloat16* to, Twice) {
-  const BitsVec words =
-      round_to_bfloat16<BitsVec>(v.even) >> 16 | (round_to_bfloat16<BitsVec>(v.odd) & 0xffff0000u);
+  const BitsVec words = round_to_bfloat16<BitsVec>(v.even) >> 16 | (round_to_bfloat16<BitsVec>(v.odd) & 0xffff0000u);
   std::memcpy(static_cast<void*>(to), &words, sizeof words);
 }
 
@@ -436,7 +439,7 @@ static inline EvenOdd round_to(EvenOdd v) {
   return {round_to<T>(v.even), round_to<T>(v.odd)};
 }
 
-// Whether rows of T are taken so. AVX-512's instruction for bfloat16 narrows a vector in order.
+// Whether rows of T are taken so: not where an instruction narrows to bfloat16, in order.
 template <typename T>
 constexpr bool kEvenOdd = false;
 #ifndef __AVX512BF16__
@@ -455,7 +458,6 @@ static inline void for_vectors(int64_t width, Step step) {
   if (c < width) step(c, width - c);
 }
 
-// The elements of a row in order, from or to where they are when it is taken so.
 template <bool kOdd>
 struct EverySecond {
   static constexpr int of(int lane) { return 2 * lane + kOdd; }
@@ -466,24 +468,27 @@ struct Alternating {
   static constexpr int of(int lane) { return lane / 2 + lane % 2 * kLanes + kUpper * kLanes / 2; }
 };
 
-static inline Vec apart(Vec v) { return v; }
-static inline Vec in_order(Vec v) { return v; }
-
-static inline EvenOdd apart(EvenOdd v) {
+// Two vectors of elements in order to even and odd ones, and back. What is taken as one vector is in order as it is.
+static inline EvenOdd separate(EvenOdd v) {
   return {shuffle<EverySecond<false>>(v.even, v.odd), shuffle<EverySecond<true>>(v.even, v.odd)};
 }
-static inline EvenOdd in_order(EvenOdd v) {
+static inline EvenOdd interleave(EvenOdd v) {
   return {shuffle<Alternating<false>>(v.even, v.odd), shuffle<Alternating<true>>(v.even, v.odd)};
 }
+static inline Vec separate(Vec v) { return v; }
+static inline Vec interleave(Vec v) { return v; }
 
-// Floats that go with a row of T in its order: `floats` themselves, or put into `ordered`.
+// Floats in the order of a row of T: as they are, or laid out anew in `memory`.
 template <typename T>
-static inline const float* in_order_of(const float* floats, int64_t width, float* ordered) {
-  if constexpr (!kEvenOdd<T>) return floats;
-  for_vectors<T>(width, [=](int64_t c, auto count) {
-    store_floats(apart(load_floats(floats + c, count)), ordered + c, count);
-  });
-  return ordered;
+static inline const float* in_order_of(const float* floats, int64_t width, [[maybe_unused]] float* memory) {
+  if constexpr (kEvenOdd<T>) {
+    for_vectors<T>(width, [=](int64_t c, auto count) {
+      store_floats(separate(load_floats(floats + c, count)), memory + c, count);
+    });
+    return memory;
+  } else {
+    return floats;
+  }
 }
 
 template <typename T>
