@@ -26,15 +26,23 @@ Statistics statistics(float* row, float sum, int64_t width, float eps) {
   return {mean, 1.0f / std::sqrt(reduce_add(squares) / float(width) + eps)};
 }
 
+struct ForwardBuffers {
+  float *row, *weight, *bias;
+  ForwardBuffers(Arena& arena, int64_t padded)
+      : row(arena.take(padded)), weight(arena.take(padded)), bias(arena.take(padded)) {}
+};
+
 template <typename R, typename X>
 void forward(const AddLayerNorm& op) {
-  const float *weight = op.weight.as<float>(), *bias = op.bias.as<float>();
   const int64_t row_bytes = op.width * int64_t(sizeof(R));
   const Writer sum_writer(op.sum.data, op.rows * row_bytes, row_bytes),
       norm_writer(op.norm.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
-    float* row = scratch(Scratch::kThread, round_up(op.width, kLanes));
+    const auto buffers = pieces<ForwardBuffers>(Scratch::kThread, round_up(op.width, kLanes));
+    float* row = buffers.row;
+    const float* weight = in_order_of<R>(op.weight.as<float>(), op.width, buffers.weight);
+    const float* bias = in_order_of<R>(op.bias.as<float>(), op.width, buffers.bias);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
       const R* residual = op.residual.at<const R>(i);
@@ -44,17 +52,17 @@ void forward(const AddLayerNorm& op) {
       Vec total{};
       // Captured by value, here and below: of what is captured by reference the compiler must believe that a store of
       // elements changes it, and reads it again for every vector.
-      for_vectors(op.width, [=, &total](int64_t c, auto count) {
-        const Vec exact = load_floats(residual + c, count) + load_floats(x + c, count);
+      for_vectors<R>(op.width, [=, &total](int64_t c, auto count) {
+        const auto exact = load_floats(residual + c, count) + load_floats(x + c, count);
         sum_writer.store(exact, sum + c, count);
-        const Vec stored = round_to<R>(exact);  // normalize what the next layer reads
+        const auto stored = round_to<R>(exact);  // normalize what the next layer reads
         store(row + c, stored);
         total += stored;
       });
       const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
-      for_vectors(op.width, [=](int64_t c, auto count) {
-        const Vec normalized = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
-        const Vec affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
+      for_vectors<R>(op.width, [=](int64_t c, auto count) {
+        const auto normalized = (load(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
+        const auto affine = normalized * load_floats(weight + c, count) + load_floats(bias + c, count);
         norm_writer.store(affine, norm + c, count);
       });
     }
@@ -63,23 +71,25 @@ void forward(const AddLayerNorm& op) {
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row.
-struct RowBuffers {
-  float *row, *grad;
-  RowBuffers(Arena& arena, int64_t padded) : row(arena.take(padded)), grad(arena.take(padded)) {}
+struct BackwardBuffers {
+  float *row, *grad, *weight;
+  BackwardBuffers(Arena& arena, int64_t padded)
+      : row(arena.take(padded)), grad(arena.take(padded)), weight(arena.take(padded)) {}
 };
 
 template <typename R>
 void backward(const AddLayerNorm& op) {
-  const float* weight = op.weight.as<float>();
   const int64_t padded = round_up(op.width, kLanes);
   const int64_t items = divide_up(op.rows, kRowsPerItem);
-  float* shares = scratch(Scratch::kShared, items * 2 * padded);
+  float* shares = scratch(Scratch::kShared, (items + 1) * 2 * padded);
+  float* sums = shares + items * 2 * padded;
   const int64_t row_bytes = op.width * int64_t(sizeof(R));
   const Writer writer(op.grad_residual.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
-    const auto buffers = pieces<RowBuffers>(Scratch::kThread, padded);
+    const auto buffers = pieces<BackwardBuffers>(Scratch::kThread, padded);
     float *row = buffers.row, *grad = buffers.grad;
+    const float* weight = in_order_of<R>(op.weight.as<float>(), op.width, buffers.weight);
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < items; ++item) {
       float* grad_weight = shares + item * 2 * padded;
@@ -91,40 +101,41 @@ void backward(const AddLayerNorm& op) {
         const R* grad_sum = op.grad_sum.at<const R>(i);
         R* grad_residual = op.grad_residual.at<R>(i);
         Vec total{};
-        for_vectors(op.width, [=, &total](int64_t c, auto count) {
-          const Vec y = load_floats(sum + c, count);
+        for_vectors<R>(op.width, [=, &total](int64_t c, auto count) {
+          const auto y = load_floats(sum + c, count);
           store(row + c, y);
           total += y;
         });
         const Statistics s = statistics(row, reduce_add(total), op.width, op.eps);
         Vec g_total{}, along_total{};
-        for_vectors(op.width, [=, &g_total, &along_total](int64_t c, auto count) {
-          const Vec y = (load(row + c) - broadcast(s.mean)) * broadcast(s.rstd);
-          const Vec incoming = load_floats(grad_norm + c, count);
-          const Vec g = incoming * load_floats(weight + c, count);
+        for_vectors<R>(op.width, [=, &g_total, &along_total](int64_t c, auto count) {
+          const auto y = (load(row + c, count) - broadcast(s.mean)) * broadcast(s.rstd);
+          const auto incoming = load_floats(grad_norm + c, count);
+          const auto g = incoming * load_floats(weight + c, count);
           store(row + c, y);
           store(grad + c, g);
           g_total += g;
           along_total += g * y;
-          store(grad_weight + c, load(grad_weight + c) + incoming * y);
-          store(grad_bias + c, load(grad_bias + c) + incoming);
+          store(grad_weight + c, load(grad_weight + c, count) + incoming * y);
+          store(grad_bias + c, load(grad_bias + c, count) + incoming);
         });
         const Vec mean = broadcast(reduce_add(g_total) / float(op.width));
         const Vec along = broadcast(reduce_add(along_total) / float(op.width));
-        for_vectors(op.width, [=](int64_t c, auto count) {
-          const Vec through_norm = broadcast(s.rstd) * (load(grad + c) - mean - load(row + c) * along);
+        for_vectors<R>(op.width, [=](int64_t c, auto count) {
+          const auto through_norm = broadcast(s.rstd) * (load(grad + c, count) - mean - load(row + c, count) * along);
           writer.store(load_floats(grad_sum + c, count) + through_norm, grad_residual + c, count);
         });
       }
     }
     writer.finish();
 #pragma omp for schedule(static)
-    for (int64_t c = 0; c < padded; c += kLanes) {
-      const int64_t count = min(kLanes, op.width - c);
-      store_floats(sum_shares(shares + c, items, 2 * padded), op.grad_weight.as<float>() + c, count);
-      store_floats(sum_shares(shares + padded + c, items, 2 * padded), op.grad_bias.as<float>() + c, count);
-    }
+    for (int64_t c = 0; c < 2 * padded; c += kLanes) store(sums + c, sum_shares(shares + c, items, 2 * padded));
   }
+  float *grad_weight = op.grad_weight.as<float>(), *grad_bias = op.grad_bias.as<float>();
+  for_vectors<R>(op.width, [=](int64_t c, auto count) {
+    store_floats(interleave(load_floats(sums + c, count)), grad_weight + c, count);
+    store_floats(interleave(load_floats(sums + padded + c, count)), grad_bias + c, count);
+  });
 }
 
 }  // namespace

@@ -42,13 +42,13 @@ class Writer {
     }
   }
 
-  template <typename T>
-  void store(Vec v, T* to, Whole = {}) const {
-    if (!streams_) return store_floats(v, to);
+  template <typename V, typename T, int64_t kCount = kLanes>
+  void store(V v, T* to, std::integral_constant<int64_t, kCount> count = Whole{}) const {
+    if (!streams_) return store_floats(v, to, count);
     // Through memory that the compiler keeps in a register: the vector of elements, whatever their type.
-    T elements[kLanes];
-    store_floats(v, elements);
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes * sizeof(T))));
+    T elements[kCount];
+    store_floats(v, elements, count);
+    typedef uint8_t Bytes __attribute__((vector_size(kCount * sizeof(T))));
     Bytes bits;
     std::memcpy(&bits, elements, sizeof bits);
     stream(to, bits);
