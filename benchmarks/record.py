@@ -19,7 +19,10 @@ from benchmarks.measuring import Timing
 from hsta_kernels.processor import processor_name
 
 FOLDER = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "flash-attn", "xformers")
+PACKAGES = (
+    *("torch", "triton", "onnxruntime", "openvino", "flash-attn", "xformers"),
+    *("transformers", "diffusers", "timm"),
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 import hsta_kernels
-from benchmarks.record import read
+from benchmarks.record import Results, read
 from benchmarks.report import table, title
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
@@ -78,7 +78,22 @@ def gains() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-myst_substitutions = {"gains": gains(), "measured": tables()}
+def patched(run: Results) -> dict[str, str]:
+    """Of each of other people's models, what its page shows: the lines of a file that are about it."""
+    found: dict[str, list[str]] = {}
+    for r in run.results:
+        model, work = r.work.removesuffix(" B=1").split(" ", 1)
+        seconds = (f"{timing.p50:.3g}" for timing in (r.ours, r.contenders[r.best]))
+        row = (work, r.dtype, *seconds, r.best, f"{r.ratio:.2f}")
+        memory = " ".join(f"{value:.2f}" for value in r.notes.values())
+        found.setdefault(model, []).append(f"| {' | '.join((*row, memory))} |")
+    head = ["| | dtype | patched, s | best other way, s | which | ratio | memory |", "|---|---|---|---|---|---|---|"]
+    return {f"patched_{model}": "\n".join([*head, *rows]) for model, rows in found.items()}
+
+
+PATCHED = read(RESULTS / "patched" / "x86_64_v4_amx.json")
+myst_substitutions = {"gains": gains(), "measured": tables(), "patched_machine": describe(PATCHED.machine)}
+myst_substitutions |= patched(PATCHED)
 
 
 def setup(app: Sphinx) -> None:

@@ -47,7 +47,7 @@ def patch(model: nn.Module) -> PatchReport:
 
     - TimeSformer of Hugging Face transformers: its layers, with divided or joint attention,
     - ViViT, VideoMAE and V-JEPA 2 of transformers: their attention, as ``attn_implementation="hsta"``, V-JEPA 2's with
-      its rotary embedding,
+      its rotary embedding, and what follows attention in a layer,
     - AnimateDiff, Stable Video Diffusion and Latte of diffusers: attention over time, by an attention processor,
     - ViTs of timm: ``timm.layers.Attention``.
 
