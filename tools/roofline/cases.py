@@ -52,17 +52,37 @@ def _both_ways(run: Callable[[torch.dtype], object], dtype: torch.dtype, arch: i
     return launches(lambda: run(dtype), arch)
 
 
-def _attention(axis: str, frames: int, batch: int, targets: tuple[float, float]) -> list[Case]:
-    tokens = batch * (1 + frames * PATCHES)
-    length = 1 + {"time": frames, "space": PATCHES, "joint": frames * PATCHES}[axis]
-    of = {"time": f"T = {frames}", "space": f"N = {PATCHES}", "joint": f"{frames * PATCHES:,} tokens"}[axis]
-    run = attention(axis, frames, PATCHES, 1, HEAD_DIM, batch)
+def _attention(
+    axis: str, frames: int, batch: int, targets: tuple[float, float], patches: int = PATCHES, prefix_tokens: int = 1,
+    head_dim: int = HEAD_DIM, of: str = "", **who_sees_whom: str,
+) -> list[Case]:  # fmt: skip
+    tokens, width = batch * (prefix_tokens + frames * patches), WIDTH // HEAD_DIM * head_dim
+    length = {"time": frames, "space": patches, "joint": frames * patches}[axis]
+    length += prefix_tokens if who_sees_whom.get("prefix") != "none" else 0
+    size = {"time": f"T = {frames}", "space": f"N = {patches}", "joint": f"{frames * patches:,} tokens"}[axis]
+    run = attention(axis, frames, patches, prefix_tokens, head_dim, batch, **who_sees_whom)
     return [
         Case(
-            f"{axis}, {of}, B = {batch}", backward, run, (7 if backward else 4) * tokens * WIDTH,
-            (10 if backward else 4) * tokens * length * WIDTH, targets[backward],
+            f"{of}{axis}, {size}, B = {batch}", backward, run, (7 if backward else 4) * tokens * width,
+            (10 if backward else 4) * tokens * length * width, targets[backward],
         )
         for backward in (False, True)
+    ]  # fmt: skip
+
+
+def _of_patched_models() -> list[Case]:
+    """Of what else `hsta_kernels.patch` knows: clips of 224 px, and a film of 256 px in a UNet's first block."""
+    over_time, over_space, of_all = (0.9, 0.8), (0.65, 0.45), (450e12, 330e12)
+    timesformer = {"of": "TimeSformer over ", "token_order": "patch_major"}
+    film = {"patches": 32 * 32, "prefix_tokens": 0, "token_order": "patch_major"}
+    return [
+        *_attention("time", 8, 8, over_time, prefix="none", **timesformer),
+        *_attention("time", 32, 8, over_time, prefix="none", **timesformer),
+        # Backward, machine_code.py does not tell the branches of full and tail tiles apart.
+        *_attention("space", 8, 8, over_space, prefix="frame_mean", **timesformer)[:1],
+        *_attention("joint", 16, 1, of_all, of="ViViT, "),
+        *_attention("time", 16, 2, over_time, head_dim=40, of="AnimateDiff over ", **film),
+        *_attention("time", 14, 2, over_time, of="Stable Video Diffusion over ", **film),
     ]  # fmt: skip
 
 
@@ -103,6 +123,7 @@ CASES = [
     *_crossmodal(588, 64),
     *_crossmodal(1568, 64),
     *_rows(),
+    *_of_patched_models(),
 ]
 
 # FLOP a second by elements a head: flash attention in Triton on an H100, forward, bfloat16, 4,096 tokens, as the paper

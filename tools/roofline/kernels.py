@@ -181,6 +181,7 @@ COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
     "flash_backward_q": flash_backward_q,
     "flash_backward_kv": flash_backward_kv,
     "merge_prefix": _small("partial_values"),
+    "mean_prefix": _small("partial_values"),
     "sum_prefix": _small("partial_grads"),
     "absorbed_forward": lambda a: _absorbed(a, False),
     "absorbed_backward": lambda a: _absorbed(a, True),
