@@ -31,7 +31,7 @@ class Work:
 
     bytes: float
     l2_bytes: float
-    matrix_flops: float = 0  # what is issued, thrown away or not
+    matrix_flops: float = 0  # what is issued, thrown away or not, padded columns too
     warp_matrix_flops: float = 0  # of tiles too small for the instructions of four warps
     reread: float = 0  # bytes that an earlier kernel of the same call has moved, which L2 may still hold
     ways: list[Way] = field(default_factory=lambda: [Way()])  # none: each of the code's, every loop once
@@ -61,7 +61,7 @@ def _time(a: SimpleNamespace, backward: bool) -> Work:
     a_token = (7 if backward else 4) * dim * e + 8  # 8: a row's statistics
     work = Work(tokens * a_token, rows * a_token + partial + (programs * a.P * dim * e if backward else 0))
     products = (5 + (a.P > 0)) if backward else 2
-    _multiplied(work, a, programs * products * 2 * a.ROWS**2 * dim, a.ROWS)
+    _multiplied(work, a, programs * products * 2 * a.ROWS**2 * a.BLOCK_D, a.ROWS)
     return work
 
 
@@ -75,7 +75,7 @@ def _tiles(a: SimpleNamespace) -> list[tuple[int, int]]:
 def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: bool = False) -> Work:
     """A tile's own rows stay on chip while those of its whole group pass by: `own` and `others` are bytes a row,
     loaded and stored, of either."""
-    batch, length, heads, dim = a.q_ptr.shape
+    batch, length, heads, _ = a.q_ptr.shape
     groups, rows_of_group = batch * a.groups * heads, a.G + a.P
     tiles = [(rows, count) for rows, count in _tiles(a) if count]
     programs = sum(count for _, count in tiles)
@@ -84,7 +84,7 @@ def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: b
     padded = full * a.BLOCK_N + tails * a.TAIL_N
     work = Work(batch * length * heads * (own + others), groups * rows_of_group * (own + programs * others), ways=[])
     for rows, count in tiles:
-        flops = groups * count * (products * padded + (rows if diagonal else 0)) * 2 * rows * dim
+        flops = groups * count * (products * padded + (rows if diagonal else 0)) * 2 * rows * a.BLOCK_D
         _multiplied(work, a, flops, rows)
         work.ways.append(Way(count / programs, (full, tails) if a.TAIL_N else (full,)))
     return work
