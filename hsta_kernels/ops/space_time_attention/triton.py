@@ -99,7 +99,7 @@ def forward(
     from hsta_kernels.ops.space_time_attention.triton_time import time_forward
 
     q, k, v = _parts(qkv)
-    if _prepares(grid) and q.numel():
+    if (grid.rotary_pairs or grid.qk_norm) and q.numel():
         return forward(_prepared(qkv, grid, operands), _plain(grid), Operands(operands.seed), out)
     batch, length, heads, head_dim = q.shape
     out = q.new_empty(q.shape) if out is None else out
@@ -164,7 +164,7 @@ def backward(
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     if not out.numel():
         return grads if operands.affine is None else (*grads, torch.zeros_like(operands.affine))
-    if _prepares(grid):
+    if grid.rotary_pairs or grid.qk_norm:
         prepared = _prepared(qkv, grid, operands)
         backward(grad_out, prepared, out, stats, _plain(grid), Operands(operands.seed), None, grads)
         return *grads, *_undo(grads, qkv, grid, operands)
@@ -234,11 +234,6 @@ def _parts(qkv: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     if qkv[0].stride() == qkv[1].stride() == qkv[2].stride():
         return qkv
     return [part.contiguous() for part in qkv]
-
-
-def _prepares(grid: Grid) -> bool:
-    """Whether q and k are not read as they are."""
-    return grid.rotary_pairs is not None or grid.qk_norm is not None
 
 
 def _plain(grid: Grid) -> Grid:
