@@ -55,6 +55,11 @@ class Kernel:
     device: str
     simulated: bool = False
 
+    @property
+    def half(self) -> torch.dtype:
+        """bfloat16, but float16 where it is computed wrongly: in Triton's interpreter."""
+        return torch.float16 if self.simulated and self.name == "triton" else torch.bfloat16
+
     def __str__(self) -> str:
         return self.name
 

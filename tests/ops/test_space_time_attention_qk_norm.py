@@ -121,8 +121,7 @@ def test_parity(case, number, normalizing):
     axis, grid, head_dim, prefix, prefix_sees, kind, dtype = case
     if normalizing.name == "triton" and (prefix != 2 or head_dim != 24):
         pytest.skip("rows are normalized before attention, of which test_space_time_attention.py has all sizes")
-    if normalizing.simulated and dtype == torch.bfloat16:
-        dtype = torch.float16  # Triton's interpreter computes bfloat16 wrongly
+    dtype = normalizing.half if dtype == torch.bfloat16 else dtype
     length, three = prefix + grid[0] * grid[1], number // 2 % 2 == 1
     options = {"grid_size": grid, "axis": axis, "num_prefix_tokens": prefix, "prefix": prefix_sees}
     options["token_order"] = TOKEN_ORDERS[number // 12 % 2]
@@ -155,10 +154,12 @@ def test_parity_of_everything_at_once(head_dim, kind, axis, dtype, normalizing):
     """With dropout, heads that share keys, clips of different lengths; one weight or bias alone."""
     if normalizing.simulated and head_dim != 37:
         pytest.skip("what simulates a GPU has time for one of them")
+    patches = 3 if normalizing.simulated else 11
     function = normalized_by(
-        kind, grid_size=(3, 3), axis=axis, dropout_rate=0.25, seed=torch.tensor(5), valid_frames=(3, 2)
+        kind, grid_size=(3, patches), axis=axis, dropout_rate=0.25, seed=torch.tensor(5), valid_frames=(3, 2)
     )
-    q, k, v = torch.randn(2, 10, 4, head_dim), *torch.randn(2, 2, 10, 2, head_dim)
+    length = 1 + 3 * patches
+    q, k, v = torch.randn(2, length, 4, head_dim), *torch.randn(2, 2, length, 2, head_dim)
     tensors = {key: tensor.to(dtype) for key, tensor in zip("qkv", (q, k, v), strict=True)}
     parameter = AFFINE[kind][head_dim % (3 if kind == "layer" else 2)]
     tensors[parameter] = affine(kind, head_dim)[parameter]
@@ -307,20 +308,22 @@ def test_gradients_of_gradients(kind, axis, normalizing):
 def test_autocast_leaves_weights_alone(axis, normalizing):
     tensors = {"qkv": torch.randn(2, 16, 3, 2, 24)} | affine("layer", 24)
     function = normalized_by("layer", grid_size=(3, 5), axis=axis)
-    with torch.autocast(normalizing.device, dtype=torch.float16):
+    with torch.autocast(normalizing.device, dtype=normalizing.half):
         out = function(**tensors, backend=normalizing.name)
-    assert torch.equal(out, function(**tensors | {"qkv": tensors["qkv"].half()}, backend=normalizing.name))
+    assert torch.equal(
+        out, function(**tensors | {"qkv": tensors["qkv"].to(normalizing.half)}, backend=normalizing.name)
+    )
 
 
 def test_weights_of_another_dtype_have_gradients_of_theirs(normalizing):
     """They are widened to float32, in which all is computed."""
-    tensors = {"qkv": torch.randn(2, 13, 3, 2, 16).half()} | affine("layer", 16, torch.float16)
+    tensors = {"qkv": torch.randn(2, 13, 3, 2, 16).to(normalizing.half)} | affine("layer", 16, normalizing.half)
     function = normalized_by("layer", grid_size=(3, 4), axis="time")
     ours = run(function, tensors, normalizing.name)
     wide = run(function, {key: t if key == "qkv" else t.float() for key, t in tensors.items()}, normalizing.name)
     for key, result in ours.items():
-        assert result.dtype == torch.float16
-        assert torch.equal(result, wide[key].half())
+        assert result.dtype == normalizing.half
+        assert torch.equal(result, wide[key].to(normalizing.half))
 
 
 def test_an_empty_batch_has_gradients_of_zero(normalizing):

@@ -100,8 +100,7 @@ def test_parity(case, number, rotating):
     axis, grid, head_dim, prefix, prefix_sees, token_order, dtype = case
     if rotating.name == "triton" and (prefix != 2 or head_dim not in (24, 32)):
         pytest.skip("rows are rotated before attention, of which test_space_time_attention.py has all sizes")
-    if rotating.simulated and dtype == torch.bfloat16:
-        dtype = torch.float16  # Triton's interpreter computes bfloat16 wrongly
+    dtype = rotating.half if dtype == torch.bfloat16 else dtype
     pairs, packed = PAIRS[number % 3 == 0], number // 2 % 2 == 0
     length = prefix + grid[0] * grid[1]
     function = rotated_by(numbers(length, head_dim), pairs, grid=grid, axis=axis, prefix=prefix)
@@ -118,7 +117,8 @@ def test_parity_of_rotations(head_dim, pairs, axis, dtype, rotating):
     """With dropout, heads that share keys, clips of different lengths, tables with strides."""
     if rotating.simulated and head_dim != 10:
         pytest.skip("what simulates a GPU has time for one of them")
-    grid, prefix, length = (3, 3), 1, 10
+    grid, prefix = (3, 3) if rotating.simulated else (3, 11), 1
+    length = prefix + grid[0] * grid[1]
     cos, sin = angles(length, head_dim, pairs, prefix)[1]
     rotary = cos.T.contiguous().T, torch.cat([sin, sin], 1)[:, :head_dim]
     attend = partial(
@@ -215,9 +215,9 @@ def test_gradients_of_gradients(pairs, axis, rotating):
 def test_autocast_leaves_the_tables_alone(axis, rotating):
     qkv, rotary = torch.randn(2, 16, 3, 2, 24), numbers(16, 24)
     attend = rotated_by(rotary, "half", grid=(3, 5), axis=axis)
-    with torch.autocast(rotating.device, dtype=torch.float16):
+    with torch.autocast(rotating.device, dtype=rotating.half):
         out = attend(qkv, backend=rotating.name)
-    assert torch.equal(out, attend(qkv.half(), backend=rotating.name))
+    assert torch.equal(out, attend(qkv.to(rotating.half), backend=rotating.name))
 
 
 def test_transforms_see_the_reference(rotating):
