@@ -66,14 +66,17 @@ void read_absorbed_attention_backward(Arguments& in, AbsorbedAttention& op) {
 }
 
 // sum = x + residual, norm = LayerNorm(sum).
+//
+// Under autocast x is of a half type beside a float residual. So may norm be then, and grad_norm.
 struct AddLayerNorm {
-  DType dtype;  // of residual, sum, norm and their gradients; x has the same, or a half type beside float (autocast)
+  DType dtype;  // of residual, sum and their gradients
   int64_t rows, width;
   float eps;
   TensorView residual, x, weight, bias;
   TensorView sum, norm;  // written by the forward pass; the backward pass reads sum
-  // Backward pass only. grad_residual is the gradient of the sum, hence that of x too.
-  TensorView grad_norm, grad_sum, grad_residual, grad_weight, grad_bias;
+  // Backward pass only. grad_residual is the gradient of the sum, hence that of x too: grad_x, where it is given, is
+  // the same in the dtype of grad_norm. So is norm, which is computed anew where it is given.
+  TensorView grad_norm, grad_sum, grad_residual, grad_x, grad_weight, grad_bias;
   float* workspace;
 };
 
@@ -89,17 +92,24 @@ void read_add_layer_norm_forward(Arguments& in, AddLayerNorm& op) {
   in.tensor("bias", op.bias, DType::kFloat32, {op.width});
   in.number("eps", op.eps);
   in.tensor("sum", op.sum, op.dtype, {op.rows, op.width});
-  in.tensor("norm", op.norm, op.dtype, {op.rows, op.width});
+  in.tensor("norm", op.norm, {op.dtype, x_dtype}, {op.rows, op.width});
 }
 
 template <typename Arguments>
 void read_add_layer_norm_backward(Arguments& in, AddLayerNorm& op) {
   in.tensor("sum", op.sum, &op.dtype, {&op.rows, &op.width});
   in.tensor("weight", op.weight, DType::kFloat32, {op.width});
+  in.tensor("bias", op.bias, DType::kFloat32, {op.width});
   in.number("eps", op.eps);
-  in.tensor("grad_norm", op.grad_norm, op.dtype, {op.rows, op.width}, Layout::kRows);
+  DType narrow = op.dtype;
+  if (op.dtype == DType::kFloat32)
+    in.tensor("grad_norm", op.grad_norm, &narrow, {op.rows, op.width}, Layout::kRows);
+  else
+    in.tensor("grad_norm", op.grad_norm, op.dtype, {op.rows, op.width}, Layout::kRows);
   in.tensor("grad_sum", op.grad_sum, op.dtype, {op.rows, op.width}, Layout::kRows);
   in.tensor("grad_residual", op.grad_residual, op.dtype, {op.rows, op.width});
+  in.tensor_or_none("grad_x", op.grad_x, narrow, {op.rows, op.width}, Layout::kContiguous);
+  in.tensor_or_none("norm", op.norm, narrow, {op.rows, op.width}, Layout::kContiguous);
   in.tensor("grad_weight", op.grad_weight, DType::kFloat32, {op.width});
   in.tensor("grad_bias", op.grad_bias, DType::kFloat32, {op.width});
 }

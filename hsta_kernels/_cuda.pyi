@@ -53,10 +53,13 @@ def add_layer_norm_forward(
 def add_layer_norm_backward(
     sum: Tensor,
     weight: Tensor,
+    bias: Tensor,
     eps: float,
     grad_norm: Tensor,
     grad_sum: Tensor,
     grad_residual: Tensor,
+    grad_x: Tensor | None,
+    norm: Tensor | None,
     grad_weight: Tensor,
     grad_bias: Tensor,
     allocate: Callable[[int], Tensor],

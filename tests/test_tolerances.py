@@ -25,7 +25,7 @@ def gelu_gradient(x: torch.Tensor) -> torch.Tensor:
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
-    return add_layer_norm(x, x, torch.ones_like(x[0]), torch.ones_like(x[0]), 1e-6)[0]
+    return add_layer_norm(x, x, torch.ones_like(x[0]), torch.ones_like(x[0]), 1e-6, x.dtype)[0]
 
 
 # A function, the shape of its input, and its magnitude.

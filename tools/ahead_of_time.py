@@ -247,8 +247,8 @@ def norm(rows: int, width: int) -> Callable:
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
         x, weight = torch.randn(rows, width, dtype=dtype, device=device), torch.randn(width, device=device)
-        add_layer_norm.forward(x, x, weight, weight, 1e-6)
-        add_layer_norm.backward(x, x, x, weight, 1e-6)
+        add_layer_norm.forward(x, x, weight, weight, 1e-6, dtype)
+        add_layer_norm.backward(x, x, x, weight, weight, 1e-6, False)
 
     return run
 

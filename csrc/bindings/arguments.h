@@ -16,16 +16,17 @@ namespace hsta {
 
 namespace py = pybind11;
 
-// A dtype or a size: one that a tensor must have, or, given by address, one to be taken from it: any size, a floating
-// dtype.
+// A dtype or a size: one that a tensor must have, or one of two, or, given by address, one to be taken from it: any
+// size, a floating dtype.
 template <typename T>
 struct Wanted {
   T* taken = nullptr;
-  T value{};
+  T value{}, other{};
   Wanted(T* taken) : taken(taken) {}
-  Wanted(T value) : value(value) {}
+  Wanted(T value) : Wanted(value, value) {}
+  Wanted(T value, T other) : value(value), other(other) {}
   bool accepts(T found) const {
-    if (!taken) return value == found;
+    if (!taken) return value == found || other == found;
     *taken = found;
     if constexpr (std::is_same_v<T, DType>) return int(found) < kFloatingDTypes;
     return true;
@@ -121,6 +122,7 @@ class Arguments {
     for (int dim = 0; fits && dim < to.dims; ++dim) fits = shape[dim].accepts(to.shape[dim]);
     if (fits && lies(to, layout)) return;
     std::string expected = dtype.taken ? "float32, bfloat16 or float16" : dtype_name(dtype.value);
+    if (dtype.other != dtype.value) expected += std::string(" or ") + dtype_name(dtype.other);
     expected += " of shape (";
     for (const auto& size : shape) expected += size.taken ? "any, " : std::to_string(size.value) + ", ";
     expected.resize(expected.size() - 2);

@@ -34,11 +34,12 @@ struct Row {
     });
   }
 
-  __device__ void store_to(R* row, int64_t width) const {
+  template <typename T>
+  __device__ void store_to(T* row, int64_t width) const {
     for_pieces(width, [&](int i, int column) {
-      Vector<R, kColumns> piece;
+      Vector<T, kColumns> piece;
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) piece.at[c] = narrowed<R>(at[i][c]);
+      for (int c = 0; c < kColumns; ++c) piece.at[c] = narrowed<T>(at[i][c]);
       store(row + column, piece);
     });
   }
@@ -80,7 +81,7 @@ __device__ float normalize(Row<R, kGroup>& row, int64_t width, float eps, RowSum
   return rstd;
 }
 
-template <typename R, typename X, int kGroup>
+template <typename R, typename X, typename N, int kGroup>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ AddLayerNorm op) {
   const int64_t index = block_index() * (kThreads / kGroup) + thread_index() / kGroup;
   if (index >= op.rows) return;
@@ -97,12 +98,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] *= other.at[i][c]; });
   other.load_from(op.bias.as<float>(), op.width);
   row.for_elements(op.width, [&](int i, int c) { row.at[i][c] += other.at[i][c]; });
-  row.store_to(op.norm.as<R>() + index * op.width, op.width);
+  row.store_to(op.norm.as<N>() + index * op.width, op.width);
 }
 
 // dL/dsum = grad_sum + rstd * (g - mean(g) - y * mean(g * y)), g = weight * grad_norm, y the normalized row. A block
 // takes kRowsPerBlock rows and leaves its share of the weight's and the bias's gradient, (2, width), in the workspace.
-template <typename R, int kGroup>
+template <typename R, typename N, int kGroup>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ AddLayerNorm op) {
   constexpr int kRowsAtOnce = kThreads / kGroup;
   RowSums<kGroup> sum;
@@ -112,9 +113,15 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   for (int64_t index = first + thread_index() / kGroup; index < last; index += kRowsAtOnce) {
     Row<R, kGroup> y, grad, weight;
     y.load_from(op.sum.as<const R>() + index * op.width, op.width);
-    grad.load_from(op.grad_norm.at<const R>(index), op.width);
+    grad.load_from(op.grad_norm.at<const N>(index), op.width);
     const float rstd = normalize(y, op.width, op.eps, sum);
     weight.load_from(op.weight.as<float>(), op.width);
+    if (op.norm.data) {
+      Row<R, kGroup> norm;
+      norm.load_from(op.bias.as<float>(), op.width);
+      y.for_elements(op.width, [&](int i, int c) { norm.at[i][c] = y.at[i][c] * weight.at[i][c] + norm.at[i][c]; });
+      norm.store_to(op.norm.as<N>() + index * op.width, op.width);
+    }
     float total = 0, along = 0;
     y.for_elements(op.width, [&](int i, int c) {
       grad_weight.at[i][c] = multiply_add(grad.at[i][c], y.at[i][c], grad_weight.at[i][c]);
@@ -131,6 +138,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
       y.at[i][c] = incoming.at[i][c] + rstd * (grad.at[i][c] - total - y.at[i][c] * along);
     });
     y.store_to(op.grad_residual.as<R>() + index * op.width, op.width);
+    if (op.grad_x.data) y.store_to(op.grad_x.as<N>() + index * op.width, op.width);
   }
 
   // The groups add their shares one after the other.
@@ -172,9 +180,12 @@ void add_layer_norm_forward(const AddLayerNorm& op, Stream stream) {
   with_group(op.width, [&](auto group) {
     const int64_t blocks = divide_up(op.rows, kThreads / group);
     const auto run = [&](auto kernel) { launch(kernel, blocks, kThreads, 4 * kWarps * 4, stream, op); };
-    if (op.dtype == DType::kFloat32)
-      return with_type(op.x.dtype, [&](auto x) { run(forward_kernel<float, decltype(x), group()>); });
-    with_type(op.dtype, [&](auto element) { run(forward_kernel<decltype(element), decltype(element), group()>); });
+    with_type(op.x.dtype, [&](auto x) {
+      using X = decltype(x);
+      if (op.dtype == op.x.dtype) return run(forward_kernel<X, X, X, group()>);
+      if (op.norm.dtype == op.dtype) return run(forward_kernel<float, X, float, group()>);
+      run(forward_kernel<float, X, X, group()>);
+    });
   });
 }
 
@@ -183,9 +194,13 @@ int64_t add_layer_norm_workspace(const AddLayerNorm& op) { return divide_up(op.r
 void add_layer_norm_backward(const AddLayerNorm& op, Stream stream) {
   const int64_t blocks = divide_up(op.rows, kRowsPerBlock);
   with_group(op.width, [&](auto group) {
-    with_type(op.dtype, [&](auto residual) {
-      const int64_t shared_bytes = (4 * kWarps + 2 * op.width) * 4;
-      launch(backward_kernel<decltype(residual), group()>, blocks, kThreads, shared_bytes, stream, op);
+    const auto run = [&](auto kernel) {
+      launch(kernel, blocks, kThreads, (4 * kWarps + 2 * op.width) * 4, stream, op);
+    };
+    with_type(op.grad_norm.dtype, [&](auto narrow) {
+      using N = decltype(narrow);
+      if (op.dtype == op.grad_norm.dtype) return run(backward_kernel<N, N, group()>);
+      run(backward_kernel<float, N, group()>);
     });
   });
   sum_parts(op.workspace, 1, blocks, 2 * op.width,

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from hsta_kernels.onlookers import has_tangent, onlooker
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
-_SCALARS = (float, int, bool, str, type(None))
+_SCALARS = (float, int, bool, str, torch.dtype, type(None))
 
 
 def custom_op(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable], Any]:

@@ -7,6 +7,7 @@ first product. Not saving them takes a third off the memory of training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def add_layer_norm_linear(
         narrow.reshape(-1, shape[-1]),
         norm_weight.float(),
         norm_bias.float(),
-        *_autocast(x, weight, bias),
+        *as_autocast(x, weight, bias),
         eps,
         backend,
     )
@@ -78,11 +79,11 @@ def bias_gelu_linear(x: Tensor, bias_before: Tensor, weight: Tensor, bias: Tenso
         return F.linear(ops.bias_gelu(x, bias_before, dropout_rate), weight, bias)
     seed = torch.randint(2**62, (1,), device=x.device) if dropout_rate else None
     rows = x.reshape(-1, x.shape[-1])
-    arguments = (*_autocast(x, weight, bias), dropout_rate, seed, backend)
+    arguments = (*as_autocast(x, weight, bias), dropout_rate, seed, backend)
     return _BiasGeluLinear.apply(rows, bias_before.float(), *arguments).view(*x.shape[:-1], weight.shape[0])
 
 
-def _autocast(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+def as_autocast(x: Tensor, *tensors: Any) -> list[Any]:
     """What x is multiplied with, as autocast would have it. The casts are differentiated outside our Functions."""
     if not autocast_enabled(x):
         return list(tensors)
@@ -90,9 +91,28 @@ def _autocast(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def _linear_backward(grad: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the rows and the weight of a linear layer."""
-    return grad @ weight, grad.T @ rows
+# The C library gives a tensor above 32 MB new memory each time, which the system clears page by page as it is touched:
+# for an MLP's hidden rows that takes as long as its GELU. Below, the memory of the last such tensor is used again.
+_PIECE = 24 << 20  # bytes
+
+
+def pieces(x: Tensor, width: int) -> list[slice]:
+    """Rows of `x` in pieces of which `width` elements a row are little enough to be taken from memory in use.
+
+    All of them where that is not the CPU's, or where a compiler plans the memory.
+    """
+    rows = x.shape[0]
+    bytes_of_all = rows * width * x.element_size()
+    if x.device.type != "cpu" or bytes_of_all <= _PIECE or torch.compiler.is_compiling():
+        return [slice(0, rows)]
+    step = -(-rows // -(-bytes_of_all // _PIECE))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """function(x) for a function of each row by itself that has `width` elements of it in between."""
+    parts = pieces(x, width)
+    return function(x) if len(parts) == 1 else torch.cat([function(x[rows]) for rows in parts])
 
 
 class _AddLayerNormLinear(torch.autograd.Function):
@@ -108,7 +128,8 @@ class _AddLayerNormLinear(torch.autograd.Function):
         eps: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        y, total = call(add_layer_norm.forward, residual, x, norm_weight, norm_bias, eps, backend)
+        norm_dtype = x.dtype if x.dtype == weight.dtype else residual.dtype
+        y, total = call(add_layer_norm.forward, residual, x, norm_weight, norm_bias, eps, norm_dtype, backend)
         ctx.save_for_backward(total, norm_weight, norm_bias, weight)
         ctx.arguments = (eps, backend)
         ctx.x_dtype, ctx.has_bias = x.dtype, bias is not None
@@ -119,20 +140,33 @@ class _AddLayerNormLinear(torch.autograd.Function):
         eps, backend = ctx.arguments
 
         def kernel(
-            grad_out: Tensor, grad_total: Tensor, total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
+            grad_out: Tensor,
+            grad_total: Tensor,
+            total: Tensor,
+            norm_weight: Tensor,
+            norm_bias: Tensor,
+            weight: Tensor,
+            *x: Tensor,
         ) -> tuple[Tensor, ...]:
-            y = F.layer_norm(total.float(), total.shape[-1:], norm_weight, norm_bias, eps).to(weight.dtype)
-            grad_y, grad_weight = _linear_backward(grad_out, y, weight)
-            arguments = (grad_y.to(total.dtype), grad_total, total, norm_weight, eps, backend)
-            grad_residual, grad_norm_weights = call(add_layer_norm.backward, *arguments)
-            return grad_residual, *grad_norm_weights, grad_weight
+            grad_y = grad_out @ weight
+            if total.dtype != torch.float32:
+                grad_y = grad_y.to(total.dtype)
+            arguments = (grad_y, grad_total, total, norm_weight, norm_bias, eps, True, backend)
+            grads = call(add_layer_norm.backward, *arguments)
+            grad_weight = grad_out.T @ grads[3].to(weight.dtype)
+            return grads[0], *grads[2], grad_weight, *add_layer_norm.of_x(grads, x)
 
-        def formula(total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        def formula(
+            total: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, *x: Tensor
+        ) -> tuple[Tensor, ...]:
+            total = sum(x, total)
             return F.linear(layer_norm(total, norm_weight, norm_bias, eps).to(weight.dtype), weight), total
 
-        grad_residual, *grads = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
+        total, *weights = ctx.saved_tensors
+        narrow = add_layer_norm.in_sum(total, ctx.x_dtype)
+        grads = gradient(kernel, formula, grad_outputs, (total, *weights, *narrow))
         grad_bias = grad_outputs[0].sum(0) if ctx.has_bias else None
-        return grad_residual, grad_residual.to(ctx.x_dtype), *grads, grad_bias, None, None
+        return grads[0], grads[4 if narrow else 0], *grads[1:4], grad_bias, None, None
 
 
 class _BiasGeluLinear(torch.autograd.Function):
@@ -149,7 +183,11 @@ class _BiasGeluLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, bias_before, weight, seed)
         ctx.arguments = (dropout_rate, backend)
-        return F.linear(call(bias_gelu.forward, x, bias_before, dropout_rate, seed, backend), weight, bias)
+
+        def rows(x: Tensor) -> Tensor:
+            return F.linear(call(bias_gelu.forward, x, bias_before, dropout_rate, seed, backend), weight, bias)
+
+        return rows(x) if seed is not None else in_pieces(rows, x, x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,8 +195,10 @@ class _BiasGeluLinear(torch.autograd.Function):
         dropout_rate, backend = ctx.arguments
 
         def kernel(grad_out: Tensor, x: Tensor, bias_before: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            if seed is None and len(parts := pieces(x, x.shape[1])) > 1:
+                return _in_pieces_backward(grad_out, x, bias_before, weight, backend, parts)
             hidden = call(bias_gelu.forward, x, bias_before, dropout_rate, seed, backend)
-            grad_hidden, grad_weight = _linear_backward(grad_out, hidden, weight)
+            grad_hidden, grad_weight = grad_out @ weight, grad_out.T @ hidden
             del hidden  # before there is another one of its size
             return *call(bias_gelu.backward, grad_hidden, x, bias_before, dropout_rate, seed, backend), grad_weight
 
@@ -168,3 +208,20 @@ class _BiasGeluLinear(torch.autograd.Function):
 
         grads = gradient(kernel, formula, grad_outputs, tuple(inputs))
         return *grads, grad_outputs[0].sum(0), None, None, None
+
+
+def _in_pieces_backward(
+    grad_out: Tensor, x: Tensor, bias: Tensor, weight: Tensor, backend: str, parts: list[slice]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, the bias before and the weight; that of GELU's result is where that of x will be."""
+    grad_x, grad_bias = x.new_empty(x.shape), torch.zeros_like(bias)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # in which pieces of a half type are added up
+    for rows in parts:
+        hidden = call(bias_gelu.forward, x[rows], bias, 0.0, None, backend)
+        if weight.dtype == torch.float32:
+            grad_weight.addmm_(grad_out[rows].T, hidden)
+        else:
+            grad_weight += grad_out[rows].T @ hidden
+        torch.mm(grad_out[rows], weight, out=grad_x[rows])
+        grad_bias += call(bias_gelu.backward_, grad_x[rows], x[rows], bias)
+    return grad_x, grad_bias, grad_weight.to(weight.dtype)

@@ -14,7 +14,7 @@ from transformers.models.vivit import modeling_vivit as vivit
 from transformers.models.vjepa2 import modeling_vjepa2 as vjepa2
 
 from hsta_kernels.models.plain import drop_rate, is_plain
-from hsta_kernels.patching.fused import can_fuse_mlp, mlp, not_gelu
+from hsta_kernels.patching.fused import can_fuse_mlp, mlp, normalized, not_gelu
 from hsta_kernels.patching.kernels import has_kernels
 
 
@@ -24,14 +24,16 @@ class VideoMAELayer(videomae.VideoMAELayer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not _can_fuse(self, hidden_states):
             return super().forward(hidden_states, *args, **kwargs)
-        return _finish(self, self.attention(self.layernorm_before(hidden_states), *args, **kwargs), hidden_states)
+        return _finish(
+            self, self.attention(normalized(self.layernorm_before, hidden_states), *args, **kwargs), hidden_states
+        )
 
 
 class VivitLayer(vivit.VivitLayer):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not _can_fuse(self, hidden_states):
             return super().forward(hidden_states, *args, **kwargs)
-        update = self.attention(self.layernorm_before(hidden_states), *args, **kwargs)
+        update = self.attention(normalized(self.layernorm_before, hidden_states), *args, **kwargs)
         return _finish(self, update[0] if isinstance(update, tuple) else update, hidden_states)
 
 
@@ -42,7 +44,7 @@ class VJEPA2Layer(vjepa2.VJEPA2Layer):
         asks_more = any(more is not None and more is not False for more in args)
         if asks_more or kwargs.get("output_attentions") or not _can_fuse(self, hidden_states):
             return super().forward(hidden_states, position_mask, *args, **kwargs)
-        update, *weights = self.attention(self.norm1(hidden_states), position_mask=position_mask)
+        update, *weights = self.attention(normalized(self.norm1, hidden_states), position_mask=position_mask)
         return _finish(self, update, hidden_states), *weights
 
 

@@ -13,7 +13,8 @@ from transformers.activations import FastGELUActivation, GELUActivation, GELUTan
 
 from hsta_kernels import ops
 from hsta_kernels.models.plain import is_plain, is_plain_linear, is_plain_norm
-from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
+from hsta_kernels.ops.checks import autocast_enabled
+from hsta_kernels.ops.fused_linear import add_layer_norm_linear, as_autocast, bias_gelu_linear, in_pieces
 
 
 def gelu_of(activation: nn.Module) -> str | None:
@@ -41,13 +42,25 @@ def mlp(
     norm: nn.LayerNorm, before: nn.Linear, activation: nn.Module, after: nn.Linear, update: Tensor, residual: Tensor
 ) -> Tensor:
     """after(activation(before(norm(x)))) + x with x = residual + update."""
-    if gelu_of(activation) == "tanh":  # PyTorch's is one pass, transformers' are eight, each with a tensor to save
-        hidden, residual = norm_linear(norm, before, update, residual, bias=before.bias)
-        return residual + F.linear(F.gelu(hidden, approximate="tanh"), after.weight, after.bias)
-    hidden, residual = norm_linear(norm, before, update, residual)
+    tanh = gelu_of(activation) == "tanh"  # PyTorch's is one pass, transformers' are eight, each with a tensor to save
     if torch.is_grad_enabled():
+        hidden, residual = norm_linear(norm, before, update, residual, bias=before.bias if tanh else None)
+        if tanh:
+            return residual + F.linear(F.gelu(hidden, approximate="tanh"), after.weight, after.bias)
         return residual + bias_gelu_linear(hidden, before.bias, after.weight, after.bias)
-    return residual + F.linear(ops.bias_gelu(hidden, before.bias), after.weight, after.bias)
+
+    norm_dtype = update.dtype if _dtype_of_products(update) == update.dtype else None
+    y, residual = ops.add_layer_norm(update, residual, norm.weight, norm.bias, norm.eps, norm_dtype=norm_dtype)
+    weight, bias, after_weight, after_bias = as_autocast(y, before.weight, before.bias, after.weight, after.bias)
+
+    def rows(y: Tensor) -> Tensor:
+        if tanh:
+            hidden = F.gelu(F.linear(y, weight, bias), approximate="tanh")
+        else:
+            hidden = ops.bias_gelu(F.linear(y, weight), before.bias)
+        return F.linear(hidden, after_weight, after_bias)
+
+    return residual + in_pieces(rows, y.flatten(0, -2), before.out_features).view(y.shape)
 
 
 def norm_linear(
@@ -56,7 +69,14 @@ def norm_linear(
     """linear(norm(residual + update)) with `bias` for the layer's own, and the sum."""
     if update is None:
         return F.linear(norm(residual), linear.weight, bias), residual
-    if torch.is_grad_enabled():
-        return add_layer_norm_linear(update, residual, norm.weight, norm.bias, linear.weight, bias, norm.eps)
-    y, residual = ops.add_layer_norm(update, residual, norm.weight, norm.bias, norm.eps)
-    return F.linear(y, linear.weight, bias), residual
+    return add_layer_norm_linear(update, residual, norm.weight, norm.bias, linear.weight, bias, norm.eps)
+
+
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x), in inference in the dtype of the products that follow: each of them would make a copy of its own."""
+    y: Tensor = norm(x)
+    return y if torch.is_grad_enabled() else y.to(_dtype_of_products(y))
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if autocast_enabled(x) else x.dtype

@@ -6,13 +6,15 @@ namespace {
 
 constexpr double kEps = 1e-6f;
 
-template <typename R, typename X>
+// N: of the norm and its gradient.
+template <typename R, typename X, typename N>
 void check(int64_t rows, int64_t width, int64_t gap) {
   std::mt19937 random(7);
-  Tensor<R> residual({rows, width}, gap), grad_norm(residual.sizes, gap), grad_sum(residual.sizes, gap);
+  Tensor<R> residual({rows, width}, gap), grad_sum(residual.sizes, gap);
   Tensor<X> x({rows, width}, gap);
+  Tensor<N> grad_norm(residual.sizes, gap), norm(residual.sizes), norm_anew(residual.sizes), grad_x(residual.sizes);
   Tensor<float> weight({width}), bias({width}), grad_weight({width}), grad_bias({width});
-  Tensor<R> sum(residual.sizes), norm(residual.sizes), grad_residual(residual.sizes);
+  Tensor<R> sum(residual.sizes), grad_residual(residual.sizes);
   residual.randomize(random, 0.5), x.randomize(random), weight.randomize(random, 1), bias.randomize(random);
   grad_norm.randomize(random), grad_sum.randomize(random);
 
@@ -25,6 +27,7 @@ void check(int64_t rows, int64_t width, int64_t gap) {
   op.grad_residual = grad_residual.view();
   op.grad_weight = grad_weight.view(), op.grad_bias = grad_bias.view();
   in_new_thread([&] { kernels().add_layer_norm_forward(op); });
+  op.grad_x = grad_x.view(), op.norm = norm_anew.view();
   in_new_thread([&] { kernels().add_layer_norm_backward(op); });
 
   std::vector<double> exact_sum(rows * width), exact_norm(rows * width), exact_grad(rows * width);
@@ -51,30 +54,35 @@ void check(int64_t rows, int64_t width, int64_t gap) {
       exact_grad[at + c] = to_float(grad_sum[at + c]) + rstd * (g[c] - grad_mean - y[c] * along);
   }
   const std::string what = "add_layer_norm, dtypes " + std::to_string(int(op.dtype)) + " " +
-                           std::to_string(int(op.x.dtype)) + ", rows=" + std::to_string(rows) +
-                           " C=" + std::to_string(width) + ", gap " + std::to_string(gap);
+                           std::to_string(int(op.x.dtype)) + " " + std::to_string(int(op.norm.dtype)) +
+                           ", rows=" + std::to_string(rows) + " C=" + std::to_string(width) + ", gap " +
+                           std::to_string(gap);
   expect_close(what + ": sum", sum, exact_sum, op.dtype);
-  expect_close(what + ": norm", norm, exact_norm, op.dtype);
+  expect_close(what + ": norm", norm, exact_norm, op.norm.dtype);
+  expect_close(what + ": norm anew", norm_anew, exact_norm, op.norm.dtype);
   expect_close(what + ": grad_residual", grad_residual, exact_grad, op.dtype);
+  expect_close(what + ": grad_x", grad_x, exact_grad, op.norm.dtype);
   expect_close(what + ": grad_weight", grad_weight, exact_weight, DType::kFloat32);
   expect_close(what + ": grad_bias", grad_bias, exact_bias, DType::kFloat32);
 }
 
-template <typename R, typename X>
+template <typename R, typename X, typename N>
 void test() {
   for (int64_t gap : {0, 3})
     for (int64_t width : {3, 15, 16, 17, 40, 100, 768})
-      for (int64_t rows : {1, 2, 65, 200}) check<R, X>(rows, width, gap);
+      for (int64_t rows : {1, 2, 65, 200}) check<R, X, N>(rows, width, gap);
 }
 
 }  // namespace
 
 void test_add_layer_norm() {
-  test<float, float>();
-  test<float, BFloat16>();
-  test<float, Float16>();
-  test<BFloat16, BFloat16>();
-  test<Float16, Float16>();
+  test<float, float, float>();
+  test<float, BFloat16, float>();
+  test<float, BFloat16, BFloat16>();
+  test<float, Float16, float>();
+  test<float, Float16, Float16>();
+  test<BFloat16, BFloat16, BFloat16>();
+  test<Float16, Float16, Float16>();
 }
 
 }  // namespace hsta

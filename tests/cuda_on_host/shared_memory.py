@@ -37,9 +37,9 @@ def _absorbed_attention(width: int, heads: int, dtype: torch.dtype) -> tuple[int
 
 def _norm(width: int, dtype: torch.dtype) -> tuple[int, int]:
     rows, weight = torch.zeros(1, width, dtype=dtype), torch.ones(width)
-    norm.forward(rows, rows, weight, weight, 1e-6)
+    norm.forward(rows, rows, weight, weight, 1e-6, dtype)
     forward, _ = take_shared_memory()
-    norm.backward(rows, rows, rows, weight, 1e-6)
+    norm.backward(rows, rows, rows, weight, weight, 1e-6, False)
     return forward, take_shared_memory()[0]
 
 

@@ -75,8 +75,8 @@ def test_add_layer_norm():
     (x, other), weight = torch.randn(2, 200, 768, dtype=HALF), torch.randn(768)
     floor = 4 * x.numel() * E
     shared = share(weight)
-    _, total = norm.forward(x, other, weight, weight, 1e-6)
+    _, total = norm.forward(x, other, weight, weight, 1e-6, HALF)
     assert floor <= take() + shared <= 1.2 * floor
     shared = share(weight)
-    norm.backward(x, other, total, weight, 1e-6)
+    norm.backward(x, other, total, weight, weight, 1e-6, False)
     assert floor <= take() + shared <= 1.2 * floor

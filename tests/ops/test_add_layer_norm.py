@@ -74,6 +74,33 @@ def test_autocast_adds_in_the_wider_dtype(stream, dtype, kernel):
     assert [grad.dtype for grad in grads] == [x.dtype, residual.dtype]
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str, indirect=True)
+@pytest.mark.parametrize("stream", ("residual", "x"))
+def test_the_norm_may_have_the_narrower_dtype(stream, dtype, kernel):
+    """The same norm rounded once, and of the same incoming gradient the same gradients."""
+    wide, narrow = torch.randn(5, 40, device=kernel.device), torch.randn(5, 40, device=kernel.device).to(dtype)
+    weight, bias = torch.randn(40, device=kernel.device), torch.randn(40, device=kernel.device)
+    x, residual = (narrow, wide) if stream == "residual" else (wide, narrow)
+    leaves = [tensor.requires_grad_() for tensor in (x, residual, weight, bias)]
+    of_norm, of_sum = torch.randn(5, 40, device=kernel.device).to(dtype), torch.randn(5, 40, device=kernel.device)
+    results = {}
+    for norm_dtype in (torch.float32, dtype):
+        with torch.autocast(kernel.device, dtype=dtype), backend(kernel.name):
+            norm, total = add_layer_norm(x, residual, weight, bias, norm_dtype=norm_dtype)
+        assert norm.dtype == norm_dtype
+        grads = torch.autograd.grad((norm, total), leaves, (of_norm.to(norm_dtype), of_sum))
+        results[norm_dtype] = norm.to(dtype), total, *grads
+    for ours, theirs in zip(results[dtype], results[torch.float32], strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_norm_dtype_is_one_of_the_two():
+    x = torch.zeros(3, 8)
+    with pytest.raises(ValueError, match=r"norm_dtype must be torch.float32 .* got torch.float16"):
+        add_layer_norm(x, x, x[0], x[0], norm_dtype=torch.float16)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -88,7 +88,7 @@ def test_function_modes_see_the_ops(operator, call, x):
 def test_an_op_is_no_constant_of_autograd():
     """An op without a derivative raises; its function called instead would pass for a constant."""
     x, vector = torch.randn(9, 16, requires_grad=True), torch.ones(16)
-    total = dispatch.call(add_layer_norm_ops.forward, x, x, vector, vector, 1e-6, "cpu")[1]
+    total = dispatch.call(add_layer_norm_ops.forward, x, x, vector, vector, 1e-6, x.dtype, "cpu")[1]
     with pytest.raises(RuntimeError, match="hsta_kernels"):
         total.sum().backward()
 

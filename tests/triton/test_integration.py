@@ -107,8 +107,8 @@ def test_distributed_data_parallel(block, x, tmp_path):
 
 def test_opcheck(device):
     rows, weight = torch.randn(3, 8, device=device), torch.randn(8, device=device)
-    torch.library.opcheck(norm_ops.forward, (rows, rows, weight, weight, 1e-6, "triton"))
-    torch.library.opcheck(norm_ops.backward, (rows, rows, rows, weight, 1e-6, "triton"))
+    torch.library.opcheck(norm_ops.forward, (rows, rows, weight, weight, 1e-6, rows.dtype, "triton"))
+    torch.library.opcheck(norm_ops.backward, (rows, rows, rows, weight, weight, 1e-6, True, "triton"))
     for rate, seed in ((0.0, None), (0.5, torch.tensor([5], device=device))):
         torch.library.opcheck(gelu_ops.forward, (rows, weight, rate, seed, "triton"))
         torch.library.opcheck(gelu_ops.backward, (rows, rows, weight, rate, seed, "triton"))

@@ -308,8 +308,8 @@ def test_the_weights_of_add_layer_norm_cost_one_launch_more():
     rows, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1000, 768), (768,)))
 
     def run():
-        norm_launch.forward(rows, rows, weight, weight, 1e-6)
-        assert norm_launch.backward(rows, rows, rows, weight, 1e-6)[1].dtype == torch.float32
+        norm_launch.forward(rows, rows, weight, weight, 1e-6, rows.dtype)
+        assert norm_launch.backward(rows, rows, rows, weight, weight, 1e-6, False)[2].dtype == torch.float32
 
     with Computing() as computing:
         noted = launches(run, 90)

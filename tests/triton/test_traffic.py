@@ -133,10 +133,10 @@ def test_crossmodal_pass_of_wide_rows(work):
 def test_add_layer_norm(work):
     x, weight = torch.randn(200, 768, dtype=HALF), torch.randn(768)
     work.share(weight)
-    _, total = norm.forward(x, x, weight, weight, 1e-6)
+    _, total = norm.forward(x, x, weight, weight, 1e-6, HALF)
     assert work.take()[0] <= 1.2 * 4 * x.numel() * E
     work.share(weight)
-    norm.backward(x, x, total, weight, 1e-6)
+    norm.backward(x, x, total, weight, weight, 1e-6, False)
     assert work.take()[0] <= 1.2 * 4 * x.numel() * E
 
 

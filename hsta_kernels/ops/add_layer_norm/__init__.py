@@ -15,6 +15,7 @@ def add_layer_norm(
     bias: torch.Tensor,
     eps: float = 1e-6,
     backend: str | None = None,
+    norm_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """LayerNorm (arXiv 1607.06450) of ``x + residual`` over the last dimension, and the sum itself.
 
@@ -28,6 +29,8 @@ def add_layer_norm(
         eps: added to the variance.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what
             ``set_backend`` chose.
+        norm_dtype: of the norm, that of `x` or of `residual`; by default the sum's. Under autocast a projection that
+            follows wants the narrower one, and would make a copy of the norm otherwise.
 
     Returns:
         (layer_norm(x + residual), x + residual), both of shape (..., C).
@@ -35,7 +38,7 @@ def add_layer_norm(
     Raises:
         TypeError: an argument is not a dense floating-point tensor, dtypes differ outside autocast, or `eps` is not a
             number.
-        ValueError: shapes or devices do not fit together, or C is 0.
+        ValueError: shapes or devices do not fit together, C is 0, or `norm_dtype` is another dtype.
     """
     shape = "(" + ", ".join(["..."] * (x.dim() - 1) + ["C"]) + ")" if isinstance(x, torch.Tensor) else "(..., C)"
     check_tensor("x", x, shape if "," in shape else "(C,)")
@@ -48,9 +51,13 @@ def add_layer_norm(
         check_tensor(name, parameter, "(C,)", like)
         check_shape(name, parameter, (x.shape[-1],), "(C,)")
     wide, narrow = autograd.by_width(x, residual)
+    total_dtype = torch.promote_types(x.dtype, residual.dtype)
+    norm_dtype = total_dtype if norm_dtype is None else norm_dtype
+    if norm_dtype not in (x.dtype, residual.dtype, total_dtype):
+        raise ValueError(f"norm_dtype must be {x.dtype} or {residual.dtype}, as x or residual; got {norm_dtype}")
     chosen = autograd.OPERATOR.choose(wide, narrow, tensors=(x, residual, weight, bias), requested=backend)
     if chosen == "reference":
-        return reference.add_layer_norm(x, residual, weight, bias, eps)
+        return reference.add_layer_norm(x, residual, weight, bias, eps, norm_dtype)
     rows = wide.reshape(-1, x.shape[-1]), narrow.reshape(-1, x.shape[-1])
-    norm, total = autograd.AddLayerNorm.apply(*rows, weight, bias, eps, chosen)
+    norm, total = autograd.AddLayerNorm.apply(*rows, weight, bias, eps, norm_dtype, chosen)
     return norm.view(x.shape), total.view(x.shape)

@@ -11,9 +11,11 @@ from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference, triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
-# Each module has forward(residual, x, weight, bias, eps) -> (norm, sum), `residual` as wide as `x` or wider,
-# and backward(grad_norm, grad_sum, sum, weight, eps) -> (grad_residual, grad_weights): the gradient of x is that of the
-# residual; the weight's and the bias's are the two rows of grad_weights, float32, so that one sum of a GPU yields both.
+# Each module has forward(residual, x, weight, bias, eps, norm_dtype) -> (norm, sum), `residual` as wide as `x` or
+# wider, the norm as wide as either, and backward(grad_norm, grad_sum, sum, weight, bias, eps, norm_anew) ->
+# (grad_residual, grad_x, grad_weights, norm). The gradient of x is that of the residual: grad_x is that in the dtype
+# of grad_norm, None where that is the sum's. So is the norm, None if it is not to be computed anew. Gradients of weight
+# and bias are the two rows of grad_weights, float32, so that one sum of a GPU yields both.
 OPERATOR = backends.Operator(
     "add_layer_norm",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -28,15 +30,21 @@ def by_width(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, tor
 
 @custom_op("add_layer_norm_forward")
 def forward(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, backend: str
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_dtype: torch.dtype,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = rows_contiguous(residual), rows_contiguous(x)
-    return OPERATOR.implementations[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps)
+    return OPERATOR.implementations[backend].forward(*rows, weight.contiguous(), bias.contiguous(), eps, norm_dtype)
 
 
 @forward.register_fake
-def _(residual, x, weight, bias, eps, backend):
-    return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+def _(residual, x, weight, bias, eps, norm_dtype, backend):
+    return residual.new_empty(residual.shape, dtype=norm_dtype), residual.new_empty(residual.shape)
 
 
 @custom_op("add_layer_norm_backward")
@@ -45,16 +53,30 @@ def backward(
     grad_sum: torch.Tensor,
     total: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor,
     eps: float,
+    norm_anew: bool,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What an implementation gives; an op's results are tensors, so for None an empty one."""
     rows = rows_contiguous(grad_norm), rows_contiguous(grad_sum), total
-    return OPERATOR.implementations[backend].backward(*rows, weight.contiguous(), eps)
+    implementation = OPERATOR.implementations[backend]
+    grad_residual, grad_x, grad_weights, norm = implementation.backward(
+        *rows, weight.contiguous(), bias.contiguous(), eps, norm_anew
+    )
+    none = grad_norm.new_empty(0)
+    return grad_residual, none if grad_x is None else grad_x, grad_weights, none.clone() if norm is None else norm
 
 
 @backward.register_fake
-def _(grad_norm, grad_sum, total, weight, eps, backend):
-    return total.new_empty(total.shape), total.new_empty((2, total.shape[1]), dtype=torch.float32)
+def _(grad_norm, grad_sum, total, weight, bias, eps, norm_anew, backend):
+    narrow = grad_norm.dtype != total.dtype
+    return (
+        total.new_empty(total.shape),
+        grad_norm.new_empty(total.shape if narrow else 0),
+        total.new_empty((2, total.shape[1]), dtype=torch.float32),
+        grad_norm.new_empty(total.shape if norm_anew else 0),
+    )
 
 
 class AddLayerNorm(torch.autograd.Function):
@@ -68,26 +90,50 @@ class AddLayerNorm(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor,
         eps: float,
+        norm_dtype: torch.dtype,
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm, total = call(forward, residual, x, weight, bias, eps, backend)
+        norm, total = call(forward, residual, x, weight, bias, eps, norm_dtype, backend)
         ctx.save_for_backward(total, weight, bias)
-        ctx.arguments = (eps, backend)
+        ctx.arguments = (eps, norm_dtype, backend)
         ctx.x_dtype = x.dtype
         return norm, total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        eps, backend = ctx.arguments
+        eps, norm_dtype, backend = ctx.arguments
 
-        def kernel(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            *before, weight, bias = tensors
-            grad_residual, grad_weights = call(backward, *before, weight, eps, backend)  # nothing depends on the bias
-            grad_weights = grad_weights.to(torch.promote_types(weight.dtype, bias.dtype))
-            return grad_residual, grad_weights[0].to(weight.dtype), grad_weights[1].to(bias.dtype)
+        def kernel(
+            grad_norm: torch.Tensor,
+            grad_sum: torch.Tensor,
+            total: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor,
+            *x: torch.Tensor,
+        ) -> tuple[torch.Tensor, ...]:
+            grads = call(backward, grad_norm, grad_sum, total, weight, bias, eps, False, backend)
+            grad_weights = grads[2].to(torch.promote_types(weight.dtype, bias.dtype))
+            return grads[0], grad_weights[0].to(weight.dtype), grad_weights[1].to(bias.dtype), *of_x(grads, x)
 
-        def formula(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return reference.layer_norm(total, weight, bias, eps), total
+        def formula(
+            total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *x: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            total = sum(x, total)
+            return reference.layer_norm(total, weight, bias, eps).to(norm_dtype), total
 
-        grad_residual, grad_weight, grad_bias = gradient(kernel, formula, grad_outputs, ctx.saved_tensors)
-        return grad_residual, grad_residual.to(ctx.x_dtype), grad_weight, grad_bias, None, None
+        total, *weights = ctx.saved_tensors
+        grads = gradient(kernel, formula, grad_outputs, (total, *weights, *in_sum(total, ctx.x_dtype)))
+        return grads[0], grads[3 if grads[3:] else 0], *grads[1:3], None, None, None
+
+
+def in_sum(total: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """What stands for x where a backward pass has no more than the sum: zeros, of which only the gradient matters.
+
+    None where x has the sum's dtype, and hence its gradient.
+    """
+    return () if dtype == total.dtype else (total.new_zeros((), dtype=dtype).expand(total.shape),)
+
+
+def of_x(grads: tuple[torch.Tensor, ...], x: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Gradients of what `in_sum` gave, from the results of `backward`."""
+    return tuple(grads[1] if grads[1].dtype == narrow.dtype else grads[0].to(narrow.dtype) for narrow in x)

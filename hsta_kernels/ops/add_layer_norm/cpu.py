@@ -26,9 +26,11 @@ def forward(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
+    norm_dtype: torch.dtype,
     run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total, norm = contiguous_like(residual), contiguous_like(residual)
+    total = contiguous_like(residual)
+    norm = contiguous_like(residual if norm_dtype == residual.dtype else x)
     if residual.numel():
         run("add_layer_norm_forward", residual, x, weight.float(), bias.float(), eps, total, norm)
     return norm, total
@@ -39,12 +41,19 @@ def backward(
     grad_sum: torch.Tensor,
     total: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor,
     eps: float,
+    norm_anew: bool,
     run: Callable[..., None] = launch.run,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
     grad_residual, grad_weights = contiguous_like(total), weight.new_empty((2, *weight.shape), dtype=torch.float32)
+    grad_x = None if grad_norm.dtype == total.dtype else contiguous_like(grad_norm)
+    norm = contiguous_like(grad_norm) if norm_anew else None
     if total.numel():
-        run("add_layer_norm_backward", total, weight.float(), eps, grad_norm, grad_sum, grad_residual, *grad_weights)
+        run(
+            "add_layer_norm_backward", total, weight.float(), bias.float(), eps, grad_norm, grad_sum, grad_residual,
+            grad_x, norm, *grad_weights,
+        )  # fmt: skip
     else:
         grad_weights.zero_()
-    return grad_residual, grad_weights
+    return grad_residual, grad_x, grad_weights, norm

@@ -18,14 +18,25 @@ def refuse(residual: torch.Tensor, x: torch.Tensor) -> str | None:
 
 
 def forward(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     residual, x, weight, bias = map(launch.aligned, (residual, x, weight.float(), bias.float()))
-    return cpu.forward(residual, x, weight, bias, eps, launch.run)
+    return cpu.forward(residual, x, weight, bias, eps, norm_dtype, launch.run)
 
 
 def backward(
-    grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_norm, grad_sum, weight = map(launch.aligned, (grad_norm, grad_sum, weight.float()))
-    return cpu.backward(grad_norm, grad_sum, total, weight, eps, launch.run)
+    grad_norm: torch.Tensor,
+    grad_sum: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_anew: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    grad_norm, grad_sum, weight, bias = map(launch.aligned, (grad_norm, grad_sum, weight.float(), bias.float()))
+    return cpu.backward(grad_norm, grad_sum, total, weight, bias, eps, norm_anew, launch.run)

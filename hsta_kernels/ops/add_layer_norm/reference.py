@@ -6,11 +6,16 @@ import torch
 
 
 def add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shapes and meaning as in the public function; statistics in float32 or, for float64 input, in float64."""
     total = x + residual
-    return layer_norm(total, weight, bias, eps), total
+    return layer_norm(total, weight, bias, eps).to(norm_dtype), total
 
 
 def layer_norm(total: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:

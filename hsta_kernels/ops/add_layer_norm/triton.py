@@ -21,11 +21,16 @@ def refuse(residual: torch.Tensor, x: torch.Tensor) -> str | None:
 
 
 def forward(
-    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    residual: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_forward
 
-    total, norm = residual.new_empty(residual.shape), residual.new_empty(residual.shape)
+    total, norm = residual.new_empty(residual.shape), residual.new_empty(residual.shape, dtype=norm_dtype)
     if residual.numel():
         rows, width = residual.shape
         strides, unit = in_units((residual.stride(0), x.stride(0)))
@@ -38,24 +43,32 @@ def forward(
 
 
 def backward(
-    grad_norm: torch.Tensor, grad_sum: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_norm: torch.Tensor,
+    grad_sum: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    norm_anew: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
     from hsta_kernels.ops.add_layer_norm.triton_rows import add_layer_norm_backward
 
-    if not total.numel():
-        return total.new_empty(total.shape), weight.new_zeros((2, *weight.shape), dtype=torch.float32)
-    rows, width = total.shape
     grad_residual = total.new_empty(total.shape)
+    grad_x = None if grad_norm.dtype == total.dtype else grad_norm.new_empty(total.shape)
+    norm = grad_norm.new_empty(total.shape) if norm_anew else None
+    if not total.numel():
+        return grad_residual, grad_x, weight.new_zeros((2, *weight.shape), dtype=torch.float32), norm
+    rows, width = total.shape
     programs = -(-rows // ROWS_PER_PROGRAM)
     parts = weight.new_empty((2, programs, width), dtype=torch.float32)
     strides, unit = in_units((grad_norm.stride(0), grad_sum.stride(0)))
     options = _options("add_layer_norm_backward", total, unit)
     with current_device(total):
         add_layer_norm_backward[(programs,)](
-            grad_norm, grad_sum, total, weight, grad_residual, *parts.unbind(), *strides, rows, width, eps,
-            ROWS_PER_PROGRAM, **options,
+            grad_norm, grad_sum, total, weight, bias, grad_residual, grad_x, norm, *parts.unbind(), *strides, rows,
+            width, eps, ROWS_PER_PROGRAM, **options,
         )  # fmt: skip
-    return grad_residual, parts.sum(1)
+    return grad_residual, grad_x, parts.sum(1), norm
 
 
 def _options(kernel: str, rows: torch.Tensor, unit: int) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def add_layer_norm_forward(
 
 @triton.jit
 def add_layer_norm_backward(
-    grad_norm, grad_sum, total, weight, grad_residual, grad_weight_parts, grad_bias_parts,
+    grad_norm, grad_sum, total, weight, bias, grad_residual, grad_x, norm, grad_weight_parts, grad_bias_parts,
     norm_stride: tl.int64, sum_stride: tl.int64, rows, C, eps, rows_per_program,
     BLOCK_C: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """A run of rows: their gradients, and their share of the weight's and the bias's."""
+    """Gradients of a run of rows, `grad_x` and `norm` where given, and their share of the weight's and the bias's."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_C)
     w = tl.load(weight + columns, mask=columns < C, other=0.0).to(tl.float32)
@@ -73,6 +73,11 @@ def add_layer_norm_backward(
         along_y, along_one = tl.sum(dy * y, 1) / C, tl.sum(dy, 1) / C
         dx = (dy - along_one[:, None] - y * along_y[:, None]) * rstd[:, None] + dsum
         tl.store(grad_residual + offsets, dx.to(grad_residual.dtype.element_ty), mask=mask)
+        if grad_x is not None:
+            tl.store(grad_x + offsets, dx.to(grad_x.dtype.element_ty), mask=mask)
+        if norm is not None:
+            b = tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)
+            tl.store(norm + offsets, (y * w[None, :] + b[None, :]).to(norm.dtype.element_ty), mask=mask)
     parts = program.to(tl.int64) * C + columns
     tl.store(grad_weight_parts + parts, dw, mask=columns < C)
     tl.store(grad_bias_parts + parts, db, mask=columns < C)

@@ -12,7 +12,7 @@ from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
 # Each module has forward(x, bias, dropout_rate, seed) -> out
-# and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias).
+# and backward(grad_out, x, bias, dropout_rate, seed) -> (grad_x, grad_bias); the CPU's writes over grad_out where told.
 OPERATOR = backends.Operator("bias_gelu", {"cpu": cpu, "triton": triton}, lambda tensor: (tensor(9, 64),))
 
 
@@ -44,6 +44,17 @@ def backward(
 @backward.register_fake
 def _(grad_out, x, bias, dropout_rate, seed, backend):
     return x.new_empty(x.shape), torch.zeros_like(bias)
+
+
+@custom_op("bias_gelu_backward_", mutates=("grad",))
+def backward_(grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """On the CPU, without dropout: `grad`, the result's gradient, rows contiguous, becomes that of `x`."""
+    return cpu.backward(grad, rows_contiguous(x), bias.contiguous(), 0.0, None, grad_x=grad)[1]
+
+
+@backward_.register_fake
+def _(grad, x, bias):
+    return torch.zeros_like(bias)
 
 
 class BiasGelu(torch.autograd.Function):

@@ -21,9 +21,14 @@ def forward(x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torc
 
 
 def backward(
-    grad_out: torch.Tensor, x: torch.Tensor, bias: torch.Tensor, dropout_rate: float, seed: torch.Tensor | None
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor,
+    dropout_rate: float,
+    seed: torch.Tensor | None,
+    grad_x: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grad_x, grad_bias = contiguous_like(x), torch.zeros_like(bias)
+    grad_x, grad_bias = contiguous_like(x) if grad_x is None else grad_x, torch.zeros_like(bias)
     if x.numel():
         launch.run("bias_gelu_backward", x, bias, *kernel_arguments(dropout_rate, seed), grad_out, grad_x, grad_bias)
     return grad_x, grad_bias
