@@ -33,6 +33,7 @@ class Case:
 
     The first call of a contender compiles it, or finds out that it is not installed: making a case does neither.
     `bytes` and `flops` are the floor of design: what any implementation must move and compute (0: not counted).
+    `ways` are ours run otherwise, compiled say: the fastest of ours and them counts.
     `limit` names a contender that does only part of the work, as a bound; it is timed, but is no contender.
     `notes` are figures besides time, each measured when called; `facts` say what a contender's name does not.
     """
@@ -43,6 +44,7 @@ class Case:
     device: torch.device
     ours: Call
     contenders: Mapping[str, Call]
+    ways: Mapping[str, Call] = field(default_factory=dict)
     bytes: float = 0
     flops: float = 0
     limit: str | None = None

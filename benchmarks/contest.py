@@ -43,11 +43,11 @@ def _contest(name: str, case: Case, seconds_each: float, until: float, clock: Cl
         expected = case.ours()
     # Of slow calls not one round would be complete in `seconds_each`: two of them, as far as ours tells.
     each = max(seconds_each, 2 * (clock() - start))
-    rounds = min(each * (1 + len(case.contenders)), third)
+    rounds = min(each * (1 + len(case.ways) + len(case.contenders)), third)
     ready_by = until - rounds
     calls: dict[str, Call] = {"ours": case.ours}
     left_out: dict[str, str] = {}
-    for contender, call in case.contenders.items():
+    for contender, call in {**case.ways, **case.contenders}.items():
         if clock() >= ready_by:
             left_out[contender] = NO_TIME
             continue
@@ -62,7 +62,7 @@ def _contest(name: str, case: Case, seconds_each: float, until: float, clock: Cl
             calls[contender] = call
             if case.check is not None and contender != case.limit:
                 case.check(contender, theirs, expected)
-    if not calls.keys() - {"ours", case.limit}:
+    if not calls.keys() - {"ours", case.limit, *case.ways}:
         reasons = "; ".join(f"{contender}: {reason}" for contender, reason in left_out.items())
         raise OutOfTime(f"no contender to compare with ({reasons})")
     # What could not be interrupted in time is paid for by later cases, not by this one's rounds.
@@ -82,8 +82,10 @@ def _contest(name: str, case: Case, seconds_each: float, until: float, clock: Cl
 def judge(
     name: str, case: Case, timings: dict[str, Timing], notes: dict[str, float], left_out: dict[str, str]
 ) -> Result:
-    ours = timings["ours"]
-    rivals = {rival: timing for rival, timing in timings.items() if rival not in ("ours", case.limit)}
+    ways = {way: timings[way] for way in ("ours", *case.ways) if way in timings}
+    fastest = min(ways, key=lambda way: ways[way].p50)
+    ours = ways.pop(fastest)
+    rivals = {rival: timing for rival, timing in timings.items() if rival not in ("ours", *case.ways, case.limit)}
     best = min(rivals, key=lambda rival: rivals[rival].p50)
     ceiling, seconds = floor_seconds(case)
     return Result(
@@ -102,5 +104,6 @@ def judge(
         limit_ratio=ours.p50 / timings[case.limit].p50 if case.limit in timings else None,
         notes=notes,
         left_out=left_out,
-        facts=dict(case.facts),
+        facts={**case.facts} | ({} if fastest == "ours" else {"ours": fastest}),
+        ways=ways,
     )

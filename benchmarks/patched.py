@@ -1,5 +1,5 @@
-"""Other people's video transformers, a ViT on frames, and temporal blocks of diffusion models: patched, against each of
-their own settings and compiled.
+"""Other people's video transformers, a ViT on frames, and temporal blocks of diffusion models: patched, as it is and
+compiled, against each of their own settings, as it is and compiled.
 
 Sizes are base, of diffusion models those of a film of 256 px, weights random. They are measured where ``--only`` names
 them: a full run is about our own model.
@@ -181,9 +181,8 @@ def case(name: str, frames: int, training: bool, dtype: torch.dtype, device: tor
     model.train(training)
     patched = copy.deepcopy(model)
     hsta_kernels.patch(patched)
-    if isinstance(model, OfLatents):  # most of it is what a compiler makes faster and `patch` leaves alone
-        patched = torch.compile(patched, dynamic=False)
     step = training_step if training else inference_step
+    compiled = partial(step, torch.compile(patched, dynamic=False), x, dtype)
     others: dict[str, Callable[[], object]] = {}
     for implementation in MODELS[name].attentions:
         own = with_attention(model, implementation)
@@ -200,7 +199,7 @@ def case(name: str, frames: int, training: bool, dtype: torch.dtype, device: tor
     work = f"{name} T={frames} {'training step' if training else 'inference'} B=1"
     return Case(
         "patched", work, dtype, device, partial(step, patched, x, dtype), others,
-        check=partial(agrees, dtype=dtype), notes=notes,
+        {"compiled": compiled}, check=partial(agrees, dtype=dtype), notes=notes,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Result:
     notes: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # contender: why
     facts: dict[str, str] = field(default_factory=dict)
+    ways: dict[str, Timing] = field(default_factory=dict)  # ours run otherwise, and slower
 
 
 @dataclass
@@ -77,6 +78,7 @@ def read(path: Path) -> Results:
                     **row,
                     "ours": Timing(**row["ours"]),
                     "contenders": {name: Timing(**timing) for name, timing in row["contenders"].items()},
+                    "ways": {name: Timing(**timing) for name, timing in row.get("ways", {}).items()},
                 }
             )
             for row in content["results"]

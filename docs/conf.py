@@ -83,8 +83,8 @@ def patched(run: Results) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for r in run.results:
         model, work = r.work.removesuffix(" B=1").split(" ", 1)
-        seconds = (f"{timing.p50:.3g}" for timing in (r.ours, r.contenders[r.best]))
-        row = (work, r.dtype, *seconds, r.best, f"{r.ratio:.2f}")
+        ours, theirs = (f"{timing.p50:.3g}" for timing in (r.ours, r.contenders[r.best]))
+        row = (work, r.dtype, f"{ours} {r.facts.get('ours', '')}", theirs, r.best, f"{r.ratio:.2f}")
         memory = " ".join(f"{value:.2f}" for value in r.notes.values())
         found.setdefault(model, []).append(f"| {' | '.join((*row, memory))} |")
     head = ["| | dtype | patched, s | best other way, s | which | ratio | memory |", "|---|---|---|---|---|---|---|"]

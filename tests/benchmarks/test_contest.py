@@ -12,7 +12,7 @@ from benchmarks.case import Case, backward_call, close_to_ours
 from benchmarks.contest import contest, floor_seconds, judge
 from benchmarks.measuring import OutOfTime, Timing, interleave, summarize
 from benchmarks.operators import add_layer_norm, cross_modal_attention, space_time_attention
-from benchmarks.record import Results
+from benchmarks.record import Results, read
 from hsta_kernels import ops
 
 CPU = torch.device("cpu")
@@ -52,6 +52,24 @@ def test_ratio_is_against_the_fastest_contender(known_ceilings):
     table = report.table(Results({}, [result], {"other": "no time"}))
     assert "| **1.50x** | 50 % of copy bandwidth, 2.00x part, peak 0.50x |" in table
     assert table.endswith("Left out:\n\n- other: no time\n- name, without absent: not installed")
+
+
+@pytest.mark.parametrize(("compiled", "ratio"), [(2.0, 3.0), (5.0, 1.5)])
+def test_the_faster_way_of_running_ours_counts(compiled, ratio, known_ceilings, tmp_path):
+    timings = {"ours": timing(4.0), "compiled": timing(compiled), "eager": timing(6.0)}
+    result = judge("name", case(ways={"compiled": lambda: None}), timings, {}, {})
+    assert (result.best, result.ratio, set(result.contenders)) == ("eager", ratio, {"eager"})
+    if compiled < 4:
+        assert (result.facts, result.ways) == ({"ours": "compiled"}, {"ours": timing(4.0)})
+    else:
+        assert (result.facts, result.ways) == ({}, {"compiled": timing(5.0)})
+    Results({}, [result]).write(tmp_path / "run.json")
+    assert read(tmp_path / "run.json").results == [result]
+
+
+def test_a_way_of_running_ours_is_no_contender(known_ceilings, clock):
+    with pytest.raises(OutOfTime, match="no contender"):
+        contest("name", case({}, ways={"compiled": clock.taking(1)}, ours=clock.taking(1)), 0.1, 30.0, clock)
 
 
 def test_slow_calls_have_time_for_a_round(known_ceilings, clock):
