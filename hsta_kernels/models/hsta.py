@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsta_kernels import ops
-from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear
+from hsta_kernels.ops.fused_linear import add_layer_norm_linear, bias_gelu_linear, in_pieces
 
 from . import reference
 from .config import SPECIAL, VIDEO
@@ -82,8 +82,12 @@ class MLP(reference.MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         projection = self.input_projection()
-        if projection is None or not (self.training or torch.is_grad_enabled()):
-            return super().forward(x)  # nothing to save, and PyTorch's product adds its bias itself
+        if projection is None:
+            return super().forward(x)
+        if not (self.training or torch.is_grad_enabled()):  # nothing to save, and PyTorch's product adds its bias itself
+            if not is_plain_linear(self.fc2, bias=True):
+                return super().forward(x)
+            return in_pieces(super().forward, x.flatten(0, -2), self.fc1.out_features).view(x.shape)
         # In training also without gradients: a checkpoint's first pass drops and rounds as its second one.
         return self.after_input_projection(F.linear(x, *projection))
 
