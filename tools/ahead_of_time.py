@@ -229,15 +229,15 @@ def absorbed_attention(
 
 
 def crossmodal(tokens: int, width: int, heads: int = 12, batch: int = 64) -> Callable:
-    """Forward pass of the whole operator, and the kernels of its backward pass, over a slice of a longer sequence."""
+    """Forward and backward pass of the whole operator, over a slice of a longer sequence."""
 
     def run(dtype: torch.dtype, device: str = "meta") -> None:
         rows = torch.randn(batch, 1 + tokens, width, dtype=dtype, device=device)[:, 1:]
         query = torch.randn(batch, width, dtype=dtype, device=device)
         matrix, vector = (torch.randn(shape, dtype=dtype, device=device) for shape in ((width, width), (width,)))
-        weights = (vector, vector, matrix, vector, matrix, matrix, vector)
-        _, u, z, stats = cross_modal_attention.cross_modal_attention(query, rows, *weights, heads, 1e-6)
-        cross_modal_attention.backward(z, u, query, rows, z, stats, 1e-6)
+        tensors = (query, rows, vector, vector, matrix, vector, matrix, matrix)
+        out, *saved = cross_modal_attention.cross_modal_attention(*tensors, vector, heads, 1e-6)
+        cross_modal_attention.cross_modal_attention_backward(out, *tensors, *saved, 1e-6)
 
     return run
 

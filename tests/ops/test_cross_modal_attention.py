@@ -60,10 +60,11 @@ def check(values64, heads: int, dtype: torch.dtype, kernel: Kernel, grad=None, n
 
 
 SMALL = [(2, 17, 48, 3), (8, 1, 32, 1), (2, 33, 40, 5), (2, 33, 40, 1), (1, 20, 192, 12)]
+OF_PROJECTIONS = [(18, 2, 72, 1), (3, 2, 136, 17)]  # more samples, features of a head and heads than come at a time
 LARGE = [(2, 197, 96, 3), (1, 588, 768, 12), (4, 324, 192, 6)]
 
 
-@pytest.mark.parametrize(("batch", "tokens", "width", "heads"), [*SMALL, *LARGE])
+@pytest.mark.parametrize(("batch", "tokens", "width", "heads"), [*SMALL, *OF_PROJECTIONS, *LARGE])
 def test_parity(batch, tokens, width, heads, dtype, kernel):
     if kernel.simulated and (batch, tokens, width, heads) in LARGE:
         pytest.skip("too large for what simulates a GPU")
@@ -229,6 +230,21 @@ def test_a_sample_does_not_depend_on_its_batch(width, kernel):
     together = run(function, tensors, kernel.name, [grad])
     alone = run(function, {key: tensor[1:2] for key, tensor in tensors.items()}, kernel.name, [grad[1:2]])
     assert_same_bits({key: result[1:2] for key, result in together.items()}, alone)
+
+
+def test_gradients_of_a_sample_do_not_depend_on_its_batch(kernel):
+    """Those of the whole operator, where products around absorbed attention are kernels backward, too."""
+    if kernel.name != "triton":
+        pytest.skip("the products are PyTorch's")
+    values = {key: value.float().to(kernel.device) for key, value in arguments(18, 5, 48).items()}
+    of_samples = ("query_token", "tokens")
+    last = values | {name: values[name][17:] for name in of_samples}
+    grad, function = torch.randn(18, 48, device=kernel.device), partial(cross_modal_attention, num_heads=3)
+    together, again = (run(function, values, kernel.name, [grad]) for _ in range(2))
+    assert_same_bits(together, again)
+    alone = run(function, last, kernel.name, [grad[17:]])
+    for key in ("out 0", *(f"grad of {name}" for name in of_samples)):
+        assert torch.equal(together[key][17:], alone[key]), key
 
 
 def test_reference_gradients_numerically():

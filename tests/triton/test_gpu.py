@@ -13,7 +13,9 @@ from tests.sanitizer import sanitized
 pytestmark = pytest.mark.gpu
 AXES = ("time", "space", "joint")
 # PyTorch's names are mangled: _ZN...
-OUR_KERNELS = "^(time|flash|absorbed|absorb|project|row|merge|mean|sum|draw|normalize|add_layer_norm|bias_gelu)_"
+OUR_KERNELS = (
+    "^(time|flash|absorbed|absorb|project|query|row|merge|mean|sum|draw|normalize|norm|add_layer_norm|bias_gelu)_"
+)
 
 
 def gradient(qkv: torch.Tensor, grid, axis: str, prefix: int, name: str = "triton"):

@@ -39,7 +39,6 @@ from tools.ahead_of_time import (
     launches,
     norm,
 )
-from tools.roofline.cases import BACKWARD_AROUND_THE_PASS
 
 OPERATORS = {
     "time": attention("time", 8, 196, 1, 64),
@@ -276,9 +275,9 @@ class Computing(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_crossmodal_attention_is_four_launches():
-    """The whole forward operator, in the model's sizes; what PyTorch launches in the backward pass is what
-    docs/roofline.md is told."""
+def test_crossmodal_attention_is_four_launches_and_six():
+    """The whole operator, forward and backward, in the model's sizes: PyTorch computes nothing but the key bias's
+    gradient, which is zeros."""
     shapes = (8, 589, 768), (768, 768), (768,)
     rows, matrix, vector = (torch.empty(s, dtype=torch.bfloat16, device="meta", requires_grad=True) for s in shapes)
     arguments = rows[:, 0], rows[:, 1:], vector, vector, matrix, vector, matrix, matrix, vector, 12, 1e-6, "triton"
@@ -298,9 +297,11 @@ def test_crossmodal_attention_is_four_launches():
         of_backward = [launch.name for launch in launches(run_backward, 90)]
     assert names == ["absorb_query", "absorbed_forward", "merge_z", "project_values"]
     assert forward.names == []
-    assert of_backward == ["absorbed_backward", "sum_parts"]
-    two_kernels = backward.names.count("aten.native_layer_norm_backward.default")
-    assert len(backward.names) + two_kernels == BACKWARD_AROUND_THE_PASS
+    assert of_backward == [
+        "project_values_backward", "absorbed_backward", "sum_parts", "query_backward", "absorb_query_backward",
+        "norm_backward",
+    ]  # fmt: skip
+    assert backward.names == ["aten.new_zeros.default"]
 
 
 def test_the_weights_of_add_layer_norm_cost_one_launch_more():

@@ -150,6 +150,30 @@ def _projection(a: SimpleNamespace, weights: int, chunk: int, loops: int) -> Wor
     return work
 
 
+def _gradients(a: SimpleNamespace, weights: int, rows: int) -> Work:
+    """Of `weights` matrices, each read and its gradient written; a program multiplies a chunk of a head's features with
+    one and, the other way round, with a chunk of `rows` rows of all heads (u, z and their gradients), each read or
+    written so often, and of the queries."""
+    e, blocks = a.dtype.itemsize, -(-a.samples // a.BLOCK)
+    matrices, heads, of_rows = 2 * weights * a.C**2 * e, rows * a.samples * a.H * a.C * 4, a.samples * a.C * e
+    readers = a.programs // a.H  # of a head's features, twice
+    work = Work(matrices + heads + of_rows, matrices + heads + 2 * weights * readers * of_rows)
+    flops = weights * a.programs * blocks * 2 * a.BLOCK * -(-a.D // a.BLOCK_D) * a.BLOCK_D * a.CHUNK
+    _multiplied(work, a, flops, a.BLOCK)
+    _multiplied(work, a, flops, a.BLOCK_D)
+    work.ways = [Way(1, (blocks, blocks))]
+    return work
+
+
+def norm_backward(a: SimpleNamespace) -> Work:
+    """All heads' parts of the queries' gradients, by rows and by columns; the loops are those of the columns."""
+    parts, of_rows = a.grad_y_parts.nbytes, a.samples * a.C * a.dtype.itemsize
+    turns = -(-a.H // a.BLOCK_H)
+    work = Work(3 * of_rows, 3 * parts + 5 * of_rows + a.norm_parts.nbytes)
+    work.ways = [Way(1, (turns, turns, turns * -(-a.samples // a.BLOCK)))]
+    return work
+
+
 def add_layer_norm_forward(a: SimpleNamespace) -> Work:
     size = a.rows * a.C * _element(a, "residual")
     return Work(4 * size, 4 * size)
@@ -187,6 +211,10 @@ COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
     "absorbed_backward": lambda a: _absorbed(a, True),
     "absorb_query": lambda a: _projection(a, weights=2, chunk=a.CHUNK, loops=3),
     "project_values": lambda a: _projection(a, weights=1, chunk=0, loops=1),
+    "project_values_backward": lambda a: _gradients(a, weights=1, rows=3),
+    "query_backward": lambda a: _projection(a, weights=2, chunk=0, loops=1),
+    "absorb_query_backward": lambda a: _gradients(a, weights=2, rows=3),
+    "norm_backward": norm_backward,
     "merge_z": _small("z_parts"),
     "sum_parts": _small("parts_of_u"),
     "add_layer_norm_forward": add_layer_norm_forward,

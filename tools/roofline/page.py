@@ -50,8 +50,8 @@ _MODEL = """
   translation, clocks that fall under load, L2's two halves, what barriers cost groups of warps that run apart. A
   product of tcgen05 (sm_100) takes an assumed 150 cycles to be seen. Kernels that put partial results together take
   each loop once. Weights of `add_layer_norm` and biases of `bias_gelu` are float32 here.
-- **PyTorch's own launches** (sums of partial gradients; those around the crossmodal pass backward, which
-  `tests/triton/test_launch.py` counts) cost their bytes at a copy's speed and a launch each.
+- **PyTorch's own launches** (sums of partial gradients; the zeros that are the gradient of crossmodal attention's key
+  bias) cost their bytes at a copy's speed and a launch each.
 - **Host time** is not predicted. Without a graph a launch takes the host some 10 µs (assumed), so where the launches
   times that exceed the microseconds of the first table, the host is the limit.
 """

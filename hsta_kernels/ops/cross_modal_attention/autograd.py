@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
@@ -24,7 +23,9 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 # Each module has forward(u, query_token, tokens, eps, dropout_rate, seed) -> (z, stats) and backward(grad_z, u,
 # query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
 # dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, also have, without
-# dropout, cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats).
+# dropout, cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats), and
+# cross_modal_attention_backward(grad_out, query_token, tokens, weights but k_bias and v_bias, u, z, stats, eps) -> the
+# gradients of what the first is given.
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -107,9 +108,47 @@ def _(
     return query_token.new_empty((batch, width)), u, z, u.new_empty((batch, num_heads, 2))
 
 
+@custom_op("cross_modal_attention_backward")
+def cross_modal_attention_backward(
+    grad_out: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    u: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+    backend: str,
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+    torch.Tensor,
+]:  # fmt: skip
+    """The gradients of the tensors that `cross_modal_attention` is given, in their order."""
+    rows = rows_contiguous(query_token), rows_contiguous(tokens)
+    weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight)
+    contiguous = (weight.contiguous() for weight in weights)
+    return OPERATOR.implementations[backend].cross_modal_attention_backward(
+        grad_out.contiguous(), *rows, *contiguous, u, z, stats, eps
+    )
+
+
+@cross_modal_attention_backward.register_fake
+def _(
+    grad_out, query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, u, z, stats, eps,
+    backend,
+):  # fmt: skip
+    like = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in like)
+
+
 class CrossModalAttention(torch.autograd.Function):
     """The whole operator on a backend whose projections are kernels, without dropout. Saves what `AbsorbedAttention`
-    saves; in the backward pass projections are PyTorch's, the query's computed anew.
+    saves; the query's projection is computed anew in the backward pass.
 
     The key bias is an argument only to receive its gradient, which is zero.
     """
@@ -129,66 +168,13 @@ class CrossModalAttention(torch.autograd.Function):
         k_bias = grad_outputs[0].new_zeros(ctx.k_bias_like[0], dtype=ctx.k_bias_like[1])
 
         def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, _ = inputs
-            norm = norm_weight.float(), norm_bias.float()
-            grad_z, *of_values = _values_backward(grad_out, z, *norm, v_weight)
-            rows = rows_contiguous(query_token), rows_contiguous(tokens)
-            grad_u, grad_query, grad_tokens = call(_backward, grad_z, u, *rows, z, stats, eps, 0.0, None, None, backend)
-            grad_absorbed, *of_query = _query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
-            grad_norm = (
-                (a + b).to(t.dtype)
-                for a, b, t in zip(of_values[:2], of_query[:2], (norm_weight, norm_bias), strict=True)
-            )
-            return grad_query + grad_absorbed, grad_tokens, *grad_norm, *of_query[2:], *of_values[2:]
+            return call(cross_modal_attention_backward, grad_out, *inputs[:-1], u, z, stats, eps, backend)
 
         def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             before, after = inputs[:7], inputs[7:]
             return (reference.cross_modal_attention(*before, k_bias, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
 
         return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None, None
-
-
-def _values_backward(
-    grad_out: torch.Tensor, z: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, v_weight: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of out_h = Wv_h (norm_weight * z_h + norm_bias) + bv_h: of z, norm weight and bias, Wv, bv."""
-    v_heads, grad_heads = v_weight.unflatten(0, (z.shape[1], -1)), grad_out.unflatten(1, (z.shape[1], -1))
-    y = torch.addcmul(norm_bias, z, norm_weight).to(v_weight.dtype)
-    grad_y = torch.einsum("bhd,hdc->bhc", grad_heads, v_heads).float()
-    grad_v_weight = torch.einsum("bhd,bhc->hdc", grad_heads, y).flatten(0, 1)
-    return grad_y * norm_weight, (grad_y * z).sum((0, 1)), grad_y.sum((0, 1)), grad_v_weight, grad_out.sum(0)
-
-
-def _query_backward(
-    grad_u: torch.Tensor,
-    query_token: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    q_weight: torch.Tensor,
-    q_bias: torch.Tensor,
-    k_weight: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of u_h = norm_weight / sqrt(D) * (Wk_hᵀ q_h), q = Wq LayerNorm(query) + bq, of all tensors in order."""
-    heads = grad_u.shape[1]
-    scale = (q_weight.shape[0] // heads) ** -0.5
-    x, shape = query_token.float(), query_token.shape[1:]
-    # In few launches; derivatives of these are not asked for here.
-    y, mean, rstd = torch.native_layer_norm(x, shape, norm_weight, norm_bias, eps)
-    y = y.to(q_weight.dtype)
-    q, k_heads = F.linear(y, q_weight, q_bias).unflatten(-1, (heads, -1)), k_weight.unflatten(0, (heads, -1))
-
-    grad_absorbed = (grad_u * (norm_weight * scale)).to(k_weight.dtype)
-    grad_k_weight = torch.einsum("bhd,bhc->hdc", q, grad_absorbed).flatten(0, 1)
-    grad_q = torch.einsum("bhc,hdc->bhd", grad_absorbed, k_heads).flatten(1)
-    grad_y = (grad_q @ q_weight).float()
-    absorbed = torch.einsum("bhd,hdc->bhc", q, k_heads)
-    grad_query, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-        grad_y, x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
-    )
-    grad_norm_weight = grad_norm_weight + (grad_u * absorbed).sum((0, 1)) * scale
-    grad_query = grad_query.to(query_token.dtype)
-    return grad_query, grad_norm_weight, grad_norm_bias, grad_q.T @ y, grad_q.sum(0), grad_k_weight
 
 
 class AbsorbedAttention(torch.autograd.Function):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hsta_kernels.ops.cross_modal_attention.projections_backward import query_backward, values_backward
 from hsta_kernels.ops.launch import contiguous_like
 from hsta_kernels.ops.launch import cpu as launch
 from hsta_kernels.ops.philox import kernel_arguments
@@ -76,3 +77,27 @@ def cross_modal_attention(
     if out.numel():
         launch.run("cross_modal_project_values", z, *norm, v_weight, v_bias, out)
     return out, u, z, stats
+
+
+def cross_modal_attention_backward(
+    grad_out: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    u: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of `query_token` and all that follows it, with v_bias after v_weight."""
+    norm = norm_weight.float(), norm_bias.float()
+    grad_z, *of_values = values_backward(grad_out, z, *norm, v_weight)
+    grad_u, grad_query, grad_tokens = backward(grad_z.contiguous(), u, query_token, tokens, z, stats, eps)
+    grad_absorbed, *of_query = query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
+    grad_norm = ((a + b).to(norm_weight.dtype) for a, b in zip(of_values[:2], of_query[:2], strict=True))
+    return grad_query + grad_absorbed, grad_tokens, *grad_norm, *of_query[2:], *of_values[2:]

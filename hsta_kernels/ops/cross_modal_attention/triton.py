@@ -31,6 +31,17 @@ _PROJECT_VALUES = {
     2: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 256, "num_warps": 4, "num_stages": 3},
     4: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 128, "num_warps": 4, "num_stages": 3},
 }
+_QUERY_BACKWARD = {
+    2: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 128, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK": 16, "BLOCK_D": 16, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3},
+}
+# 32 of a weight's columns a program: more would be fewer programs, and wait.
+_WEIGHT_GRADIENTS = {
+    2: {"BLOCK": 16, "CHUNK": 32, "num_warps": 8, "num_stages": 2},
+    4: {"BLOCK": 16, "CHUNK": 32, "num_warps": 8, "num_stages": 2},
+}
+# 8 heads at a time of a sample's 1,024 columns, or of 16 samples' 32.
+_NORM_BACKWARD = {"BLOCK": 16, "BLOCK_C": 1024, "CHUNK": 32, "BLOCK_H": 8, "num_warps": 8, "enable_fp_fusion": False}
 
 
 def refuse(tokens: torch.Tensor, num_heads: int = 1, dropout_rate: float = 0.0) -> str | None:
@@ -169,8 +180,7 @@ def cross_modal_attention(
         return out, u, *forward(u, query_token, tokens, eps)
     head_dim, norm, sizes = width // num_heads, (norm_weight, norm_bias), (batch, num_heads)
     (stride,), unit = in_units((query_token.stride(0),))
-    options = _projection_options(_ABSORB_QUERY, tokens, head_dim)
-    options |= {"BLOCK_D": min(64, max(16, power_of_2(head_dim))), "UNIT": unit}
+    options = _projection_options(_ABSORB_QUERY, tokens, head_dim) | {"BLOCK_D": _of_head(head_dim), "UNIT": unit}
     with current_device(tokens):
         absorb_query[(-(-batch // options["BLOCK"]) * num_heads * _chunks(tokens, options),)](
             query_token, *norm, q_weight, q_bias, k_weight, u, stride, *sizes, eps, head_dim**-0.5, **options
@@ -182,6 +192,76 @@ def cross_modal_attention(
             z, *norm, v_weight, v_bias, out, *sizes, **options
         )
     return out, u, z, stats
+
+
+def cross_modal_attention_backward(
+    grad_out: torch.Tensor,
+    query_token: torch.Tensor,
+    tokens: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor,
+    k_weight: torch.Tensor,
+    v_weight: torch.Tensor,
+    u: torch.Tensor,
+    z: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of `query_token` and all that follows it, with v_bias after v_weight."""
+    from hsta_kernels.ops.cross_modal_attention.triton_projections_backward import (
+        absorb_query_backward,
+        norm_backward,
+        project_values_backward,
+        query_backward,
+    )
+
+    samples, heads, width = u.shape
+    head_dim, scale = width // heads, (width // heads) ** -0.5
+    if not z.numel():
+        weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
+        return query_token.clone(), tokens.clone(), *(torch.zeros_like(weight) for weight in weights)
+    grad_norm_weight, grad_norm_bias, grad_q_bias, grad_v_bias = (torch.empty_like(norm_weight) for _ in range(4))
+    grad_q_weight, grad_k_weight, grad_v_weight = (torch.empty_like(q_weight) for _ in range(3))
+    q, grad_q = (query_token.new_empty((samples, width)) for _ in range(2))
+    moments, grad_z = u.new_empty((samples, 2)), u.new_empty(u.shape)
+    # What each head adds to the gradients of the norm's bias and weight, and of the normalized query rows.
+    norm_parts, grad_y_parts = u.new_empty((2, heads, width)), u.new_empty((heads, samples, width))
+    (stride,), unit = in_units((query_token.stride(0),))
+    norm, sizes, of_query = (norm_weight, norm_bias), (samples, heads), {"UNIT": unit}
+    of_head, sample_blocks = {"BLOCK_D": _of_head(head_dim)}, -(-samples // 16)
+    options = _projection_options(_WEIGHT_GRADIENTS, tokens, head_dim) | of_head
+    with current_device(tokens):
+        project_values_backward[(heads * _chunks(tokens, options),)](
+            grad_out, z, *norm, v_weight, grad_z, grad_v_weight, grad_v_bias, norm_parts, *sizes, **options
+        )
+    grad_u, grad_query, grad_tokens = backward(grad_z, u, query_token, tokens, z, stats, eps)
+    with current_device(tokens):
+        options = _projection_options(_QUERY_BACKWARD, tokens, head_dim) | of_query
+        query_backward[(sample_blocks * heads * -(-head_dim // options["BLOCK_D"]),)](
+            grad_u, query_token, *norm, q_weight, q_bias, k_weight, q, grad_q, moments, stride, *sizes, eps, scale,
+            **options,
+        )  # fmt: skip
+        options = _projection_options(_WEIGHT_GRADIENTS, tokens, head_dim) | of_head | of_query
+        absorb_query_backward[(heads * _chunks(tokens, options),)](
+            grad_u, query_token, *norm, q_weight, k_weight, q, grad_q, moments, grad_q_weight, grad_q_bias,
+            grad_k_weight, grad_y_parts, norm_parts, stride, *sizes, scale, **options,
+        )  # fmt: skip
+        options = _NORM_BACKWARD | {"C": width} | of_query
+        norm_backward[(samples + _chunks(tokens, options),)](
+            query_token, norm_weight, moments, grad_y_parts, norm_parts, grad_query, grad_norm_weight, grad_norm_bias,
+            stride, *sizes, **options,
+        )  # fmt: skip
+    return (
+        grad_query, grad_tokens, grad_norm_weight, grad_norm_bias, grad_q_weight, grad_q_bias, grad_k_weight,
+        grad_v_weight, grad_v_bias,
+    )  # fmt: skip
+
+
+def _of_head(head_dim: int) -> int:
+    """How many of a head's features are multiplied at a time."""
+    return min(64, max(16, power_of_2(head_dim)))
 
 
 def _projection_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor, head_dim: int) -> dict[str, Any]:
