@@ -140,7 +140,8 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         for kernel in ("time_forward", "time_backward"):
             yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
             yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
-        yield "time_backward", width, 8, FEW, attention("time", 3, 196, 1, width, 64)
+        if width <= 128:
+            yield "time_backward", width, 8, FEW, attention("time", 3, 196, 1, width, 64)
         space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
         short = both(space, attention("space", 8, 60, 1, width, 16))  # its tails are longer
         forward, backward = (FORWARD, BACKWARD) if width <= 128 else (WIDE_FORWARD, WIDE_BACKWARD)
