@@ -57,7 +57,7 @@ TIME = "ROWS num_warps num_stages"
 FLASH = "BLOCK_M BLOCK_N num_warps num_stages"
 ROWS = "BLOCK num_warps num_stages"
 # Best guess first, by the bytes of an element; before all of them comes what the table has.
-FEW = {2: options(TIME, (16, 2, 1), (16, 4, 1), (32, 4, 1), (64, 4, 1))}  # frames
+FEW = options(TIME, (16, 2, 1), (16, 4, 1), (32, 4, 1), (64, 4, 1))  # frames
 SHORT = {
     2: options(TIME, (64, 4, 1), (32, 4, 1), (64, 8, 1), (32, 8, 1)),  # Triton 3.2 crashes at (64, 8, 1) for width 128
     4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1), (16, 8, 1)),
@@ -84,6 +84,7 @@ BACKWARD = {
         FLASH,
         (64, 64, 4, 2),
         (64, 64, 4, 3),
+        (128, 64, 8, 3),
         (128, 32, 8, 3),
         (64, 32, 4, 3),
         (64, 64, 8, 2),
@@ -141,7 +142,9 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
             yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
             yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
         if width <= 128:
-            yield "time_backward", width, 8, FEW, attention("time", 3, 196, 1, width, 64)
+            few = attention("time", 3, 196, 1, width, 64)
+            yield "time_backward", width, 8, {2: FEW}, few
+            yield "time_forward", width, 4, {2 if width > 32 else 4: FEW}, few  # else there is enough to do in 32 rows
         space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
         short = both(space, attention("space", 8, 60, 1, width, 16))  # its tails are longer
         forward, backward = (FORWARD, BACKWARD) if width <= 128 else (WIDE_FORWARD, WIDE_BACKWARD)
