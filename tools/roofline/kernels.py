@@ -84,7 +84,7 @@ def _flash(a: SimpleNamespace, products: int, scores: int, own: int, others: int
     padded = full * a.BLOCK_N + tails * a.TAIL_N
     work = Work(batch * length * heads * (own + others), groups * rows_of_group * (own + programs * others), ways=[])
     for rows, count in tiles:
-        # Four warps multiply 64 rows by wgmma: of a tail with fewer than they could, two groups multiply the same scores.
+        # Four warps multiply 64 rows by wgmma: of a tail with fewer than there could be, two groups multiply the same.
         again = 2 if a.arch == 90 and 64 <= rows < 16 * a.num_warps else 1
         columns = (products + (again - 1) * scores) * padded + (again * rows if diagonal else 0)
         flops = groups * count * columns * 2 * rows * a.BLOCK_D
