@@ -269,7 +269,8 @@ def gelu(rows: int, width: int, dropout_rate: float) -> Callable:
 CASES: dict[str, Callable] = {
     **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (64, 32, 128)},
     **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
-    "joint N=588 D=64": attention("joint", 3, 196, 1, 64),
+    **{f"joint N=588 D={d}": attention("joint", 3, 196, 1, d) for d in (64, 32)},
+    **{f"time T=3 D={d}": attention("time", 3, 196, 1, d) for d in (64, 32, 128)},
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},
     "time T=16 D=160": attention("time", 16, 196, 0, 160),
     "space N=196 D=256": attention("space", 8, 196, 1, 256),

@@ -1,7 +1,7 @@
 """Chooses the launch configurations of the Triton kernels and rewrites hsta_kernels/ops/launch/triton_table.py.
 
     python -m tools.tune                  # on a GPU: its architecture's rows, by measured time
-    python -m tools.tune --compile-only   # anywhere: all rows, the first candidate that compiles without spilling
+    python -m tools.tune --compile-only   # anywhere: a row that spills gets the first candidate that does not
 
 A candidate that wants more shared memory than the architecture has, or spills registers where another does not, is
 never measured. Half types come first, and the table is written after each row: what --minutes do not reach stays as it
@@ -56,7 +56,8 @@ def options(names: str, *values: tuple[int, ...]) -> list[Options]:
 TIME = "ROWS num_warps num_stages"
 FLASH = "BLOCK_M BLOCK_N num_warps num_stages"
 ROWS = "BLOCK num_warps num_stages"
-# Best guess first, by the bytes of an element.
+# Best guess first, by the bytes of an element; before all of them comes what the table has.
+FEW = options(TIME, (16, 2, 1), (16, 4, 1), (32, 4, 1), (64, 4, 1))  # frames
 SHORT = {
     2: options(TIME, (64, 4, 1), (32, 4, 1), (64, 8, 1), (32, 8, 1)),  # Triton 3.2 crashes at (64, 8, 1) for width 128
     4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1), (16, 8, 1)),
@@ -66,11 +67,32 @@ LONG = {
     4: options(TIME, (64, 8, 1), (64, 16, 1), (64, 4, 1)),
 }
 FORWARD = {
-    2: options(FLASH, (64, 64, 4, 3), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2)),
+    2: options(
+        FLASH,
+        (64, 64, 4, 3),
+        (128, 64, 8, 3),
+        (128, 64, 8, 2),
+        (64, 64, 4, 2),
+        (64, 32, 4, 3),
+        (64, 32, 4, 2),
+        (32, 32, 4, 2),
+    ),
     4: options(FLASH, (32, 32, 4, 2), (32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 8, 1)),
 }
 BACKWARD = {
-    2: options(FLASH, (64, 64, 4, 2), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1)),
+    2: options(
+        FLASH,
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (128, 64, 8, 3),
+        (128, 32, 8, 3),
+        (64, 32, 4, 3),
+        (64, 64, 8, 2),
+        (64, 32, 4, 2),
+        (64, 32, 8, 2),
+        (32, 32, 4, 2),
+        (32, 32, 4, 1),
+    ),
     4: options(
         FLASH,
         (32, 32, 4, 2),
@@ -119,6 +141,10 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         for kernel in ("time_forward", "time_backward"):
             yield kernel, width, 32, SHORT, attention("time", 8, 196, 1, width, 64)
             yield kernel, width, 128, LONG, attention("time", 60, 49, 1, width, 64)
+        if width <= 128:
+            few = attention("time", 3, 196, 1, width, 64)
+            yield "time_backward", width, 8, {2: FEW}, few
+            yield "time_forward", width, 4, {2 if width > 32 else 4: FEW}, few  # else there is enough to do in 32 rows
         space, joint = attention("space", 8, 196, 1, width, 16), attention("joint", 3, 196, 1, width, 16)
         short = both(space, attention("space", 8, 60, 1, width, 16))  # its tails are longer
         forward, backward = (FORWARD, BACKWARD) if width <= 128 else (WIDE_FORWARD, WIDE_BACKWARD)
@@ -204,8 +230,11 @@ class Row:
 
     @property
     def candidates(self) -> list[tuple[Key, Options]]:
+        """What the table has comes first: without a GPU it stays, unless it spills."""
         _, width, longest, candidates, _ = _problems()[self.problem]
-        return [(key_of(self.arch, self.size, width, longest, config), config) for config in candidates[self.size]]
+        keyed = [(key_of(self.arch, self.size, width, longest, config), config) for config in candidates[self.size]]
+        present = launching.table(launching.version()).get(self.kernel, {})
+        return sorted(keyed, key=lambda candidate: present.get(candidate[0]) != candidate[1])
 
     def __str__(self) -> str:
         _, width, longest, *_ = _problems()[self.problem]

@@ -125,6 +125,17 @@ def test_heads_of_up_to_256_elements(arch, dtype, monkeypatch):
     assert "on AMD's GPUs" in attention_launch.refuse([torch.empty(2, 8, 129, dtype=dtype)], grid)
 
 
+@pytest.mark.parametrize("arch", (80, 90, 100))
+def test_few_frames_take_small_tiles(arch):
+    """Of 16 rows, in which there are as many sequences beside the prefix as there is room for."""
+    tiles = {}
+    for frames in (3, 7, 8):
+        for launch in launches(lambda frames=frames: attention("time", frames, 196, 1, 64)(torch.bfloat16), arch):
+            if launch.name in ("time_forward", "time_backward") and launch.options["ROWS"] == 16:
+                tiles[frames, launch.name] = launch.options["PACK"]
+    assert tiles == {(3, "time_forward"): 5, (3, "time_backward"): 5, (7, "time_backward"): 2}
+
+
 @pytest.mark.parametrize("axis", ("time", "space"))
 def test_any_number_of_sequences(axis):
     """Grids have one dimension (`launches` sees to it), which takes 2³¹ - 1 programs."""
@@ -153,6 +164,18 @@ def test_tuning_finds_the_table_again(monkeypatch, tmp_path):
     monkeypatch.setattr(tune, "ARCHITECTURES", (90,))
     tune.main()
     assert (tmp_path / "table.py").read_text() == Path(launching.__file__).with_name("triton_table.py").read_text()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_tuning_knows_every_row_of_the_table(arch):
+    """And tries it first: without a GPU it stays, unless it spills."""
+    first: dict[tuple, dict[str, int]] = {}
+    for row in tune.rows((arch,), ""):
+        key, config = row.candidates[0]
+        first[row.kernel, key] = config
+    for kernel, rows in launching.table(launching.version()).items():
+        for key, config in rows.items():
+            assert key[0] != arch or first[kernel, key] == config, (kernel, key)
 
 
 def test_tuning_leaves_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):

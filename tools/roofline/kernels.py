@@ -72,9 +72,9 @@ def _tiles(a: SimpleNamespace) -> list[tuple[int, int]]:
     return [(a.BLOCK_M, full), (a.TAIL_M, -(-left // a.TAIL_M) if a.TAIL_M and left else 0)]
 
 
-def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: bool = False) -> Work:
+def _flash(a: SimpleNamespace, products: int, scores: int, own: int, others: int, diagonal: bool = False) -> Work:
     """A tile's own rows stay on chip while those of its whole group pass by: `own` and `others` are bytes a row,
-    loaded and stored, of either."""
+    loaded and stored, of either. `scores` of the products, those of two rows, have an element a pair."""
     batch, length, heads, _ = a.q_ptr.shape
     groups, rows_of_group = batch * a.groups * heads, a.G + a.P
     tiles = [(rows, count) for rows, count in _tiles(a) if count]
@@ -84,7 +84,10 @@ def _flash(a: SimpleNamespace, products: int, own: int, others: int, diagonal: b
     padded = full * a.BLOCK_N + tails * a.TAIL_N
     work = Work(batch * length * heads * (own + others), groups * rows_of_group * (own + programs * others), ways=[])
     for rows, count in tiles:
-        flops = groups * count * (products * padded + (rows if diagonal else 0)) * 2 * rows * a.BLOCK_D
+        # Four warps multiply 64 rows by wgmma: of a tail with fewer than there could be, two groups multiply the same.
+        again = 2 if a.arch == 90 and 64 <= rows < 16 * a.num_warps else 1
+        columns = (products + (again - 1) * scores) * padded + (again * rows if diagonal else 0)
+        flops = groups * count * columns * 2 * rows * a.BLOCK_D
         _multiplied(work, a, flops, rows)
         work.ways.append(Way(count / programs, (full, tails) if a.TAIL_N else (full,)))
     return work
@@ -95,15 +98,15 @@ def _row(a: SimpleNamespace) -> int:
 
 
 def flash_forward(a: SimpleNamespace) -> Work:
-    return _flash(a, products=2, own=2 * _row(a) + 8, others=2 * _row(a))
+    return _flash(a, products=2, scores=1, own=2 * _row(a) + 8, others=2 * _row(a))
 
 
 def flash_backward_q(a: SimpleNamespace) -> Work:
-    return _flash(a, products=3, own=4 * _row(a) + 12, others=2 * _row(a), diagonal=True)
+    return _flash(a, products=3, scores=2, own=4 * _row(a) + 12, others=2 * _row(a), diagonal=True)
 
 
 def flash_backward_kv(a: SimpleNamespace) -> Work:
-    work = _flash(a, products=4, own=4 * _row(a), others=2 * _row(a) + 12)
+    work = _flash(a, products=4, scores=2, own=4 * _row(a), others=2 * _row(a) + 12)
     work.reread = math.prod(a.q_ptr.shape[:3]) * 4 * _row(a)
     work.bytes -= work.reread
     return work
