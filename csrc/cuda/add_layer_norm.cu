@@ -115,13 +115,18 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     y.load_from(op.sum.as<const R>() + index * op.width, op.width);
     grad.load_from(op.grad_norm.at<const N>(index), op.width);
     const float rstd = normalize(y, op.width, op.eps, sum);
-    weight.load_from(op.weight.as<float>(), op.width);
-    if (op.norm.data) {
-      Row<R, kGroup> norm;
-      norm.load_from(op.bias.as<float>(), op.width);
-      y.for_elements(op.width, [&](int i, int c) { norm.at[i][c] = y.at[i][c] * weight.at[i][c] + norm.at[i][c]; });
-      norm.store_to(op.norm.as<N>() + index * op.width, op.width);
+    if (op.norm.data) {  // piece by piece, for registers
+      N* norm = op.norm.as<N>() + index * op.width;
+      y.for_pieces(op.width, [&](int i, int column) {
+        const auto scale = load<y.kColumns>(op.weight.as<float>() + column);
+        const auto shift = load<y.kColumns>(op.bias.as<float>() + column);
+        Vector<N, y.kColumns> piece;
+#pragma unroll
+        for (int c = 0; c < y.kColumns; ++c) piece.at[c] = narrowed<N>(y.at[i][c] * scale.at[c] + shift.at[c]);
+        store(norm + column, piece);
+      });
     }
+    weight.load_from(op.weight.as<float>(), op.width);
     float total = 0, along = 0;
     y.for_elements(op.width, [&](int i, int c) {
       grad_weight.at[i][c] = multiply_add(grad.at[i][c], y.at[i][c], grad_weight.at[i][c]);
