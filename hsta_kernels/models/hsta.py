@@ -84,7 +84,8 @@ class MLP(reference.MLP):
         projection = self.input_projection()
         if projection is None:
             return super().forward(x)
-        if not (self.training or torch.is_grad_enabled()):  # nothing to save, and PyTorch's product adds its bias itself
+        if not (self.training or torch.is_grad_enabled()):
+            # There is nothing to save, and PyTorch's product adds its bias itself.
             if not is_plain_linear(self.fc2, bias=True):
                 return super().forward(x)
             return in_pieces(super().forward, x.flatten(0, -2), self.fc1.out_features).view(x.shape)

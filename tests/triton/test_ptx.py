@@ -94,7 +94,10 @@ def test_attention(axis, grid, head_dim, h100):
     check(axis, grid, head_dim)
     on_the_matrix_unit = {name for name, ptx in h100.ptx.items() if "wgmma.mma_async" in ptx}
     flash = {"flash_forward", "flash_backward_q", "flash_backward_kv"}
-    assert on_the_matrix_unit == ({"time_forward", "time_backward"} if axis == "time" else flash)
+    time = (
+        set() if grid[0] == 3 else {"time_forward", "time_backward"}
+    )  # of few frames in tiles of 16 rows, it takes 64
+    assert on_the_matrix_unit == (time if axis == "time" else flash)
 
 
 @pytest.mark.parametrize(("axis", "grid"), [("time", (3, 25)), ("space", (2, 70))])

@@ -147,7 +147,8 @@ def _projection(a: SimpleNamespace, weights: int, chunk: int, loops: int) -> Wor
     work = Work(weights * a.C**2 * e + heads + of_rows, a.programs * of_program + heads + of_rows)
     rows, readers = (of_rows, a.H * -(-a.C // chunk)) if chunk else (heads, -(-a.D // a.BLOCK_D))
     work.l2_bytes += (readers * loops - 1) * rows
-    issued = max(a.BLOCK_D, 8 * a.num_warps)
+    # Without a chunk both weights are multiplied in one loop, all of it by each warp.
+    issued = max(a.BLOCK_D, 8 * a.num_warps) if chunk or weights == 1 else 2 * a.BLOCK_D * a.num_warps
     _multiplied(work, a, a.programs * blocks * 2 * a.BLOCK * issued * (turns * a.BLOCK_C + chunk), a.BLOCK)
     work.ways = [Way(1, (turns,))]
     return work
@@ -162,8 +163,11 @@ def _gradients(a: SimpleNamespace, weights: int, rows: int) -> Work:
     readers = a.programs // a.H  # of a head's features, twice
     work = Work(matrices + heads + of_rows, matrices + heads + 2 * weights * readers * of_rows)
     flops = weights * a.programs * blocks * 2 * a.BLOCK * -(-a.D // a.BLOCK_D) * a.BLOCK_D * a.CHUNK
-    _multiplied(work, a, flops, a.BLOCK)
-    _multiplied(work, a, flops, a.BLOCK_D)
+    # Where instructions make more than a tile, warps do the same: 8 columns each, as in `_projection`, and on sm_80 16
+    # rows each where a loop has two products.
+    _multiplied(work, a, flops // a.CHUNK * max(a.CHUNK, 8 * a.num_warps), a.BLOCK)
+    rows = max(a.BLOCK_D, 16 * a.num_warps) if weights > 1 and a.arch < 90 else a.BLOCK_D
+    _multiplied(work, a, flops // a.BLOCK_D * rows, a.BLOCK_D)
     work.ways = [Way(1, (blocks, blocks))]
     return work
 

@@ -231,7 +231,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (90, 4, 256, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         (100, 2, 32, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
         (100, 2, 32, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
-        (100, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+        (100, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
         (100, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
         (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
         (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
