@@ -19,6 +19,7 @@
 #include "long_rows.h"
 #include "memory.h"
 #include "philox.h"
+#include "row_vectors.h"
 #include "writer.h"
 
 namespace hsta {

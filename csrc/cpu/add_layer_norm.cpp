@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "row_shares.h"
+#include "row_vectors.h"
 #include "writer.h"
 
 namespace hsta {

@@ -7,6 +7,7 @@
 
 #include "attention_groups.h"
 #include "row_shares.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

@@ -20,6 +20,7 @@
 #include "memory.h"
 #include "panels.h"
 #include "row_map.h"
+#include "row_vectors.h"
 #include "writer.h"
 
 namespace hsta {

@@ -5,6 +5,7 @@
 #include "memory.h"
 #include "philox.h"
 #include "row_shares.h"
+#include "row_vectors.h"
 #include "writer.h"
 
 namespace hsta {

@@ -2,6 +2,7 @@
 // once, x is read in place. A span of a panel stays in the caches while a block of rows goes by.
 #include "gelu.h"
 #include "kernels.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

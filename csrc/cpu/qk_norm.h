@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 #include "row_shares.h"
-#include "simd.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

@@ -4,6 +4,7 @@
 
 #include "gelu.h"
 #include "kernels.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

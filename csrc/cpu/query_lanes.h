@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "attention_groups.h"
+#include "row_vectors.h"
 #include "small_tiles.h"
 
 namespace hsta {

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

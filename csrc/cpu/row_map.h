@@ -5,6 +5,7 @@
 #include "panels.h"
 #include "qk_norm.h"
 #include "rotary.h"
+#include "row_vectors.h"
 
 namespace hsta {
 namespace HSTA_ISA {

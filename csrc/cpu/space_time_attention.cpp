@@ -13,6 +13,7 @@
 #include "attention_groups.h"
 #include "large_groups.h"
 #include "memory.h"
+#include "row_vectors.h"
 #include "small_groups.h"
 #include "tile_groups.h"
 

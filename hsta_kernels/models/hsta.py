@@ -86,7 +86,7 @@ class MLP(reference.MLP):
             return super().forward(x)
         if not (self.training or torch.is_grad_enabled()):
             # There is nothing to save, and PyTorch's product adds its bias itself.
-            if not is_plain_linear(self.fc2, bias=True):
+            if not is_plain_linear(self.fc2, bias=True) or drop_rate(self.drop) is None:
                 return super().forward(x)
             return in_pieces(super().forward, x.flatten(0, -2), self.fc1.out_features).view(x.shape)
         # In training also without gradients: a checkpoint's first pass drops and rounds as its second one.

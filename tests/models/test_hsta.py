@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import hsta_kernels
 from hsta_kernels import HSTA, backends, reference
-from hsta_kernels.ops import bias_gelu, cross_modal_attention, space_time_attention
+from hsta_kernels.ops import bias_gelu, cross_modal_attention, fused_linear, space_time_attention
 from tests.models.parity import assert_parity, make_inputs, same_model, small_config, trained_reference
 
 DROPS = {"drop_rate": 0.1, "drop_path_rate": 0.3, "head_drop_rate": 0.2}
@@ -28,6 +28,27 @@ def test_logits_and_gradients(attention, head, num_frames, dtype):
 @pytest.mark.parametrize("attention", ["divided", "joint"])
 def test_autocast(attention):
     assert_parity(trained_reference(small_config(attention=attention)), autocast=torch.bfloat16)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_inference_in_pieces(hooked, monkeypatch):
+    """A large MLP's rows; all at once where a module in it has a hook, which is called once."""
+    config = small_config()
+    model, inputs, calls, seen = same_model(HSTA, trained_reference(config)).eval(), make_inputs(config), [], []
+    whole = hsta_kernels.reference.HSTA(config).eval()
+    whole.load_state_dict(model.state_dict())
+    plain = reference.MLP.forward
+    monkeypatch.setattr(reference.MLP, "forward", lambda mlp, x: (calls.append(len(x)), plain(mlp, x))[1])
+    monkeypatch.setattr(fused_linear, "_PIECE", 1000)
+    mlp = next(module for module in model.modules() if isinstance(module, reference.MLP))
+    if hooked:
+        mlp.drop.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        logits = model(*inputs)
+        pieces, calls[:] = len(calls), []
+        torch.testing.assert_close(logits, whole(*inputs))
+    assert pieces > len(calls)  # the reference's are whole
+    assert len(seen) == 2 * hooked  # between the layers, and after them
 
 
 def test_reference_backend():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import hsta_kernels
+from hsta_kernels.ops import fused_linear
 from hsta_kernels.ops.add_layer_norm import autograd as add_layer_norm
 from tests.models.parity import assert_results_agree, stack
 from tests.patching.patched import MISSING, assert_same_results, results, trained
@@ -150,6 +151,24 @@ def test_results_and_gradients_under_autocast(make):
             draws[0].append(results(model, video))
             draws[1].append(results(original, video))
         draws[2].append(results(exact, {name: frames.double() for name, frames in video.items()}))
+    assert_results_agree(*map(stack, draws))
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_fast"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inference_in_pieces_is_that_of_the_original(make, hidden_act, autocast, monkeypatch):
+    monkeypatch.setattr(fused_linear, "_PIECE", 1000)  # bytes: of two rows or three
+    original = make(hidden_act=hidden_act)
+    model, exact = patched(original), copy.deepcopy(original).double()
+    draws: list[list] = [[], [], []]
+    with torch.no_grad():
+        for seed in range(8):
+            video = clip(original, seed)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                draws[0].append({"logits": model(**video).logits})
+                draws[1].append({"logits": original(**video).logits})
+            wide = {name: frames.double() for name, frames in video.items()}
+            draws[2].append({"logits": exact(**wide).logits})
     assert_results_agree(*map(stack, draws))
 
 

@@ -64,8 +64,8 @@ def backward(
     grad_residual, grad_x, grad_weights, norm = implementation.backward(
         *rows, weight.contiguous(), bias.contiguous(), eps, norm_anew
     )
-    none = grad_norm.new_empty(0)
-    return grad_residual, none if grad_x is None else grad_x, grad_weights, none.clone() if norm is None else norm
+    none = grad_norm.new_empty
+    return grad_residual, none(0) if grad_x is None else grad_x, grad_weights, none(0) if norm is None else norm
 
 
 @backward.register_fake
@@ -129,7 +129,7 @@ class AddLayerNorm(torch.autograd.Function):
 def in_sum(total: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """What stands for x where a backward pass has no more than the sum: zeros, of which only the gradient matters.
 
-    None where x has the sum's dtype, and hence its gradient.
+    Nothing where x has the sum's dtype, and hence its gradient.
     """
     return () if dtype == total.dtype else (total.new_zeros((), dtype=dtype).expand(total.shape),)
 
