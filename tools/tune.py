@@ -187,6 +187,8 @@ def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
     table: dict[str, dict[Key, Options]] = {}
     for name, width, longest, candidates, _ in problems():
         table.setdefault(name, {})
+        if name in ONLY and name != kernel:  # it would take the place of the kernels that do without it
+            continue
         for first in candidates.get(size, [])[:1]:
             table[name][key_of(arch, size, width, longest, first)] = first
     table[kernel] = {key: config}
@@ -270,7 +272,7 @@ def rows(architectures: Sequence[int], only: str) -> list[Row]:
 def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
     """The candidates that spill least, or the `first` of them that spills nothing; none where none fits.
 
-    A tile over time that spills is none either: flash attention takes such sequences. Nor is a block of whole rows for
+    A tile over time that spills is none either: flash attention takes such sequences, and groups in two kernels. Nor is a block of whole rows for
     crossmodal attention: wider rows are taken in chunks of columns.
     """
     spilling: list[tuple[float, Key, Options]] = []
@@ -279,7 +281,8 @@ def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
         if first and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if row.kernel in ("time_forward", "time_backward", "absorbed_forward", "absorbed_backward") and least > 0:
+    others = ("time_forward", "time_backward", "group_backward", "absorbed_forward", "absorbed_backward")
+    if row.kernel in others and least > 0:
         return []
     return [entry[1:] for entry in spilling if entry[0] == least < math.inf]
 

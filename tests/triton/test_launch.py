@@ -207,6 +207,15 @@ def test_tuning_knows_every_row_of_the_table(arch):
             assert key[0] != arch or first[kernel, key] == config, (kernel, key)
 
 
+def test_tuning_runs_the_kernel_that_it_tunes():
+    """Also where the table has another that would take its place."""
+    for row in tune.rows((90,), "backward"):
+        (key, config), dtype = row.candidates[0], torch.bfloat16 if row.size == 2 else torch.float32
+        with tune.only(row.kernel, key, config):
+            noted = launches(lambda row=row, dtype=dtype: row.case(dtype), 90)
+        assert row.kernel in {launch.name for launch in noted}, row
+
+
 def test_tuning_leaves_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
     first, *_ = rows = tune.rows((90,), "bias_gelu")
     assert [row.size for row in rows] == [2, 2, 4, 4]  # half types first
