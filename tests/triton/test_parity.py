@@ -101,6 +101,18 @@ def test_groups_that_a_program_holds_whole(axis, grid, prefix, choices, packed, 
     assert held
 
 
+def test_rows_past_the_end_of_a_group_take_no_part(dtype, kernel, monkeypatch):
+    """They are zero, and zero times an infinite key is NaN; of a query that does not see it the key's weight is 0."""
+    monkeypatch.setattr(attention_launch, "_group_tile", lambda *of: {"ROWS": 16, "BLOCK_N": 16, "TAIL_N": 16})
+    qkv = (torch.rand(1, 1 + 2 * 9, 3, 1, 24) + 0.5).to(kernel.device, dtype)
+    qkv[0, 3, 1] = -float("inf")
+    tensors, grads = {"qkv": qkv}, [torch.ones_like(qkv[:, :, 0])]
+    ours, exact = (run(attention((2, 9), "space"), tensors, name, grads) for name in ("triton", "reference"))
+    isnan = exact["grad of qkv"].isnan()
+    assert isnan.any() and not isnan[:, :, 2].any()
+    assert torch.equal(ours["grad of qkv"].isnan(), isnan)
+
+
 def far_apart(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """The same values, with more than 2³¹ elements, nearly none of them touched, from the first index of `dim` on."""
     strides = list(tensor.contiguous().stride())
