@@ -272,8 +272,8 @@ def rows(architectures: Sequence[int], only: str) -> list[Row]:
 def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
     """The candidates that spill least, or the `first` of them that spills nothing; none where none fits.
 
-    A tile over time that spills is none either: flash attention takes such sequences, and groups in two kernels. Nor is a block of whole rows for
-    crossmodal attention: wider rows are taken in chunks of columns.
+    A tile over time that spills is none either: flash attention takes such sequences, and in two kernels such groups.
+    Nor is a block of whole rows for crossmodal attention: wider rows are taken in chunks of columns.
     """
     spilling: list[tuple[float, Key, Options]] = []
     for key, config in row.candidates:
