@@ -38,7 +38,7 @@ COUNTERS = (
     "launch__registers_per_thread",
 )
 COUNTED = (
-    "time_forward", "time_backward", "flash_forward", "flash_backward_kv", "absorbed_forward", "absorbed_backward",
+    "time_forward", "time_backward", "flash_forward", "group_backward", "absorbed_forward", "absorbed_backward",
     "add_layer_norm_backward", "bias_gelu_forward",
 )  # fmt: skip
 LAUNCHED = (

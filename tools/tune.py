@@ -114,6 +114,14 @@ WIDE_BACKWARD = {
     2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
     4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
 }
+# Of groups that a program holds whole, by their rows: by wgmma alone, elsewhere the two kernels are predicted faster.
+ONLY = {"group_backward": (90,)}
+GROUP = "ROWS BLOCK_N num_warps num_stages"
+WHOLE = {
+    64: options(GROUP, (64, 32, 4, 3), (64, 16, 4, 3), (64, 32, 4, 2)),
+    128: options(GROUP, (128, 32, 4, 3), (128, 32, 8, 3), (128, 32, 4, 2)),
+    256: options(GROUP, (256, 32, 8, 3), (256, 16, 8, 3), (256, 32, 8, 2)),
+}
 ABSORBED = {
     2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
     + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 1)),
@@ -153,6 +161,8 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         ):  # fmt: skip
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
+    for length, patches in ((64, 49), (128, 100), (256, 196)):
+        yield "group_backward", 64, length, {2: WHOLE[length]}, attention("space", 8, patches, 1, 64, 16)
     for width in (256, 512, 768, 1024):
         for kernel in ("absorbed_forward", "absorbed_backward"):
             yield kernel, width, ANY, ABSORBED, absorbed_attention(588, width)
@@ -177,6 +187,8 @@ def only(kernel: str, key: Key, config: Options) -> Iterator[None]:
     table: dict[str, dict[Key, Options]] = {}
     for name, width, longest, candidates, _ in problems():
         table.setdefault(name, {})
+        if name in ONLY and name != kernel:  # it would take the place of the kernels that do without it
+            continue
         for first in candidates.get(size, [])[:1]:
             table[name][key_of(arch, size, width, longest, first)] = first
     table[kernel] = {key: config}
@@ -252,7 +264,7 @@ def rows(architectures: Sequence[int], only: str) -> list[Row]:
     for size, arch, (index, (kernel, _, _, candidates, _)) in itertools.product(
         (2, 4), architectures, enumerate(_problems())
     ):
-        if only in kernel and size in candidates:
+        if only in kernel and size in candidates and arch in ONLY.get(kernel, (arch,)):
             found.append(Row(index, arch, size))
     return found
 
@@ -260,8 +272,8 @@ def rows(architectures: Sequence[int], only: str) -> list[Row]:
 def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
     """The candidates that spill least, or the `first` of them that spills nothing; none where none fits.
 
-    A tile over time that spills is none either: flash attention takes such sequences. Nor is a block of whole rows for
-    crossmodal attention: wider rows are taken in chunks of columns.
+    A tile over time that spills is none either: flash attention takes such sequences, and in two kernels such groups.
+    Nor is a block of whole rows for crossmodal attention: wider rows are taken in chunks of columns.
     """
     spilling: list[tuple[float, Key, Options]] = []
     for key, config in row.candidates:
@@ -269,7 +281,8 @@ def fitting(row: Row, first: bool) -> list[tuple[Key, Options]]:
         if first and spilling[-1][0] == 0:
             break
     least = min(entry[0] for entry in spilling)
-    if row.kernel in ("time_forward", "time_backward", "absorbed_forward", "absorbed_backward") and least > 0:
+    others = ("time_forward", "time_backward", "group_backward", "absorbed_forward", "absorbed_backward")
+    if row.kernel in others and least > 0:
         return []
     return [entry[1:] for entry in spilling if entry[0] == least < math.inf]
 
@@ -308,7 +321,7 @@ def lines_of(table: Table, indent: str) -> list[str]:
     lines = []
     for kernel in sorted(table):
         rows = [f"{indent}    {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
-        lines += [f'{indent}"{kernel}": {{', *rows, f"{indent}}},"]
+        lines += [f'{indent}"{kernel}": {{', *rows, f"{indent}}},"] if rows else [f'{indent}"{kernel}": {{}},']
     return lines
 
 

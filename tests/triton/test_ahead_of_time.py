@@ -85,10 +85,10 @@ def test_limits():
         if target in AMD:
             continue  # no configuration was chosen for them
         assert resources.spills == 0, key
-        if kernel.startswith(("time", "flash", "absorb", "project", "query", "row")):
+        if kernel.startswith(("time", "flash", "group", "absorb", "project", "query", "row")):
             assert (resources.matrix == "none") == (dtype == "float32"), key  # IEEE float32 has no matrix unit
         of_few_columns = kernel in ("project_values_backward", "absorb_query_backward")  # whose rows are 64 bytes
-        if kernel.startswith(("time", "flash", "absorb", "project", "row", "add", "bias", "normalize")):
+        if kernel.startswith(("time", "flash", "group", "absorb", "project", "row", "add", "bias", "normalize")):
             assert of_few_columns or not resources.wide_loads.startswith("0/"), key
 
 

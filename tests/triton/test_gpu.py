@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 AXES = ("time", "space", "joint")
 # PyTorch's names are mangled: _ZN...
 OUR_KERNELS = (
-    "^(time|flash|absorbed|absorb|project|query|row|merge|mean|sum|draw|normalize|norm|add_layer_norm|bias_gelu)_"
+    "^(time|flash|group|absorbed|absorb|project|query|row|merge|mean|sum|draw|normalize|norm|add_layer_norm|bias_gelu)_"
 )
 
 

@@ -125,6 +125,35 @@ def test_heads_of_up_to_256_elements(arch, dtype, monkeypatch):
     assert "on AMD's GPUs" in attention_launch.refuse([torch.empty(2, 8, 129, dtype=dtype)], grid)
 
 
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    # groups of 5, 64, 65, 197 and 256 rows with the prefix, and one of 257; over all tokens and over many frames, too
+    [({"patches": 4}, 64), ({"patches": 63}, 64), ({"patches": 64}, 128), ({}, 256), ({"patches": 255}, 256),
+     ({"patches": 256}, None), ({"head_dim": 40}, 256), ({"prefix": "none"}, 256), ({"packed": False}, 256),
+     ({"axis": "joint", "frames": 1}, 256), ({"axis": "time", "frames": 130, "patches": 4}, 256),
+     ({"arch": 80}, None), ({"arch": 100}, None), ({"dtype": torch.float32}, None), ({"head_dim": 32}, None),
+     ({"head_dim": 80}, None), ({"prefix": "frame_mean"}, None), ({"dropout_rate": 0.1}, None),
+     ({"version": (3, 6)}, 256), ({"version": (3, 5)}, None)],
+)  # fmt: skip
+def test_what_takes_one_kernel_backward(change, rows, monkeypatch):
+    """Groups that a program of an H100 holds whole; all else two kernels."""
+    case = {"axis": "space", "frames": 8, "patches": 196, "num_prefix_tokens": 1, "head_dim": 64, "batch": 1}
+    choices = {"arch": 90, "dtype": torch.bfloat16, "version": (3, 9)} | change
+    arch, dtype, release = (choices.pop(key) for key in ("arch", "dtype", "version"))
+    monkeypatch.setattr(launching, "version", lambda: release)
+    launching._row.cache_clear()
+    noted = {launch.name: launch for launch in launches(lambda: attention(**case | choices)(dtype), arch)}
+    launching._row.cache_clear()
+    assert ("group_backward" in noted) == (rows is not None)
+    assert {"flash_backward_q", "flash_backward_kv"} & noted.keys() == (
+        set() if rows else {"flash_backward_q", "flash_backward_kv"}
+    )
+    if rows:
+        assert noted["group_backward"].options["ROWS"] == rows
+        groups = noted["group_backward"].arguments[16]
+        assert noted["group_backward"].programs == groups * 12  # a program for each group of each head
+
+
 @pytest.mark.parametrize("arch", (80, 90, 100))
 def test_few_frames_take_small_tiles(arch):
     """Of 16 rows, in which there are as many sequences beside the prefix as there is room for."""
@@ -176,6 +205,15 @@ def test_tuning_knows_every_row_of_the_table(arch):
     for kernel, rows in launching.table(launching.version()).items():
         for key, config in rows.items():
             assert key[0] != arch or first[kernel, key] == config, (kernel, key)
+
+
+def test_tuning_runs_the_kernel_that_it_tunes():
+    """Also where the table has another that would take its place."""
+    for row in tune.rows((90,), "backward"):
+        (key, config), dtype = row.candidates[0], torch.bfloat16 if row.size == 2 else torch.float32
+        with tune.only(row.kernel, key, config):
+            noted = launches(lambda row=row, dtype=dtype: row.case(dtype), 90)
+        assert row.kernel in {launch.name for launch in noted}, row
 
 
 def test_tuning_leaves_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):

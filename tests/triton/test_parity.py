@@ -13,9 +13,11 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops import add_layer_norm, bias_gelu, cross_modal_attention
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
+from hsta_kernels.ops.launch.triton import power_of_2
+from hsta_kernels.ops.space_time_attention import triton as attention_launch
 from tests.ops import test_cross_modal_attention as of_cross_modal
-from tests.ops.attention import attention
-from tests.ops.parity import assert_same_bits, run
+from tests.ops.attention import attention, of_three
+from tests.ops.parity import assert_parity, assert_same_bits, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -64,6 +66,51 @@ def test_both_passes_have_the_same_scores(axis, prefix, dtype, kernel):
     assert torch.equal(chosen, chosen.round()) and chosen.sum() == grads[0].sum(), "the rows are not one-hot"
     assert torch.equal(ours["out 0"], exact["out 0"].to(dtype))
     assert torch.equal(ours["grad of qkv"][:, :, 2], chosen.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("axis", "grid", "prefix", "choices"),
+    # groups with and without a tail of keys, a last tile that is all prefix, more prefix tokens than a tile has rows
+    [
+        ("space", (2, 16), 0, {}),
+        ("space", (2, 32), 1, {}),
+        ("space", (3, 21), 1, {"token_order": "patch_major"}),
+        ("space", (2, 9), 20, {}),
+        ("space", (2, 40), 2, {"prefix": "none"}),
+        ("joint", (2, 9), 1, {}),
+        ("time", (40, 2), 1, {}),
+    ],
+)
+@pytest.mark.parametrize("packed", (True, False))
+def test_groups_that_a_program_holds_whole(axis, grid, prefix, choices, packed, dtype, kernel, monkeypatch):
+    """In small tiles. Magnitudes so that rows are nearly one-hot, where δ and dp have to cancel."""
+    held = []
+
+    def tile(rows, groups, grid):
+        held.append(groups.members + groups.prefix)
+        return {"ROWS": power_of_2(max(16, held[-1])), "BLOCK_N": 16, "TAIL_N": groups.tail(16)}
+
+    monkeypatch.setattr(attention_launch, "_group_tile", tile)
+    monkeypatch.setattr(attention_launch, "_time_tile", lambda *of: None)
+    qkv = (3 * torch.randn(1, prefix + grid[0] * grid[1], 3, 2, 24)).to(kernel.device, dtype)
+    function, tensors = partial(attention(grid, axis, prefix), **choices), {"qkv": qkv}
+    if not packed:
+        tensors = {key: part.contiguous() for key, part in zip("qkv", qkv.unbind(2), strict=True)}
+        function = of_three(function)
+    assert_parity(function, tensors, [torch.randn_like(qkv[:, :, 0])], kernel)
+    assert held
+
+
+def test_rows_past_the_end_of_a_group_take_no_part(dtype, kernel, monkeypatch):
+    """They are zero, and zero times an infinite key is NaN; of a query that does not see it the key's weight is 0."""
+    monkeypatch.setattr(attention_launch, "_group_tile", lambda *of: {"ROWS": 16, "BLOCK_N": 16, "TAIL_N": 16})
+    qkv = (torch.rand(1, 1 + 2 * 9, 3, 1, 24) + 0.5).to(kernel.device, dtype)
+    qkv[0, 3, 1] = -float("inf")
+    tensors, grads = {"qkv": qkv}, [torch.ones_like(qkv[:, :, 0])]
+    ours, exact = (run(attention((2, 9), "space"), tensors, name, grads) for name in ("triton", "reference"))
+    isnan = exact["grad of qkv"].isnan()
+    assert isnan.any() and not isnan[:, :, 2].any()
+    assert torch.equal(ours["grad of qkv"].isnan(), isnan)
 
 
 def far_apart(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:

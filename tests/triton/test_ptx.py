@@ -88,16 +88,17 @@ def test_attention_of_timesformer(h100):
     ("axis", "grid", "head_dim"),
     # two tiles or more of each kind, the last one not full
     [("time", (3, 25), 64), ("time", (8, 9), 64), ("time", (16, 4), 64), ("time", (8, 9), 32), ("space", (2, 196), 64),
-     ("joint", (3, 150), 64)],
+     ("space", (2, 100), 64), ("space", (2, 49), 64), ("joint", (3, 150), 64)],
 )  # fmt: skip
 def test_attention(axis, grid, head_dim, h100):
     check(axis, grid, head_dim)
     on_the_matrix_unit = {name for name, ptx in h100.ptx.items() if "wgmma.mma_async" in ptx}
-    flash = {"flash_forward", "flash_backward_q", "flash_backward_kv"}
-    time = (
-        set() if grid[0] == 3 else {"time_forward", "time_backward"}
-    )  # of few frames in tiles of 16 rows, it takes 64
-    assert on_the_matrix_unit == (time if axis == "time" else flash)
+    expected = {
+        "time": set() if grid[0] == 3 else {"time_forward", "time_backward"},  # it takes 64 rows, few frames have 16
+        "space": {"flash_forward", "group_backward"},
+        "joint": {"flash_forward", "flash_backward_q", "flash_backward_kv"},
+    }
+    assert on_the_matrix_unit == expected[axis]
 
 
 @pytest.mark.parametrize(("axis", "grid"), [("time", (3, 25)), ("space", (2, 70))])

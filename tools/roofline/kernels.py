@@ -112,6 +112,19 @@ def flash_backward_kv(a: SimpleNamespace) -> Work:
     return work
 
 
+def group_backward(a: SimpleNamespace) -> Work:
+    """Five products of a group's rows with its keys, and one with its outputs for their diagonal."""
+    batch, length, heads, _ = a.q_ptr.shape
+    full, row = a.G // a.BLOCK_N, 7 * _row(a) + 8
+    tails = -(-(a.G + a.P - full * a.BLOCK_N) // a.TAIL_N) if a.TAIL_N else 0
+    outputs = -(-(a.G + a.P) // a.BLOCK_N)
+    work = Work(batch * length * heads * row, a.programs * (a.G + a.P) * row)
+    columns = 5 * (full * a.BLOCK_N + tails * a.TAIL_N) + outputs * a.BLOCK_N
+    _multiplied(work, a, a.programs * 2 * a.ROWS * columns * a.BLOCK_D, a.ROWS)
+    work.ways = [Way(1, (outputs, full, tails) if a.TAIL_N else (outputs, full))]
+    return work
+
+
 def _small(parts: str) -> Callable[[SimpleNamespace], Work]:
     """A kernel that puts partial results together."""
     return lambda a: Work(0, getattr(a, parts).nbytes, ways=[])
@@ -211,6 +224,7 @@ COUNTS: dict[str, Callable[[SimpleNamespace], Work]] = {
     "flash_forward": flash_forward,
     "flash_backward_q": flash_backward_q,
     "flash_backward_kv": flash_backward_kv,
+    "group_backward": group_backward,
     "merge_prefix": _small("partial_values"),
     "mean_prefix": _small("partial_values"),
     "sum_prefix": _small("partial_grads"),

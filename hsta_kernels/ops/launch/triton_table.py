@@ -426,6 +426,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (120, 4, 256, 400): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         (120, 4, 256, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
     },
+    "group_backward": {},
     "row_gradients": {
         (80, 2, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         (80, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 1},
@@ -585,6 +586,13 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
 
 # What Triton takes instead from a version on; {} where it has no configuration.
 SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str, int]]]] = {
+    (3, 6): {
+        "group_backward": {
+            (90, 2, 64, 64): {"ROWS": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+            (90, 2, 64, 128): {"ROWS": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
+            (90, 2, 64, 256): {"ROWS": 256, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
+        },
+    },
     (3, 9): {
         "absorbed_backward": {
             (80, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
@@ -614,6 +622,9 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (90, 4, 128, 400): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
             (90, 4, 128, 1073741824): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
             (100, 2, 64, 400): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+        },
+        "group_backward": {
+            (90, 2, 64, 128): {"ROWS": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
         },
         "row_scores": {
             (90, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},

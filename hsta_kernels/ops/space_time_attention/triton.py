@@ -158,6 +158,7 @@ def backward(
     grads: tuple[torch.Tensor, ...] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     from hsta_kernels.ops.space_time_attention.triton_flash_backward import flash_backward_kv, flash_backward_q
+    from hsta_kernels.ops.space_time_attention.triton_group_backward import group_backward
     from hsta_kernels.ops.space_time_attention.triton_tile import sum_prefix
     from hsta_kernels.ops.space_time_attention.triton_time import time_backward
 
@@ -196,6 +197,11 @@ def backward(
             time_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
                 groups.groups, *groups[5:], length, heads, *factors, **common, **tile,
+            )  # fmt: skip
+        elif whole := _group_tile(q, groups, grid):
+            group_backward[(batch * splits * heads,)](
+                do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
+                *groups[3:], length, heads, *factors[:3], **common, **whole,
             )  # fmt: skip
         else:
             delta = q.new_empty(deltas, dtype=torch.float32)
@@ -311,6 +317,22 @@ def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> d
         return None
     config = configuration(kernel, rows, rows.shape[-1], sequence)
     return config | {"T": groups.members, "PACK": (config["ROWS"] - groups.prefix) // groups.members}
+
+
+def _group_tile(rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
+    """How to tile the backward pass of groups that a program holds whole.
+
+    None where the table has no tile so long: then two kernels compute the scores twice. So they do where prefix queries
+    have a softmax in each group, whose δ comes from the keys, and with dropout, whose mask takes the registers that the
+    rows need. Heads of up to 32 elements make products of fewer rows than instructions of four warps have.
+    """
+    head_dim, sequence = rows.shape[-1], groups.members + groups.prefix
+    if groups.mean or grid.dropout_rate or _columns(head_dim)["BLOCK_D"] < 64:
+        return None
+    if not configured("group_backward", rows, head_dim, sequence):
+        return None
+    config = configuration("group_backward", rows, head_dim, sequence)
+    return config | {"TAIL_N": groups.tail(config["BLOCK_N"])}
 
 
 def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups, halved: bool = False) -> dict[str, Any]:
