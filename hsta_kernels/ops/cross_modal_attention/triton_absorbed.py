@@ -46,14 +46,20 @@ def _load(
 
 
 @triton.jit
+def _store_piece(
+    rows, base, offsets, valid, FIRST: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr
+):
+    offsets, mask = _piece(offsets, valid, FIRST, C, SPLIT, COLUMNS)
+    tl.store(base + offsets, rows.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _store(
     a, b, base, offsets, valid,
     C: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr, SPLIT_B: tl.constexpr,
 ):  # fmt: skip
-    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
-    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
-    tl.store(base + offsets_a, a.to(base.dtype.element_ty), mask=mask_a)
-    tl.store(base + offsets_b, b.to(base.dtype.element_ty), mask=mask_b)
+    _store_piece(a, base, offsets, valid, 0, C, SPLIT_A, A)
+    _store_piece(b, base, offsets, valid, A, C, SPLIT_B, B)
 
 
 @triton.jit
@@ -268,8 +274,6 @@ def absorbed_backward(
             p = tl.exp2(s * LOG2E - m[:, None]) * inverse_l[:, None]
             p = tl.where((row < last)[None, :], p, 0.0)
             ds = (p * (dp - delta[:, None])).to(dtype)
-            du_a = _weighted(ds, y_a, du_a, PRECISION)
-            du_b = _weighted(ds, y_b, du_b, PRECISION)
             p = p.to(dtype)
             # LayerNorm's backward: what dy has along y and along the constant vector changes nothing. Both follow from
             # the heads' products with y and their sums, without dy.
@@ -278,12 +282,15 @@ def absorbed_backward(
             along_one = tl.sum(weight * sum_dz[:, None] + of_score * sum_u[:, None], 0) / C
             slope, level = (-along_y * rstd)[None, :, None], (-along_one * rstd)[None, :, None]
             rstd = rstd[None, :, None]
-            dy_a = _row_gradients(p, dz_a, ds, u_a, PRECISION)
-            dx_a = tl.fma(dy_a, rstd, tl.fma(y_a.to(tl.float32), slope, level))
-            dy_b = _row_gradients(p, dz_b, ds, u_b, PRECISION)
-            dx_b = tl.fma(dy_b, rstd, tl.fma(y_b.to(tl.float32), slope, level))
             offsets = _row_offsets(row, grad_distance, width, UNIT)
-            _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, A, B, SPLIT_A, SPLIT_B)
+            dy = _row_gradients(p, dz_a, ds, u_a, PRECISION)
+            dx = tl.fma(dy, rstd, tl.fma(y_a.to(tl.float32), slope, level))
+            _store_piece(dx, grad_tokens, offsets, row < last, 0, C, SPLIT_A, A)
+            dy = _row_gradients(p, dz_b, ds, u_b, PRECISION)
+            dx = tl.fma(dy, rstd, tl.fma(y_b.to(tl.float32), slope, level))
+            _store_piece(dx, grad_tokens, offsets, row < last, A, C, SPLIT_B, B)
+            du_a = _weighted(ds, y_a, du_a, PRECISION)  # last: fewer registers are in use
+            du_b = _weighted(ds, y_b, du_b, PRECISION)
         # The sum over the program's runs lies in memory: with the run's, it is more than the registers hold.
         # Adding 0 in this way keeps the compiler from holding addresses in registers from the first run on.
         offsets = heads * C + tl.minimum(first, 0)

@@ -75,7 +75,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (90, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 512, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
-        (90, 4, 256, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
+        (90, 4, 256, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 3},
         (90, 4, 512, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (90, 4, 768, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 4},
         (100, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
@@ -588,12 +588,17 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
     (3, 9): {
         "absorbed_backward": {
             (80, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
-            (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+            (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (90, 2, 1024, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+            (100, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (120, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
         },
         "absorbed_forward": {
+            (90, 2, 640, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
+            (90, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 16, "num_stages": 3},
             (90, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
+            (100, 2, 640, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
+            (100, 2, 768, 1073741824): {"BLOCK": 16, "num_warps": 16, "num_stages": 3},
         },
         "add_layer_norm_forward": {
             (90, 2, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
