@@ -115,8 +115,8 @@ WIDE_BACKWARD = {
     4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
 }
 ABSORBED = {
-    2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
-    + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 1)),
+    2: options(ROWS, (16, 16, 3), (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
+    + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 2), (16, 4, 8, 1)),
     4: options(ROWS, (1, 8, 4), (1, 8, 3), (1, 8, 2), (1, 16, 4), (1, 4, 4)),
 }
 COLUMNS = dict.fromkeys(
@@ -153,7 +153,7 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         ):  # fmt: skip
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
-    for width in (256, 512, 768, 1024):
+    for width in (256, 512, 640, 768, 1024):  # up to 640 the narrower piece has half the columns of 768's
         for kernel in ("absorbed_forward", "absorbed_backward"):
             yield kernel, width, ANY, ABSORBED, absorbed_attention(588, width)
     for kernel in ("row_scores", "absorbed_columns", "row_gradients", "absorbed_columns_backward"):

@@ -588,8 +588,10 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
     (3, 9): {
         "absorbed_backward": {
             (80, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+            (90, 2, 640, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (90, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (90, 2, 1024, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+            (100, 2, 640, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (100, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 2},
             (120, 2, 768, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
         },
