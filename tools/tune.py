@@ -123,8 +123,8 @@ WHOLE = {
     256: options(GROUP, (256, 32, 8, 3), (256, 16, 8, 3), (256, 32, 8, 2)),
 }
 ABSORBED = {
-    2: options(ROWS, (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
-    + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 1)),
+    2: options(ROWS, (16, 16, 3), (16, 8, 3), (16, 8, 2), (16, 16, 2), (16, 8, 1), (16, 16, 1), (16, 4, 1))
+    + options("BLOCK SPLIT_A num_warps num_stages", (16, 4, 8, 2), (16, 4, 8, 1)),
     4: options(ROWS, (1, 8, 4), (1, 8, 3), (1, 8, 2), (1, 16, 4), (1, 4, 4)),
 }
 COLUMNS = dict.fromkeys(
@@ -163,7 +163,7 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
             yield kernel, width, ANY, candidates, joint
     for length, patches in ((64, 49), (128, 100), (256, 196)):
         yield "group_backward", 64, length, {2: WHOLE[length]}, attention("space", 8, patches, 1, 64, 16)
-    for width in (256, 512, 768, 1024):
+    for width in (256, 512, 640, 768, 1024):  # up to 640 the narrower piece has half the columns of 768's
         for kernel in ("absorbed_forward", "absorbed_backward"):
             yield kernel, width, ANY, ABSORBED, absorbed_attention(588, width)
     for kernel in ("row_scores", "absorbed_columns", "row_gradients", "absorbed_columns_backward"):

@@ -46,20 +46,30 @@ def _load(
 
 
 @triton.jit
+def _store_piece(
+    rows, base, offsets, valid, FIRST: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr
+):
+    offsets, mask = _piece(offsets, valid, FIRST, C, SPLIT, COLUMNS)
+    tl.store(base + offsets, rows.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _store(
     a, b, base, offsets, valid,
     C: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr, SPLIT_B: tl.constexpr,
 ):  # fmt: skip
-    offsets_a, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
-    offsets_b, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
-    tl.store(base + offsets_a, a.to(base.dtype.element_ty), mask=mask_a)
-    tl.store(base + offsets_b, b.to(base.dtype.element_ty), mask=mask_b)
+    _store_piece(a, base, offsets, valid, 0, C, SPLIT_A, A)
+    _store_piece(b, base, offsets, valid, A, C, SPLIT_B, B)
 
 
 @triton.jit
 def _sum(a, b):
     """The sum over a row's columns, (rows,)."""
-    return tl.sum(tl.sum(a, 2), 0) + tl.sum(tl.sum(b, 2), 0)
+    a, b = tl.sum(a, 2), tl.sum(b, 2)
+    if a.shape[0] == b.shape[0]:
+        return tl.sum(a + b, 0)  # warps wait for each other once
+    else:
+        return tl.sum(a, 0) + tl.sum(b, 0)
 
 
 @triton.jit
@@ -78,11 +88,20 @@ def _normalized(
     dtype = a.dtype
     a, b = a.to(tl.float32), b.to(tl.float32)
     mean = (_sum(a, b) / C)[None, :, None]
-    _, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
-    _, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
-    a, b = tl.where(mask_a, a - mean, 0.0), tl.where(mask_b, b - mean, 0.0)
+    a, b = a - mean, b - mean
+    if A + B > C:
+        _, mask_a = _piece(offsets, valid, 0, C, SPLIT_A, A)
+        _, mask_b = _piece(offsets, valid, A, C, SPLIT_B, B)
+        a, b = tl.where(mask_a, a, 0.0), tl.where(mask_b, b, 0.0)
     rstd = 1 / tl.sqrt(_sum(a * a, b * b) / C + eps)
     return (a * rstd[None, :, None]).to(dtype), (b * rstd[None, :, None]).to(dtype), rstd
+
+
+@triton.jit
+def _shares(heads_a, heads_b, y_a, y_b, PRECISION: tl.constexpr):
+    """What each share of the columns adds to heads · y, (SPLIT, heads, rows)."""
+    shares = tl.dot(heads_a, tl.permute(y_a, (0, 2, 1)), input_precision=PRECISION)
+    return tl.dot(heads_b, tl.permute(y_b, (0, 2, 1)), shares, input_precision=PRECISION)
 
 
 @triton.jit
@@ -92,9 +111,19 @@ def _scores(heads_a, heads_b, y_a, y_b, PRECISION: tl.constexpr):
         scores = tl.sum(tl.sum(heads_a * y_a, 0), 1) + tl.sum(tl.sum(heads_b * y_b, 0), 1)
         scores = scores[:, None]
     else:
-        scores = tl.sum(tl.dot(heads_a, tl.permute(y_a, (0, 2, 1)), input_precision=PRECISION), 0)
-        scores += tl.sum(tl.dot(heads_b, tl.permute(y_b, (0, 2, 1)), input_precision=PRECISION), 0)
+        scores = tl.sum(_shares(heads_a, heads_b, y_a, y_b, PRECISION), 0)
     return scores
+
+
+@triton.jit
+def _scores_of_two(u_a, u_b, dz_a, dz_b, y_a, y_b, PRECISION: tl.constexpr):
+    """u · y and dz · y; where shares are added up across warps, these wait for each other once for both."""
+    if y_a.shape[1] == 1:
+        s, dp = _scores(u_a, u_b, y_a, y_b, PRECISION), _scores(dz_a, dz_b, y_a, y_b, PRECISION)
+    else:
+        of_u, of_dz = _shares(u_a, u_b, y_a, y_b, PRECISION), _shares(dz_a, dz_b, y_a, y_b, PRECISION)
+        s, dp = tl.split(tl.sum(tl.join(of_u, of_dz), 0))
+    return s, dp
 
 
 @triton.jit
@@ -227,6 +256,8 @@ def absorbed_backward(
     z_a, z_b = _load(z + sample * H * C, heads * C, heads < H, C, A, B, SPLIT_A, SPLIT_B)
     delta = _sum(dz_a * z_a, dz_b * z_b)
     u_a, u_b, dz_a, dz_b = u_a.to(dtype), u_b.to(dtype), dz_a.to(dtype), dz_b.to(dtype)
+    sum_u = _sum(u_a.to(tl.float32), u_b.to(tl.float32))
+    sum_dz = _sum(dz_a.to(tl.float32), dz_b.to(tl.float32))
     m = tl.load(stats + (sample * H + heads) * 2, mask=heads < H, other=0.0)
     inverse_l = tl.div_rn(1.0, tl.load(stats + (sample * H + heads) * 2 + 1, mask=heads < H, other=1.0))
     grad_u_parts += program * H * C
@@ -239,24 +270,27 @@ def absorbed_backward(
             row = start + tl.arange(0, BLOCK)
             offsets = _row_offsets(row, query_distance, token_stride, UNIT)
             y_a, y_b, rstd = _normalized(tokens, offsets, row < last, eps, C, A, B, SPLIT_A, SPLIT_B)
-            p = tl.exp2(_scores(u_a, u_b, y_a, y_b, PRECISION) * LOG2E - m[:, None]) * inverse_l[:, None]
+            s, dp = _scores_of_two(u_a, u_b, dz_a, dz_b, y_a, y_b, PRECISION)
+            p = tl.exp2(s * LOG2E - m[:, None]) * inverse_l[:, None]
             p = tl.where((row < last)[None, :], p, 0.0)
-            ds = (p * (_scores(dz_a, dz_b, y_a, y_b, PRECISION) - delta[:, None])).to(dtype)
-            du_a = _weighted(ds, y_a, du_a, PRECISION)
-            du_b = _weighted(ds, y_b, du_b, PRECISION)
+            ds = (p * (dp - delta[:, None])).to(dtype)
             p = p.to(dtype)
-            dy_a = _row_gradients(p, dz_a, ds, u_a, PRECISION)
-            dy_b = _row_gradients(p, dz_b, ds, u_b, PRECISION)
-            # LayerNorm's backward: what dy has along y and along the constant vector changes nothing.
-            y_a, y_b = y_a.to(tl.float32), y_b.to(tl.float32)
-            along_y, along_one = (
-                (_sum(dy_a * y_a, dy_b * y_b) / C)[None, :, None],
-                (_sum(dy_a, dy_b) / C)[None, :, None],
-            )
-            dx_a = (dy_a - along_one - y_a * along_y) * rstd[None, :, None]
-            dx_b = (dy_b - along_one - y_b * along_y) * rstd[None, :, None]
+            # LayerNorm's backward: what dy has along y and along the constant vector changes nothing. Both follow from
+            # the heads' products with y and their sums, without dy.
+            weight, of_score = p.to(tl.float32), ds.to(tl.float32)
+            along_y = tl.sum(weight * dp + of_score * s, 0) / C
+            along_one = tl.sum(weight * sum_dz[:, None] + of_score * sum_u[:, None], 0) / C
+            slope, level = (-along_y * rstd)[None, :, None], (-along_one * rstd)[None, :, None]
+            rstd = rstd[None, :, None]
             offsets = _row_offsets(row, grad_distance, width, UNIT)
-            _store(dx_a, dx_b, grad_tokens, offsets, row < last, C, A, B, SPLIT_A, SPLIT_B)
+            dy = _row_gradients(p, dz_a, ds, u_a, PRECISION)
+            dx = tl.fma(dy, rstd, tl.fma(y_a.to(tl.float32), slope, level))
+            _store_piece(dx, grad_tokens, offsets, row < last, 0, C, SPLIT_A, A)
+            dy = _row_gradients(p, dz_b, ds, u_b, PRECISION)
+            dx = tl.fma(dy, rstd, tl.fma(y_b.to(tl.float32), slope, level))
+            _store_piece(dx, grad_tokens, offsets, row < last, A, C, SPLIT_B, B)
+            du_a = _weighted(ds, y_a, du_a, PRECISION)  # last: fewer registers are in use
+            du_b = _weighted(ds, y_b, du_b, PRECISION)
         # The sum over the program's runs lies in memory: with the run's, it is more than the registers hold.
         # Adding 0 in this way keeps the compiler from holding addresses in registers from the first run on.
         offsets = heads * C + tl.minimum(first, 0)
