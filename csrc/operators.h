@@ -35,7 +35,6 @@ struct AbsorbedAttention {
   TensorView u, query, token;
   TensorView z, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_z, grad_u, grad_query, grad_token;
-  float* workspace;     // of the CUDA kernels, here and below
   double dropout_rate;  // as of BiasGelu
   uint64_t seed;
   TensorView grad_s;  // with dropout only
@@ -77,7 +76,6 @@ struct AddLayerNorm {
   // Backward pass only. grad_residual is the gradient of the sum, hence that of x too: grad_x, where it is given, is
   // the same in the dtype of grad_norm. So is norm, which is computed anew where it is given.
   TensorView grad_norm, grad_sum, grad_residual, grad_x, grad_weight, grad_bias;
-  float* workspace;
 };
 
 template <typename Arguments>
@@ -261,7 +259,6 @@ struct SpaceTimeAttention {
   TensorView affine, grad_affine;
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
-  float* workspace;
   TensorView bias, grad_bias;
 
   bool has_stats() const { return axis != Axis::kJoint && prefix_attention == PrefixAttention::kAll; }

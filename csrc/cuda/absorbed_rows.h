@@ -1,234 +1,222 @@
-// The rows of [query, tokens] of a sample, through shared memory 16 at a time: while a block computes with some rows,
-// the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the columns, in
-// squares of 16 rows, for the products with all heads. Where registers or shared memory do not take this,
-// absorbed_spans.h has another form.
+// The rows of [query, tokens] of a sample, shared out among the blocks of a cluster. A block has its rows in tiles of
+// eight a warp: while it computes with one tile, the next is on its way by bulk copies. In each tile a warp normalizes
+// its eight rows in place and multiplies them with all heads; then it has some of the columns, in squares of 16, of
+// all rows. So threads wait for each other three times a tile. What a block has summed up in the end, the cluster adds
+// up through distributed shared memory, in the order of the blocks.
 #pragma once
 
-#include "merge.h"
+#include "kernels.h"
 #include "tile.h"
 
 namespace hsta::cuda {
 
-constexpr int kRunWarps = 8, kRunThreads = kRunWarps * kWarp;
-constexpr int kHeads = kSquare, kRows = kSquare;
+constexpr int kHeads = kSquare;  // with empty ones behind the last
+constexpr int kRowsOfWarp = 8, kColumnsOfProduct = 32;
 constexpr float kLog2EFloat = 1.4426950408889634f;
-static_assert(kRunThreads == kHeads * kRows, "a thread a score");
 
-// Into how many runs the rows of a sample are split. Several blocks share a sample so that small batches fill the GPU.
-// A run's result is as large as 2 or 4 times `heads` tokens and is written and read: that bounds their number. The
-// batch has no say: results do not depend on it.
-struct RunPlan {
-  int64_t rows_per_split, splits;
+// How many rows a block has, and how many blocks share a sample: as many as have three tiles of 64 rows to do, which
+// leaves the next tile time to come, and at most the eight of a portable cluster. The batch has no say: results do not
+// depend on it.
+struct Shares {
+  int64_t rows_of_block;
+  int blocks;
 
-  explicit RunPlan(const AbsorbedAttention& op) {
-    const int64_t rows = op.tokens + 1, wanted = op.tokens / (24 * op.heads);
-    rows_per_split = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
-    splits = divide_up(rows, rows_per_split);
+  explicit Shares(const AbsorbedAttention& op) {
+    constexpr int64_t kMost = 8, kRows = 192;
+    const int64_t rows = op.tokens + 1;
+    rows_of_block = round_up(divide_up(rows, min(divide_up(rows, kRows), kMost)), kRowsOfWarp);
+    blocks = int(divide_up(rows, rows_of_block));
   }
 };
 
-__host__ __device__ inline int padded_width(int64_t width) { return int((width + kSquare - 1) / kSquare) * kSquare; }
+inline int padded_width(int64_t width) { return int(round_up(width, kColumnsOfProduct)); }
 
-// Shared memory of the kernels, for `stages` of 16 rows and `head_squares` of 16 heads. kSides: 1 for the forward pass,
-// which has products with u; 2 for the backward pass, which also has some with the gradient of z.
-template <typename T, int kSides>
-struct RunMemory {
+// Shared memory. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass, which also has
+// some with the gradient of z. kWarps: of a block.
+template <typename T, int kWarps, int kSides>
+struct Memory {
+  static constexpr int kTile = kWarps * kRowsOfWarp;
+  static constexpr int kFloats = 3 * kTile + (3 + 2 * kWarps) * kHeads;
+
+  Arrival* arrivals;         // of the two tiles
   Matrix<T> heads[kSides];   // u, and the gradient of z
-  Matrix<T> rows;            // of the stages, in turn
-  Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (rows, heads)
-  float* parts;              // of the products over the columns: (warps, kSides, head squares, rows, heads)
-  float* of_heads;           // two numbers a head
-  float* of_rows;            // rstd, then two numbers a row and warp
+  Matrix<T> tiles;           // two, in turn
+  Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (heads, rows)
+  float* of_rows;            // three numbers a row
+  float* of_heads;           // three numbers a head
+  float* of_warps;           // two numbers a warp and head
 
-  __device__ explicit RunMemory(int pitch, int stages = 2, int head_squares = 1) {
-    const int all_heads = head_squares * kHeads;
-    Matrix<T> next{shared_memory<T>(), pitch};
-    for (auto& matrix : heads) matrix = next, next = next.from(all_heads, 0);
-    rows = next, next = next.from(stages * kRows, 0);
-    next.pitch = pitch_of<T>(all_heads);
-    for (auto& matrix : scores) matrix = next, next = next.from(kRows, 0);
-    parts = reinterpret_cast<float*>(next.data);
-    of_heads = parts + kRunWarps * kSides * kRows * all_heads;
-    of_rows = of_heads + 2 * all_heads;
+  __device__ explicit Memory(int padded) {
+    arrivals = shared_memory<Arrival>();
+    Matrix<T> next{reinterpret_cast<T*>(arrivals + 2), pitch_of<T>(padded)};
+    for (auto& matrix : heads) matrix = next, next = next.from(kHeads, 0);
+    tiles = next, next = next.from(2 * kTile, 0);
+    next.pitch = pitch_of<T>(kTile);
+    for (auto& matrix : scores) matrix = next, next = next.from(kHeads, 0);
+    of_rows = reinterpret_cast<float*>(next.data);
+    of_heads = of_rows + 3 * kTile;
+    of_warps = of_heads + 3 * kHeads;
   }
 
-  __device__ Matrix<T> stage(int index) const { return rows.from(index * kRows, 0); }
+  __device__ Matrix<T> tile(int index) const { return tiles.from(index % 2 * kTile, 0); }
+  __device__ Arrival& arrival(int index) const { return arrivals[index % 2]; }
+  // The sums of the heads, in float, where the tiles were.
+  __device__ Matrix<float> sums(int padded) const { return {reinterpret_cast<float*>(tiles.data), padded + 4}; }
 
-  static int64_t bytes(int pitch, int stages = 2, int head_squares = 1) {
-    const int all_heads = head_squares * kHeads;
-    const int64_t elements = (kSides * all_heads + stages * kRows) * pitch + kSides * kRows * pitch_of<T>(all_heads);
-    const int64_t floats = kRunWarps * kSides * kRows * all_heads + 2 * all_heads + kRows + 2 * kRows * kRunWarps;
-    return elements * int64_t(sizeof(T)) + floats * 4;
+  static int64_t bytes(int padded) {
+    const int64_t elements = (kSides * kHeads + 2 * kTile) * pitch_of<T>(padded) + kSides * kHeads * pitch_of<T>(kTile);
+    return 2 * int64_t(sizeof(Arrival)) + elements * int64_t(sizeof(T)) + kFloats * 4;
   }
 };
 
-// A run of rows of a sample, and the heads of that sample. Columns are named by the first and by how many there are.
-template <typename T>
-struct RowRun {
+// A block's rows, and the heads of their sample. kSquares: squares of columns that a warp may have.
+template <typename T, int kWarps, int kSquares>
+struct Rows {
   static constexpr int kPiece = 16 / sizeof(T);
+  static constexpr int kTile = kWarps * kRowsOfWarp;
+  static constexpr int kLanesOfRow = kWarp / kRowsOfWarp;
+  static constexpr int kPieces = kWarps * kSquares * kSquare / (kPiece * kLanesOfRow);  // of a row, a lane
 
   const AbsorbedAttention& op;
   int width, padded;
-  int64_t sample, split, first, last;
+  int64_t sample, first, last;
+  int warp, lane;
 
-  __device__ RowRun(const AbsorbedAttention& op, const RunPlan& plan, int64_t index)
-      : op(op), width(int(op.width)), padded(padded_width(op.width)) {
-    sample = index / plan.splits, split = index % plan.splits;
-    first = split * plan.rows_per_split;
-    last = first + plan.rows_per_split < op.tokens + 1 ? first + plan.rows_per_split : op.tokens + 1;
+  __device__ Rows(const AbsorbedAttention& op, const Shares& shares, int padded)
+      : op(op), width(int(op.width)), padded(padded) {
+    sample = block_index() / shares.blocks;
+    first = cluster_rank() * shares.rows_of_block;
+    last = min(first + shares.rows_of_block, op.tokens + 1);
+    warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   }
 
-  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the
-  // last row: no copy is left on its way when the block ends.
-  __device__ void copy_rows(int64_t row, int begin, int columns, Matrix<T> to) const {
-    if (row >= last) return;
-    const int pieces = columns / kPiece;
-    const T* query = op.query.at<const T>(sample);
-    const T* token = op.token.at<const T>(sample);
-    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
-      const int64_t source = row + i / pieces;
-      const int column = i % pieces * kPiece;
-      const bool valid = source < last && begin + column < width;
-      const T* from = source == 0 ? query : token + (source - 1) * op.token.stride[1];
-      copy_async(to.at(i / pieces, column), valid ? from + begin + column : query, valid);
-    }
-    commit_copies();
+  __device__ int64_t first_of(int tile) const { return first + tile * kTile; }
+  // How many rows a tile has: none behind the last one.
+  __device__ int rows_of(int tile) const {
+    const int64_t left = last - first_of(tile);
+    return left < 0 ? 0 : left < kTile ? int(left) : kTile;
   }
 
-  // Writes the gradients of the 16 rows from `row` on.
-  __device__ void store_rows(Matrix<T> from, int64_t row, int begin, int columns) const {
-    const int pieces = columns / kPiece;
-    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
-      const int64_t target = row + i / pieces;
-      if (target >= last) break;
-      const int column = i % pieces * kPiece;
-      T* to = target == 0 ? op.grad_query.as<T>() + sample * width
-                          : op.grad_token.as<T>() + (sample * op.tokens + target - 1) * width;
-      store(to + begin + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
+  // Asks for a tile's rows: called by the whole block, and after a barrier.
+  template <typename Memory>
+  __device__ void bring(int tile, const Memory& memory) const {
+    const int rows = rows_of(tile), bytes = width * int(sizeof(T));
+    if (warp || !rows) return;
+    if (lane == 0) expect_bytes(memory.arrival(tile), rows * bytes);
+    warp_barrier();
+    for (int row = lane; row < rows; row += kWarp) {
+      const int64_t source = first_of(tile) + row;
+      const T* from = source ? op.token.at<const T>(sample, source - 1) : op.query.at<const T>(sample);
+      copy_bulk(memory.tile(tile).at(row, 0), from, bytes, memory.arrival(tile));
     }
   }
 
-  // Writes `heads` rows of a (B, H, C) array of float as factors of products; zeros where there are none.
-  __device__ void load_heads(const float* from, int begin, int columns, int heads, Matrix<T> to) const {
-    const int pieces = columns / 4;
-    for (int i = thread_index(); i < heads * pieces; i += kRunThreads) {
+  // Before all else: the first tiles are asked for, and nothing but zeros is behind the rows' columns.
+  template <typename Memory>
+  __device__ void start(const Memory& memory) const {
+    if (thread_index() == 0) begin(memory.arrivals[0]), begin(memory.arrivals[1]);
+    for (int i = thread_index(); i < 2 * kTile * (padded - width); i += kWarps * kWarp)
+      *memory.tiles.at(i / (padded - width), width + i % (padded - width)) = T{};
+    order_before_copies();
+    block_barrier();
+    bring(0, memory);
+    bring(1, memory);
+  }
+
+  // The heads of a (B, H, C) array of float, as factors of products; zeros where there are none.
+  __device__ void load_heads(const float* from, Matrix<T> to) const {
+    const int pieces = padded / 4;
+    for (int i = thread_index(); i < kHeads * pieces; i += kWarps * kWarp) {
       const int head = i / pieces, column = i % pieces * 4;
       Vector<float, 4> values{};
-      if (head < op.heads && begin + column < width)
-        values = load<4>(from + (sample * op.heads + head) * width + begin + column);
+      if (head < op.heads && column < width) values = load<4>(from + (sample * op.heads + head) * width + column);
       Vector<T, 4> narrow;
       for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
       *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
     }
   }
-};
 
-// A block's run of rows, whole. kSquares: squares of columns that a warp may have.
-template <typename T, int kSquares>
-struct WholeRows : RowRun<T> {
-  using RowRun<T>::kPiece, RowRun<T>::op, RowRun<T>::width, RowRun<T>::padded;
-  static constexpr int kPieces = kRunWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
+  // y = (x - mean) / sqrt(var + eps) of this warp's rows of a tile, in place; zeros behind the last row. Returns
+  // 1 / sqrt(var + eps) of row lane % 8. Eight neighbouring lanes have different rows: their banks differ, too.
+  __device__ float normalize(int tile, Matrix<T> rows) const {
+    const int row = lane % kRowsOfWarp, part = lane / kRowsOfWarp;
+    const bool valid = warp * kRowsOfWarp + row < rows_of(tile);
+    Vector<T, kPiece> x[kPieces];
+    const auto each_piece = [&](auto&& f) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = (i * kLanesOfRow + part) * kPiece;
+        if (column < width) f(x[i], *reinterpret_cast<Vector<T, kPiece>*>(rows.at(row, column)));
+      }
+    };
+    const auto mean_of = [&](const float (&sums)[4]) {
+      float sum = sums[0] + sums[1] + (sums[2] + sums[3]);
+      for (int mask = kRowsOfWarp; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
+      return sum / float(width);
+    };
+    float sums[4] = {}, squares[4] = {};  // several, for their sums not to wait for each other
+    each_piece([&](Vector<T, kPiece>& x, const Vector<T, kPiece>& stored) {
+      x = stored;
+#pragma unroll
+      for (int c = 0; c < kPiece; ++c) sums[c % 4] += widened(x.at[c]);
+    });
+    const float mean = mean_of(sums);
+    each_piece([&](const Vector<T, kPiece>& x, const Vector<T, kPiece>&) {
+#pragma unroll
+      for (int c = 0; c < kPiece; ++c) {
+        const float centered = widened(x.at[c]) - mean;
+        squares[c % 4] = multiply_add(centered, centered, squares[c % 4]);
+      }
+    });
+    const float rstd = 1 / sqrtf(mean_of(squares) + op.eps);
+    each_piece([&](const Vector<T, kPiece>& x, Vector<T, kPiece>& stored) {
+#pragma unroll
+      for (int c = 0; c < kPiece; c += 2) {
+        const Vector<float, 2> y{{(widened(x.at[c]) - mean) * rstd, (widened(x.at[c + 1]) - mean) * rstd}};
+        const Vector<T, 2> narrow = narrowed_pair<T>(y);
+        stored.at[c] = valid ? narrow.at[0] : T{}, stored.at[c + 1] = valid ? narrow.at[1] : T{};
+      }
+    });
+    return rstd;
+  }
 
-  __device__ WholeRows(const AbsorbedAttention& op, const RunPlan& plan) : RowRun<T>(op, plan, block_index()) {}
+  // Writes the gradients of a tile's rows, which have taken their place.
+  __device__ void store_gradients(int tile, Matrix<T> grads) const {
+    const int pieces = width / kPiece;
+    for (int i = thread_index(); i < rows_of(tile) * pieces; i += kWarps * kWarp) {
+      const int64_t target = first_of(tile) + i / pieces;
+      const int column = i % pieces * kPiece;
+      T* to = target ? op.grad_token.as<T>() + (sample * op.tokens + target - 1) * width
+                     : op.grad_query.as<T>() + sample * width;
+      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(grads.at(i / pieces, column)));
+    }
+  }
 
   // f(i, column) for the squares of columns that belong to this thread's warp.
   template <typename F>
   __device__ void each_square(F&& f) const {
 #pragma unroll
     for (int i = 0; i < kSquares; ++i) {
-      const int column = (thread_index() / kWarp + i * kRunWarps) * kSquare;
+      const int column = (warp + i * kWarps) * kSquare;
       if (column < padded) f(i, column);
     }
   }
 
-  // y = (x - mean) / sqrt(var + eps) of the 16 rows, two a warp; rstd[row] = 1 / sqrt(var + eps).
-  __device__ void normalize(Matrix<T> rows, float* rstd) const {
-    const int lane = thread_index() % kWarp;
-    for (int row = thread_index() / kWarp; row < kRows; row += kRunWarps) {
-      float x[kPieces][kPiece], sum = 0, squares = 0;
-      const auto each_piece = [&](auto&& f) {
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-          const int column = (i * kWarp + lane) * kPiece;
-          if (column < width) f(x[i], *reinterpret_cast<Vector<T, kPiece>*>(rows.at(row, column)));
-        }
-      };
-      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>& stored) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) x[c] = widened(stored.at[c]), sum += x[c];
-      });
-      const float mean = sum_warp(sum) / float(width);
-      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>&) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) x[c] -= mean, squares = multiply_add(x[c], x[c], squares);
-      });
-      const float scale = 1 / sqrtf(sum_warp(squares) / float(width) + op.eps);
-      each_piece([&](float (&x)[kPiece], Vector<T, kPiece>& stored) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) stored.at[c] = narrowed<T>(x[c] * scale);
-      });
-      if (lane == 0) rstd[row] = scale;
-    }
-  }
-
-  // This warp's part of rows · headsᵀ, for (rows, heads) at `to`.
-  __device__ void put_products(Matrix<T> rows, Matrix<T> heads, float* to) const {
-    Square sum;
-    each_square([&](int, int column) {
-      multiply<Stored::kAsIs, Stored::kTransposed>(sum, rows.from(0, column), heads.from(0, column), kSquare);
-    });
-    put(sum, Matrix<float>{to, kHeads});
+  // f(head, column) for this block's share, four columns a thread, of what the cluster has summed up.
+  template <typename F>
+  __device__ void each_share(F&& f) const {
+    const int pieces = width / 4, threads = cluster_size() * kWarps * kWarp;
+    for (int i = cluster_rank() * kWarps * kWarp + thread_index(); i < int(op.heads) * pieces; i += threads)
+      f(i / pieces, i % pieces * 4);
   }
 };
 
-// After put_products, a thread has the product of one row and head. Rows lie in neighbouring lanes.
-__device__ inline int score_row() { return thread_index() % kRows; }
-__device__ inline int score_head() { return thread_index() / kRows; }
-
-// `parts` is (warps, count, rows, heads).
-__device__ inline float sum_products(const float* parts, int count, int index) {
-  float sum = 0;
-  for (int warp = 0; warp < kRunWarps; ++warp)
-    sum += parts[((warp * count + index) * kRows + score_row()) * kHeads + score_head()];
-  return sum;
-}
-
-template <typename Combine>
-__device__ inline float combine_rows(float value, Combine&& combine) {
-  for (int mask = kRows / 2; mask; mask /= 2) value = combine(value, shuffle_xor(value, mask));
-  return value;
-}
-
-// Softmax over the rows, 16 at a time as they come, of a thread's head.
-struct OnlineSoftmax {
-  float top = -INFINITY, sum = 0;
-
-  // The weight of a row of which this thread has the score. All weights before count `factor` times from now on.
-  __device__ float weight(float score, float& factor) {
-    const float new_top = fmaxf(top, combine_rows(score, [](float a, float b) { return fmaxf(a, b); }));
-    const float weight = exp2(score - new_top);
-    factor = exp2(top - new_top);
-    sum = sum * factor + combine_rows(weight, [](float a, float b) { return a + b; });
-    top = new_top;
-    return weight;
-  }
-};
-
-constexpr int kMaxRunSquares = 6;
-
-// Whether the backward pass can take whole rows. Both passes take the same form: by the same operations the scores
-// come out with the same bits, and a probability of one is recovered as exactly one.
-template <typename T>
-bool takes_whole_rows(const AbsorbedAttention& op) {
-  return op.heads <= kHeads && op.width <= kMaxRunSquares * kRunWarps * kSquare &&
-         RunMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width))) <= shared_memory_limit();
-}
-
-// f(number of squares of columns a warp may have).
-template <typename F>
+// f(how many squares of columns a warp has, at most, of rows of `width`).
+template <int kWarps, typename F>
 void with_squares(int64_t width, F&& f) {
-  if (width <= 3 * kRunWarps * kSquare) return f(std::integral_constant<int, 3>());
-  f(std::integral_constant<int, kMaxRunSquares>());
+  constexpr int kMost = kMaxWidth / kSquare / kWarps;
+  if (width <= kMaxWidth / 2) return f(std::integral_constant<int, kMost / 2>());
+  f(std::integral_constant<int, kMost>());
 }
 
 }  // namespace hsta::cuda

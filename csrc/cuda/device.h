@@ -1,8 +1,8 @@
-// What the kernels take of a GPU, beyond C++: threads, barriers, shuffles, shared memory, asynchronous copies, matrix
-// products. Here is the GPU's version of each; with another compiler than nvcc the same kernels run on the host, and
-// tests/cuda_on_host/emulator.h has a version that runs a block's threads one after the other and checks their use.
+// What the kernels take of a GPU, beyond C++: threads, barriers, shuffles, shared memory, asynchronous copies,
+// matrix products. Here is the GPU's version of each; with another compiler than nvcc the same kernels run on the host,
+// and tests/cuda_on_host/emulator.h has a version that runs a block's threads one after the other and checks their use.
 //
-// Kernels reach global memory through load, store and copy_async only, and shared memory through shared_memory.
+// Kernels reach global memory through load, store and copy_bulk only, and shared memory through shared_memory.
 #pragma once
 
 #include <cstdint>
@@ -74,24 +74,70 @@ __device__ inline void store(T* global, const Vector<T, n>& values) {
   *reinterpret_cast<Vector<T, n>*>(global) = values;
 }
 
-// Copies 16 bytes from global to shared memory in the background, or writes zeros where not `valid`. Copies of a thread
-// are gathered into groups by commit_copies; wait_copies<n> returns when all but the last n groups have arrived.
-__device__ inline void copy_async(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(valid ? 16 : 0)
+// Blocks of a cluster run at the same time, and read each other's shared memory.
+__device__ inline int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline int cluster_size() {
+  int size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+__device__ inline void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// Where the block `rank` has what lies at `shared` here.
+template <typename T>
+__device__ inline const T* in_block(const T* shared, int rank) {
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(shared), "r"(rank));
+  return reinterpret_cast<const T*>(address);
+}
+
+// In shared memory: counts the bytes of bulk copies, turn by turn. A turn is over when as many have come as were said
+// to be expected in it, by one thread.
+struct Arrival {
+  uint64_t word;
+};
+
+__device__ inline uint32_t shared_address(const void* shared) { return uint32_t(__cvta_generic_to_shared(shared)); }
+
+__device__ inline void begin(Arrival& arrival) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrival)) : "memory");
+}
+// Bulk copies that are asked for after the next barrier come after this thread's accesses of shared memory.
+__device__ inline void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void expect_bytes(Arrival& arrival, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrival)), "r"(bytes)
                : "memory");
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int n>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+// Copies from global to shared memory in the background; addresses and `bytes` are multiples of 16.
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival& arrival) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(&arrival))
+               : "memory");
+}
+// Until turn `turn` is over, of which the one before is.
+__device__ inline void wait(Arrival& arrival, int turn) {
+  asm volatile(
+      "{\n"
+      ".reg .pred over;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
+      "@!over bra again;\n"
+      "}" ::"r"(shared_address(&arrival)),
+      "r"(turn & 1)
+      : "memory");
 }
 
 // Four 8 × 8 matrices of 16-bit elements from shared memory. Lane i gives the address of row i % 8 of matrix i / 8, and
 // receives from each matrix elements 2·(i % 4) and 2·(i % 4) + 1 of row i / 4; of column i / 4 when transposed.
 template <bool transposed>
 __device__ inline void load_matrices(uint32_t (&to)[4], const void* shared_row) {
-  const auto address = uint32_t(__cvta_generic_to_shared(shared_row));
+  const uint32_t address = shared_address(shared_row);
   if constexpr (transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -127,18 +173,10 @@ inline void check(cudaError_t status) {
   throw std::runtime_error(cudaGetErrorString(status));
 }
 
-// Bytes of shared memory that a block may have on the current device.
-inline int64_t shared_memory_limit() {
-  int device = 0, bytes = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
-}
-
-// Launches and does not wait.
+// Launches `blocks` in clusters of `cluster`, and does not wait.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream stream,
-            Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads, int64_t shared_bytes,
+            Stream stream, Arguments... arguments) {
   constexpr int64_t kMaxBlocks = 0x7fffffff, kWithoutAsking = 48 << 10;
   if (blocks > kMaxBlocks) throw std::runtime_error("more blocks than a grid may have");
   if (shared_bytes > kWithoutAsking)
@@ -146,6 +184,10 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
+  cudaLaunchAttribute in_clusters{};
+  in_clusters.id = cudaLaunchAttributeClusterDimension;
+  in_clusters.val.clusterDim = {unsigned(cluster), 1, 1};
+  config.attrs = &in_clusters, config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 

@@ -1,12 +1,11 @@
-// Products of small matrices in shared memory, a square of 16 × 16 results a warp: on the matrix units for the half
-// types, in float's own arithmetic for float. Results are spread over the lanes alike in both cases.
+// Products on the matrix units of small matrices in shared memory, of half types: 16 × 16 or 16 × 8 results a warp.
 #pragma once
 
-#include "reduce.h"
+#include "device.h"
 
 namespace hsta::cuda {
 
-constexpr int kSquare = 16;
+constexpr int kWarp = 32, kSquare = 16;
 
 // A matrix in shared memory: element (row, column) lies at row * pitch + column.
 template <typename T>
@@ -55,30 +54,6 @@ struct Square {
   __device__ static int first_column(int half) { return 8 * half + thread_index() % 4 * 2; }
 };
 
-// One number for each of the two rows of a square that a lane holds results of.
-struct RowPair {
-  float at[2] = {};
-
-  // Over the four lanes that hold the same rows.
-  template <typename Combine>
-  __device__ void combine(Combine&& combine) {
-#pragma unroll
-    for (int mask = 1; mask < 4; mask *= 2) {
-      at[0] = combine(at[0], shuffle_xor(at[0], mask));
-      at[1] = combine(at[1], shuffle_xor(at[1], mask));
-    }
-  }
-};
-
-// f(result of a, same result of b, r) for each of this lane's.
-template <typename F>
-__device__ inline void each_of(const Square& a, Square& b, F&& f) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) f(a.at[half][i], b.at[half][i], i / 2);
-}
-
 template <typename T>
 __device__ inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
   return {{narrowed<T>(pair.at[0]), narrowed<T>(pair.at[1])}};
@@ -100,42 +75,40 @@ enum class Stored { kAsIs, kTransposed };
 template <Stored kA, Stored kB, typename T>
 __device__ inline void multiply(Square& sum, Matrix<T> a, Matrix<T> b, int depth) {
   const int lane = thread_index() % kWarp;
-  if constexpr (sizeof(T) == 2) {
-    // Eight lanes give the rows of each 8 × 8 matrix; of four matrices, the second lies below the first or beside it.
-    const int below = lane % 16, beside = lane / 16 * 8;
-    const int row = lane / 16 * 8 + lane % 8, column = lane % 16 / 8 * 8;
-    const T* from_a = kA == Stored::kAsIs ? a.at(below, beside) : a.at(row, column);
-    const T* from_b = kB == Stored::kAsIs ? b.at(below, beside) : b.at(row, column);
-    const int step_a = kSquare * (kA == Stored::kAsIs ? 1 : a.pitch);
-    const int step_b = kSquare * (kB == Stored::kAsIs ? b.pitch : 1);
-    for (int k = 0; k < depth; k += kSquare) {
-      uint32_t parts_a[4], parts_b[4];
-      load_matrices<kA == Stored::kTransposed>(parts_a, from_a);
-      load_matrices<kB == Stored::kAsIs>(parts_b, from_b);
-      multiply_fragments(sum.at[0], parts_a, parts_b[0], parts_b[1], T{});
-      multiply_fragments(sum.at[1], parts_a, parts_b[2], parts_b[3], T{});
-      from_a += step_a, from_b += step_b;
-    }
-  } else {
-    const auto from_a = [&](int row, int k) { return *(kA == Stored::kAsIs ? a.at(row, k) : a.at(k, row)); };
-    const auto from_b = [&](int k, int column) { return *(kB == Stored::kAsIs ? b.at(k, column) : b.at(column, k)); };
-#pragma unroll 1
-    for (int first = 0; first < depth; first += kSquare) {
-      Square part;  // sums of sums, to round less
-#pragma unroll 2
-      for (int k = first; k < first + kSquare; ++k)
-        part.each([&](float& value, int r, int column) {
-          value = multiply_add(from_a(Square::row(r), k), from_b(k, column), value);
-        });
-      each_of(part, sum, [](float part, float& sum, int) { sum += part; });
-    }
+  // Eight lanes give the rows of each 8 × 8 matrix; of four matrices, the second lies below the first or beside it.
+  const int below = lane % 16, beside = lane / 16 * 8;
+  const int row = lane / 16 * 8 + lane % 8, column = lane % 16 / 8 * 8;
+  const T* from_a = kA == Stored::kAsIs ? a.at(below, beside) : a.at(row, column);
+  const T* from_b = kB == Stored::kAsIs ? b.at(below, beside) : b.at(row, column);
+  const int step_a = kSquare * (kA == Stored::kAsIs ? 1 : a.pitch);
+  const int step_b = kSquare * (kB == Stored::kAsIs ? b.pitch : 1);
+  for (int k = 0; k < depth; k += kSquare) {
+    uint32_t parts_a[4], parts_b[4];
+    load_matrices<kA == Stored::kTransposed>(parts_a, from_a);
+    load_matrices<kB == Stored::kAsIs>(parts_b, from_b);
+    multiply_fragments(sum.at[0], parts_a, parts_b[0], parts_b[1], T{});
+    multiply_fragments(sum.at[1], parts_a, parts_b[2], parts_b[3], T{});
+    from_a += step_a, from_b += step_b;
   }
 }
 
-// x / sum, for half types by way of the reciprocal, whose rounding they do not see.
+// results = a · bᵀ with a (16, depth) and b (8, depth); depth is a multiple of 32. A lane has of columns 2·(lane % 4)
+// and + 1 those of the rows of a Square.
 template <typename T>
-__device__ inline float quotient(float x, float sum) {
-  return sizeof(T) == 4 ? x / sum : x * (1 / sum);
+__device__ inline void multiply_rows(float (&results)[2][2], Matrix<T> a, Matrix<T> b, int depth) {
+  const int lane = thread_index() % kWarp;
+  const T *from_a = a.at(lane % 16, lane / 16 * 8), *from_b = b.at(lane % 8, lane / 8 * 8);
+  float sums[2][4] = {};  // two, for a product not to wait for the one before
+  for (int k = 0; k < depth; k += 2 * kSquare) {
+    uint32_t parts_a[2][4], parts_b[4];
+    load_matrices<false>(parts_a[0], from_a + k);
+    load_matrices<false>(parts_a[1], from_a + k + kSquare);
+    load_matrices<false>(parts_b, from_b + k);
+    multiply_fragments(sums[0], parts_a[0], parts_b[0], parts_b[1], T{});
+    multiply_fragments(sums[1], parts_a[1], parts_b[2], parts_b[3], T{});
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) results[i / 2][i % 2] = sums[0][i] + sums[1][i];
 }
 
 }  // namespace hsta::cuda
