@@ -141,40 +141,44 @@ struct Rows {
   __device__ float normalize(int tile, Matrix<T> rows) const {
     const int row = lane % kRowsOfWarp, part = lane / kRowsOfWarp;
     const bool valid = warp * kRowsOfWarp + row < rows_of(tile);
-    Vector<T, kPiece> x[kPieces];
+    constexpr int kWords = kPiece / 2;
+    using Piece = Vector<uint32_t, kWords>;  // of elements, each would take a register
+    Piece x[kPieces];
     const auto each_piece = [&](auto&& f) {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         const int column = (i * kLanesOfRow + part) * kPiece;
-        if (column < width) f(x[i], *reinterpret_cast<Vector<T, kPiece>*>(rows.at(row, column)));
+        if (column < width) f(x[i], *reinterpret_cast<Piece*>(rows.at(row, column)));
       }
     };
-    const auto mean_of = [&](const float (&sums)[4]) {
+    const auto mean_of = [&](const float (&sums)[kWords]) {
       float sum = sums[0] + sums[1] + (sums[2] + sums[3]);
       for (int mask = kRowsOfWarp; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
       return sum / float(width);
     };
-    float sums[4] = {}, squares[4] = {};  // several, for their sums not to wait for each other
-    each_piece([&](Vector<T, kPiece>& x, const Vector<T, kPiece>& stored) {
-      x = stored;
+    float sums[kWords] = {}, squares[kWords] = {};  // several, for their sums not to wait for each other
+    each_piece([&](Piece& x, const Piece& stored) {
+      x = valid ? stored : Piece{};
 #pragma unroll
-      for (int c = 0; c < kPiece; ++c) sums[c % 4] += widened(x.at[c]);
-    });
-    const float mean = mean_of(sums);
-    each_piece([&](const Vector<T, kPiece>& x, const Vector<T, kPiece>&) {
-#pragma unroll
-      for (int c = 0; c < kPiece; ++c) {
-        const float centered = widened(x.at[c]) - mean;
-        squares[c % 4] = multiply_add(centered, centered, squares[c % 4]);
+      for (int w = 0; w < kWords; ++w) {
+        const Vector<float, 2> pair = widened_pair<T>(x.at[w]);
+        sums[w] += pair.at[0] + pair.at[1];
       }
     });
-    const float rstd = 1 / sqrtf(mean_of(squares) + op.eps);
-    each_piece([&](const Vector<T, kPiece>& x, Vector<T, kPiece>& stored) {
+    const float mean = mean_of(sums);
+    each_piece([&](const Piece& x, const Piece&) {
 #pragma unroll
-      for (int c = 0; c < kPiece; c += 2) {
-        const Vector<float, 2> y{{(widened(x.at[c]) - mean) * rstd, (widened(x.at[c + 1]) - mean) * rstd}};
-        const Vector<T, 2> narrow = narrowed_pair<T>(y);
-        stored.at[c] = valid ? narrow.at[0] : T{}, stored.at[c + 1] = valid ? narrow.at[1] : T{};
+      for (int w = 0; w < kWords; ++w)
+        for (float value : widened_pair<T>(x.at[w]).at)
+          squares[w] = multiply_add(value - mean, value - mean, squares[w]);
+    });
+    const float rstd = 1 / sqrtf(mean_of(squares) + op.eps);
+    each_piece([&](const Piece& x, Piece& stored) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        Vector<float, 2> y = widened_pair<T>(x.at[w]);
+        for (float& value : y.at) value = (value - mean) * rstd;
+        *reinterpret_cast<Vector<T, 2>*>(&stored.at[w]) = narrowed_pair<T>(y);
       }
     });
     return rstd;

@@ -54,16 +54,38 @@ template <>
 __device__ inline Float16 narrowed<Float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
-template <>
-__device__ inline float narrowed<float>(float x) {
-  return x;
-}
 
 // n neighbouring elements, moved 16 bytes at a time where there are so many.
 template <typename T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
   T at[n];
 };
+
+// The two elements of a word.
+template <typename T>
+__device__ inline Vector<float, 2> widened_pair(uint32_t word) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return {{__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)}};
+  } else {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+    return {{pair.x, pair.y}};
+  }
+}
+
+// One instruction for two elements.
+template <typename T>
+__device__ inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
+  if constexpr (sizeof(T) == 4) {
+    return {{pair.at[0], pair.at[1]}};
+  } else {
+    uint32_t bits;
+    if constexpr (std::is_same_v<T, BFloat16>)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.at[1]), "f"(pair.at[0]));
+    else
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.at[1]), "f"(pair.at[0]));
+    return *reinterpret_cast<Vector<T, 2>*>(&bits);
+  }
+}
 
 template <int n, typename T>
 __device__ inline Vector<T, n> load(const T* global) {

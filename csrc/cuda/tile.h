@@ -54,11 +54,6 @@ struct Square {
   __device__ static int first_column(int half) { return 8 * half + thread_index() % 4 * 2; }
 };
 
-template <typename T>
-__device__ inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
-  return {{narrowed<T>(pair.at[0]), narrowed<T>(pair.at[1])}};
-}
-
 // Writes a square's results into `to`, whose element (0, 0) takes the square's.
 template <typename T>
 __device__ inline void put(const Square& square, Matrix<T> to) {

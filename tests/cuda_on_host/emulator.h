@@ -419,6 +419,15 @@ struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
   T at[n];
 };
 
+template <typename T>
+inline Vector<float, 2> widened_pair(uint32_t word) {
+  return {{to_float(T{uint16_t(word)}), to_float(T{uint16_t(word >> 16)})}};
+}
+template <typename T>
+inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
+  return {{narrowed<T>(pair.at[0]), narrowed<T>(pair.at[1])}};
+}
+
 template <int n, typename T>
 inline Vector<T, n> load(const T* global) {
   emulator::check_aligned(global, alignof(Vector<T, n>), "load");
