@@ -13,18 +13,19 @@ struct OfHead {
 };
 
 // Computes it for heads warp, warp + kWarps, ... and leaves three numbers a head.
-template <typename T, typename Run>
-__device__ void measure_heads(const Run& run, Matrix<T> u, Matrix<T> grad_z, int warps, float* of_heads) {
-  for (int head = run.warp; head < kHeads; head += warps) {
+template <typename T, int kWidth, int kWarps>
+__device__ void measure_heads(const Rows<T, kWidth, kWarps>& run, Matrix<T, kWidth> u, Matrix<T, kWidth> grad_z,
+                              float* of_heads) {
+  for (int head = run.warp; head < kHeads; head += kWarps) {
     float delta = 0, sum_u = 0, sum_grad_z = 0;
-    for (int column = run.lane; column < run.width; column += kWarp) {
-      const float grad = widened(*grad_z.at(head, column));
-      sum_u += widened(*u.at(head, column)), sum_grad_z += grad;
-      if (head < run.op.heads)
-        delta = multiply_add(
-            load<1>(run.op.z.template as<const float>() + (run.sample * run.op.heads + head) * run.width + column)
-                .at[0],
-            grad, delta);
+    const float* z = run.op.z.template as<const float>() + (run.sample * run.op.heads + head) * kWidth;
+    for (int column = 2 * run.lane; column < kWidth; column += 2 * kWarp) {
+      const auto of_u = widened_pair<T>(*reinterpret_cast<const uint32_t*>(u.at(head, column)));
+      const auto grad = widened_pair<T>(*reinterpret_cast<const uint32_t*>(grad_z.at(head, column)));
+      sum_u += of_u.at[0] + of_u.at[1], sum_grad_z += grad.at[0] + grad.at[1];
+      if (head >= run.op.heads) continue;
+      const auto of_z = load<2>(z + column);
+      delta = multiply_add(of_z.at[0], grad.at[0], multiply_add(of_z.at[1], grad.at[1], delta));
     }
     for (int mask = 1; mask < kWarp; mask *= 2) {
       delta += shuffle_xor(delta, mask);
@@ -34,31 +35,46 @@ __device__ void measure_heads(const Run& run, Matrix<T> u, Matrix<T> grad_z, int
   }
 }
 
-// LayerNorm's backward: the gradients of 16 × 16 elements take the place of y. Of a row are the means of dy and of
-// dy·y, and 1 / sqrt(var + eps).
-template <typename T>
-__device__ void put_gradients(const Square& grad_y, Matrix<T> y, const float* of_rows) {
-  grad_y.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
-    const float* of_row = of_rows + 3 * Square::row(r);
-    auto& place = *reinterpret_cast<Vector<T, 2>*>(y.at(Square::row(r), column));
-    Vector<float, 2> x;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) x.at[c] = (grad.at[c] - of_row[0] - widened(place.at[c]) * of_row[1]) * of_row[2];
-    place = narrowed_pair<T>(x);
-  });
-}
+// LayerNorm's backward, dx = rstd (dy - mean dy - y mean dy·y), of a lane's two rows of a square.
+struct OfRows {
+  float rstd[2], shift[2], along_y[2];
 
-template <typename T, int kWarps, int kSquares>
+  // Of a row are the means of dy and of dy·y, and 1 / sqrt(var + eps).
+  __device__ explicit OfRows(const float* of_rows) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float* from = of_rows + 3 * Square::row(r);
+      rstd[r] = from[2], shift[r] = -from[0] * from[2], along_y[r] = -from[1] * from[2];
+    }
+  }
+
+  // The gradients of 16 × 16 elements take the place of y.
+  template <typename T, int kWidth>
+  __device__ void put_gradients(const Square& grad_y, Matrix<T, kWidth> y) const {
+    grad_y.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
+      auto& word = *reinterpret_cast<uint32_t*>(y.at(Square::row(r), column));
+      Vector<float, 2> pair = widened_pair<T>(word);
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+        pair.at[c] = multiply_add(pair.at[c], along_y[r], multiply_add(grad.at[c], rstd[r], shift[r]));
+      word = narrowed_word<T>(pair);
+    });
+  }
+};
+
+template <typename T, int kWidth, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
-    backward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares, int padded) {
-  const Rows<T, kWarps, kSquares> run(op, shares, padded);
-  const Memory<T, kWarps, 2> memory(padded);
-  const Matrix<T> u = memory.heads[0], grad_z = memory.heads[1], p = memory.scores[0], ds = memory.scores[1];
+    backward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares) {
+  using Run = Rows<T, kWidth, kWarps>;
+  const Run run(op, shares);
+  const Memory<T, kWidth, kWarps, 2> memory;
+  const auto u = memory.heads[0], grad_z = memory.heads[1];
+  const auto p = memory.scores[0], ds = memory.scores[1];
   run.start(memory);
   run.load_heads(op.u.as<const float>(), u);
   run.load_heads(op.grad_z.as<const float>(), grad_z);
   block_barrier();
-  measure_heads(run, u, grad_z, kWarps, memory.of_heads);
+  measure_heads(run, u, grad_z, memory.of_heads);
   block_barrier();
 
   const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;  // this lane has scores of two rows and two heads
@@ -72,17 +88,16 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     const auto stats = load<2>(op.stats.as<const float>() + (run.sample * op.heads + Square::row(h)) * 2);
     top[h] = stats.at[0], share[h] = 1 / stats.at[1];
   }
-  Square grad_u[kSquares];  // (heads, columns)
+  Square grad_u[Run::kSquares];  // (heads, columns)
   for (int tile = 0; run.rows_of(tile); ++tile) {
-    const Matrix<T> y = memory.tile(tile), of_warp = y.from(run.warp * kRowsOfWarp, 0);
+    const auto y = memory.tile(tile), of_warp = y.from(run.warp * kRowsOfWarp, 0);
     const int rows = run.rows_of(tile);
     wait(memory.arrival(tile), tile / 2);
     const float rstd = run.normalize(tile, of_warp);
-    if (run.lane < kRowsOfWarp) memory.of_rows[3 * (run.warp * kRowsOfWarp + run.lane) + 2] = rstd;
-    warp_barrier();
-    float scores[2][2], products[2][2];  // with u, and with dz
-    multiply_rows(scores, u, of_warp, padded);
-    multiply_rows(products, grad_z, of_warp, padded);
+    if (run.lane % 4 == 0) memory.of_rows[3 * (run.warp * kRowsOfWarp + run.lane / 4) + 2] = rstd;
+    float products[2][2][2];
+    multiply_rows(products, memory.heads, of_warp);
+    const auto &scores = products[0], &dp = products[1];
     float along_one[2] = {}, along_y[2] = {};  // of this lane's rows and heads
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -90,16 +105,16 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         weight.at[r] = row + r < rows ? exp2(scores[h][r] * kLog2EFloat - top[h]) * share[h] : 0;
-        grad.at[r] = weight.at[r] * (products[h][r] - head[h].delta);
+        grad.at[r] = weight.at[r] * (dp[h][r] - head[h].delta);
       }
-      const Vector<T, 2> weights = narrowed_pair<T>(weight), grads = narrowed_pair<T>(grad);
-      *reinterpret_cast<Vector<T, 2>*>(p.at(Square::row(h), row)) = weights;
-      *reinterpret_cast<Vector<T, 2>*>(ds.at(Square::row(h), row)) = grads;
+      const uint32_t weights = narrowed_word<T>(weight), grads = narrowed_word<T>(grad);
+      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = weights;
+      *reinterpret_cast<uint32_t*>(ds.at(Square::row(h), row)) = grads;
+      weight = widened_pair<T>(weights), grad = widened_pair<T>(grads);  // as the products have them
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float weight = widened(weights.at[r]), grad = widened(grads.at[r]);
-        along_one[r] += weight * head[h].sum_grad_z + grad * head[h].sum_u;
-        along_y[r] += weight * products[h][r] + grad * scores[h][r];
+        along_one[r] += weight.at[r] * head[h].sum_grad_z + grad.at[r] * head[h].sum_u;
+        along_y[r] += weight.at[r] * dp[h][r] + grad.at[r] * scores[h][r];
       }
     }
 #pragma unroll
@@ -107,19 +122,22 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
       for (int mask = 4; mask < kWarp; mask *= 2)
         along_one[r] += shuffle_xor(along_one[r], mask), along_y[r] += shuffle_xor(along_y[r], mask);
       float* of_row = memory.of_rows + 3 * (row + r);
-      if (run.lane < 4) of_row[0] = along_one[r] / float(op.width), of_row[1] = along_y[r] / float(op.width);
+      if (run.lane < 4) of_row[0] = along_one[r] / float(kWidth), of_row[1] = along_y[r] / float(kWidth);
     }
     block_barrier();
 
-    const int depth = int(round_up(rows, kSquare));
     run.each_square([&](int i, int column) {
-      multiply<Stored::kAsIs, Stored::kAsIs>(grad_u[i], ds, y.from(0, column), depth);
+#pragma unroll
+      for (int k = 0; k < Run::kTile; k += kSquare)
+        multiply(grad_u[i], left_factor<Stored::kAsIs>(ds.from(0, k)), right_factor(y.from(k, column)));
       warp_barrier();  // all lanes are done with y, whose place its gradient takes
-      for (int first = 0; first < depth; first += kSquare) {
+      const auto dz_here = right_factor(grad_z.from(0, column)), u_here = right_factor(u.from(0, column));
+#pragma unroll
+      for (int k = 0; k < Run::kTile; k += kSquare) {
         Square grad_y;  // (rows, columns)
-        multiply<Stored::kTransposed, Stored::kAsIs>(grad_y, p.from(0, first), grad_z.from(0, column), kHeads);
-        multiply<Stored::kTransposed, Stored::kAsIs>(grad_y, ds.from(0, first), u.from(0, column), kHeads);
-        put_gradients(grad_y, y.from(first, column), memory.of_rows + 3 * first);
+        multiply(grad_y, left_factor<Stored::kTransposed>(p.from(0, k)), dz_here);
+        multiply(grad_y, left_factor<Stored::kTransposed>(ds.from(0, k)), u_here);
+        OfRows(memory.of_rows + 3 * k).put_gradients(grad_y, y.from(k, column));
       }
     });
     block_barrier();
@@ -130,7 +148,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   }
 
   // The tiles' place is free: the block's sums, for the cluster to see.
-  const Matrix<float> sums = memory.sums(padded);
+  const auto sums = memory.sums();
   run.each_square([&](int i, int column) { put(grad_u[i], sums.from(0, column)); });
   cluster_barrier();
   run.each_share([&](int head, int column) {
@@ -139,7 +157,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
       const auto part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
       for (int c = 0; c < 4; ++c) values.at[c] += part.at[c];
     }
-    store(op.grad_u.as<float>() + (run.sample * op.heads + head) * op.width + column, values);
+    store(op.grad_u.as<float>() + (run.sample * op.heads + head) * kWidth + column, values);
   });
   cluster_barrier();  // nobody leaves whose shared memory is being read
 }
@@ -149,13 +167,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
   constexpr int kWarps = 6;
   const Shares shares(op);
-  const int padded = padded_width(op.width);
-  with_half_type(op.dtype, [&](auto element) {
+  with_constants(op.dtype, op.width, [&](auto element, auto width) {
     using T = decltype(element);
-    with_squares<kWarps>(op.width, [&](auto squares) {
-      launch(backward_kernel<T, kWarps, squares()>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
-             Memory<T, kWarps, 2>::bytes(padded), stream, op, shares, padded);
-    });
+    launch(backward_kernel<T, width(), kWarps>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
+           Memory<T, width(), kWarps, 2>::kBytes, stream, op, shares);
   });
 }
 

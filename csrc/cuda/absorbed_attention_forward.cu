@@ -5,27 +5,28 @@
 namespace hsta::cuda {
 namespace {
 
-template <typename T, int kWarps, int kSquares>
+template <typename T, int kWidth, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
-    forward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares, int padded) {
-  const Rows<T, kWarps, kSquares> run(op, shares, padded);
-  const Memory<T, kWarps, 1> memory(padded);
-  const Matrix<T> u = memory.heads[0], p = memory.scores[0];
+    forward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares) {
+  using Run = Rows<T, kWidth, kWarps>;
+  const Run run(op, shares);
+  const Memory<T, kWidth, kWarps, 1> memory;
+  const auto p = memory.scores[0];
   run.start(memory);
-  run.load_heads(op.u.as<const float>(), u);
+  run.load_heads(op.u.as<const float>(), memory.heads[0]);
   block_barrier();
 
   const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;  // this lane has scores of two rows and two heads
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};         // of these heads; the sum is of this warp's rows
-  Square z[kSquares];                                         // (heads, columns)
+  Square z[Run::kSquares];                                    // (heads, columns)
   for (int tile = 0; run.rows_of(tile); ++tile) {
-    const Matrix<T> y = memory.tile(tile);
+    const auto y = memory.tile(tile), of_warp = y.from(run.warp * kRowsOfWarp, 0);
     const int rows = run.rows_of(tile);
     wait(memory.arrival(tile), tile / 2);
-    run.normalize(tile, y.from(run.warp * kRowsOfWarp, 0));
-    warp_barrier();
-    float scores[2][2];
-    multiply_rows(scores, u, y.from(run.warp * kRowsOfWarp, 0), padded);
+    run.normalize(tile, of_warp);
+    float products[1][2][2];
+    multiply_rows(products, memory.heads, of_warp);
+    auto& scores = products[0];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -41,15 +42,20 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
       float most = top[h];
       for (int warp = 0; warp < kWarps; ++warp) most = fmaxf(most, memory.of_warps[Square::row(h) * kWarps + warp]);
       const Vector<float, 2> weights{{exp2(scores[h][0] - most), exp2(scores[h][1] - most)}};
-      *reinterpret_cast<Vector<T, 2>*>(p.at(Square::row(h), row)) = narrowed_pair<T>(weights);
+      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = narrowed_word<T>(weights);
       correction[h] = exp2(top[h] - most);
       sum[h] = sum[h] * correction[h] + weights.at[0] + weights.at[1];
       top[h] = most;
     }
     block_barrier();
+    LeftFactor<T> weights[Run::kTile / kSquare];
+#pragma unroll
+    for (int k = 0; k < Run::kTile / kSquare; ++k) weights[k] = left_factor<Stored::kAsIs>(p.from(0, k * kSquare));
     run.each_square([&](int i, int column) {
       z[i].each([&](float& value, int r, int) { value *= correction[r]; });
-      multiply<Stored::kAsIs, Stored::kAsIs>(z[i], p, y.from(0, column), round_up(rows, kSquare));
+#pragma unroll
+      for (int k = 0; k < Run::kTile / kSquare; ++k)
+        multiply(z[i], weights[k], right_factor(y.from(k * kSquare, column)));
     });
     order_before_copies();
     block_barrier();
@@ -57,7 +63,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   }
 
   // The tiles' place is free: the block's softmax, for the cluster to see.
-  const Matrix<float> sums = memory.sums(padded);
+  const auto sums = memory.sums();
   run.each_square([&](int i, int column) { put(z[i], sums.from(0, column)); });
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -89,7 +95,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     }
     for (float& value : values.at) value /= total;
     const int64_t at = run.sample * op.heads + head;
-    store(op.z.as<float>() + at * op.width + column, values);
+    store(op.z.as<float>() + at * kWidth + column, values);
     if (column == 0) store(op.stats.as<float>() + at * 2, Vector<float, 2>{{most, total}});
   });
   cluster_barrier();  // nobody leaves whose shared memory is being read
@@ -100,13 +106,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
   constexpr int kWarps = 8;
   const Shares shares(op);
-  const int padded = padded_width(op.width);
-  with_half_type(op.dtype, [&](auto element) {
+  with_constants(op.dtype, op.width, [&](auto element, auto width) {
     using T = decltype(element);
-    with_squares<kWarps>(op.width, [&](auto squares) {
-      launch(forward_kernel<T, kWarps, squares()>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
-             Memory<T, kWarps, 1>::bytes(padded), stream, op, shares, padded);
-    });
+    launch(forward_kernel<T, width(), kWarps>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
+           Memory<T, width(), kWarps, 1>::kBytes, stream, op, shares);
   });
 }
 

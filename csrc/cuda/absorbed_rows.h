@@ -11,7 +11,7 @@
 namespace hsta::cuda {
 
 constexpr int kHeads = kSquare;  // with empty ones behind the last
-constexpr int kRowsOfWarp = 8, kColumnsOfProduct = 32;
+constexpr int kRowsOfWarp = 8;
 constexpr float kLog2EFloat = 1.4426950408889634f;
 
 // How many rows a block has, and how many blocks share a sample: as many as have three tiles of 64 rows to do, which
@@ -29,61 +29,56 @@ struct Shares {
   }
 };
 
-inline int padded_width(int64_t width) { return int(round_up(width, kColumnsOfProduct)); }
-
 // Shared memory. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass, which also has
 // some with the gradient of z. kWarps: of a block.
-template <typename T, int kWarps, int kSides>
+template <typename T, int kWidth, int kWarps, int kSides>
 struct Memory {
   static constexpr int kTile = kWarps * kRowsOfWarp;
-  static constexpr int kFloats = 3 * kTile + (3 + 2 * kWarps) * kHeads;
+  using RowsOfTokens = Matrix<T, kWidth>;
+  using Scores = Matrix<T, kTile>;
 
-  Arrival* arrivals;         // of the two tiles
-  Matrix<T> heads[kSides];   // u, and the gradient of z
-  Matrix<T> tiles;           // two, in turn
-  Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (heads, rows)
-  float* of_rows;            // three numbers a row
-  float* of_heads;           // three numbers a head
-  float* of_warps;           // two numbers a warp and head
+  Arrival* arrivals;           // of the two tiles
+  RowsOfTokens heads[kSides];  // u, and the gradient of z
+  RowsOfTokens tiles;          // two, in turn
+  Scores scores[kSides];       // probabilities, and the scores' gradients: (heads, rows)
+  float* of_rows;              // three numbers a row
+  float* of_heads;             // three numbers a head
+  float* of_warps;             // two numbers a warp and head
 
-  __device__ explicit Memory(int padded) {
+  __device__ Memory() {
     arrivals = shared_memory<Arrival>();
-    Matrix<T> next{reinterpret_cast<T*>(arrivals + 2), pitch_of<T>(padded)};
+    RowsOfTokens next{reinterpret_cast<T*>(arrivals + 2)};
     for (auto& matrix : heads) matrix = next, next = next.from(kHeads, 0);
-    tiles = next, next = next.from(2 * kTile, 0);
-    next.pitch = pitch_of<T>(kTile);
-    for (auto& matrix : scores) matrix = next, next = next.from(kHeads, 0);
-    of_rows = reinterpret_cast<float*>(next.data);
+    tiles = next;
+    Scores after{next.at(2 * kTile, 0)};
+    for (auto& matrix : scores) matrix = after, after = after.from(kHeads, 0);
+    of_rows = reinterpret_cast<float*>(after.data);
     of_heads = of_rows + 3 * kTile;
     of_warps = of_heads + 3 * kHeads;
   }
 
-  __device__ Matrix<T> tile(int index) const { return tiles.from(index % 2 * kTile, 0); }
+  __device__ RowsOfTokens tile(int index) const { return tiles.from(index % 2 * kTile, 0); }
   __device__ Arrival& arrival(int index) const { return arrivals[index % 2]; }
   // The sums of the heads, in float, where the tiles were.
-  __device__ Matrix<float> sums(int padded) const { return {reinterpret_cast<float*>(tiles.data), padded + 4}; }
+  __device__ Matrix<float, kWidth> sums() const { return {reinterpret_cast<float*>(tiles.data)}; }
 
-  static int64_t bytes(int padded) {
-    const int64_t elements = (kSides * kHeads + 2 * kTile) * pitch_of<T>(padded) + kSides * kHeads * pitch_of<T>(kTile);
-    return 2 * int64_t(sizeof(Arrival)) + elements * int64_t(sizeof(T)) + kFloats * 4;
-  }
+  static constexpr int kBytes = 2 * int(sizeof(Arrival)) + RowsOfTokens::bytes(kSides * kHeads + 2 * kTile) +
+                                Scores::bytes(kSides * kHeads) + 4 * (3 * kTile + (3 + 2 * kWarps) * kHeads);
+  static_assert(Matrix<float, kWidth>::bytes(kHeads) <= RowsOfTokens::bytes(2 * kTile));
 };
 
-// A block's rows, and the heads of their sample. kSquares: squares of columns that a warp may have.
-template <typename T, int kWarps, int kSquares>
+// A block's rows, and the heads of their sample.
+template <typename T, int kWidth, int kWarps>
 struct Rows {
-  static constexpr int kPiece = 16 / sizeof(T);
-  static constexpr int kTile = kWarps * kRowsOfWarp;
-  static constexpr int kLanesOfRow = kWarp / kRowsOfWarp;
-  static constexpr int kPieces = kWarps * kSquares * kSquare / (kPiece * kLanesOfRow);  // of a row, a lane
+  static constexpr int kTile = kWarps * kRowsOfWarp, kPiece = 16 / sizeof(T);
+  static constexpr int kSquares = (kWidth / kSquare + kWarps - 1) / kWarps;  // of columns, that a warp may have
+  using Tokens = Matrix<T, kWidth>;
 
   const AbsorbedAttention& op;
-  int width, padded;
   int64_t sample, first, last;
   int warp, lane;
 
-  __device__ Rows(const AbsorbedAttention& op, const Shares& shares, int padded)
-      : op(op), width(int(op.width)), padded(padded) {
+  __device__ Rows(const AbsorbedAttention& op, const Shares& shares) : op(op) {
     sample = block_index() / shares.blocks;
     first = cluster_rank() * shares.rows_of_block;
     last = min(first + shares.rows_of_block, op.tokens + 1);
@@ -100,23 +95,22 @@ struct Rows {
   // Asks for a tile's rows: called by the whole block, and after a barrier.
   template <typename Memory>
   __device__ void bring(int tile, const Memory& memory) const {
-    const int rows = rows_of(tile), bytes = width * int(sizeof(T));
+    constexpr int kBytes = kWidth * int(sizeof(T));
+    const int rows = rows_of(tile);
     if (warp || !rows) return;
-    if (lane == 0) expect_bytes(memory.arrival(tile), rows * bytes);
+    if (lane == 0) expect_bytes(memory.arrival(tile), rows * kBytes);
     warp_barrier();
     for (int row = lane; row < rows; row += kWarp) {
       const int64_t source = first_of(tile) + row;
       const T* from = source ? op.token.at<const T>(sample, source - 1) : op.query.at<const T>(sample);
-      copy_bulk(memory.tile(tile).at(row, 0), from, bytes, memory.arrival(tile));
+      copy_bulk(memory.tile(tile).at(row, 0), from, kBytes, memory.arrival(tile));
     }
   }
 
-  // Before all else: the first tiles are asked for, and nothing but zeros is behind the rows' columns.
+  // Before all else: the first tiles are asked for.
   template <typename Memory>
   __device__ void start(const Memory& memory) const {
     if (thread_index() == 0) begin(memory.arrivals[0]), begin(memory.arrivals[1]);
-    for (int i = thread_index(); i < 2 * kTile * (padded - width); i += kWarps * kWarp)
-      *memory.tiles.at(i / (padded - width), width + i % (padded - width)) = T{};
     order_before_copies();
     block_barrier();
     bring(0, memory);
@@ -124,75 +118,64 @@ struct Rows {
   }
 
   // The heads of a (B, H, C) array of float, as factors of products; zeros where there are none.
-  __device__ void load_heads(const float* from, Matrix<T> to) const {
-    const int pieces = padded / 4;
-    for (int i = thread_index(); i < kHeads * pieces; i += kWarps * kWarp) {
-      const int head = i / pieces, column = i % pieces * 4;
+  __device__ void load_heads(const float* from, Tokens to) const {
+    constexpr int kPieces = kWidth / 4;
+    for (int i = thread_index(); i < kHeads * kPieces; i += kWarps * kWarp) {
+      const int head = i / kPieces, column = i % kPieces * 4;
       Vector<float, 4> values{};
-      if (head < op.heads && column < width) values = load<4>(from + (sample * op.heads + head) * width + column);
-      Vector<T, 4> narrow;
-      for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
-      *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
+      if (head < op.heads) values = load<4>(from + (sample * op.heads + head) * kWidth + column);
+      *reinterpret_cast<Vector<uint32_t, 2>*>(to.at(head, column)) = {
+          {narrowed_word<T>({{values.at[0], values.at[1]}}), narrowed_word<T>({{values.at[2], values.at[3]}})}};
     }
   }
 
-  // y = (x - mean) / sqrt(var + eps) of this warp's rows of a tile, in place; zeros behind the last row. Returns
-  // 1 / sqrt(var + eps) of row lane % 8. Eight neighbouring lanes have different rows: their banks differ, too.
-  __device__ float normalize(int tile, Matrix<T> rows) const {
-    const int row = lane % kRowsOfWarp, part = lane / kRowsOfWarp;
-    const bool valid = warp * kRowsOfWarp + row < rows_of(tile);
-    constexpr int kWords = kPiece / 2;
-    using Piece = Vector<uint32_t, kWords>;  // of elements, each would take a register
-    Piece x[kPieces];
-    const auto each_piece = [&](auto&& f) {
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const int column = (i * kLanesOfRow + part) * kPiece;
-        if (column < width) f(x[i], *reinterpret_cast<Piece*>(rows.at(row, column)));
+  // y = (x - mean) / sqrt(var + eps) of this warp's rows of a tile, in their place; zeros behind the last row. Returns
+  // 1 / sqrt(var + eps) of row lane / 4.
+  __device__ float normalize(int tile, Tokens place) const {
+    EightRows<T, kWidth> rows(place);
+    const int left = rows_of(tile) - warp * kRowsOfWarp;
+    if (left < kRowsOfWarp) rows.each([&](uint32_t& word) { word = rows.row() < left ? word : 0; });
+    // Mean and variance in one pass, as those of the differences from the row's first element. That lies within √C
+    // standard deviations of the mean: the variance keeps its digits.
+    const auto* begin = reinterpret_cast<const uint32_t*>(place.at(rows.row(), 0));
+    const float first = rows.row() < left ? widened_pair<T>(*begin).at[0] : 0;
+    float sums[4] = {}, squares[4] = {};  // several, for their sums not to wait for each other
+    int turn = 0;
+    rows.each([&](uint32_t& word) {
+      for (float value : widened_pair<T>(word).at) {
+        const float difference = value - first;
+        sums[turn % 4] += difference;
+        squares[turn % 4] = multiply_add(difference, difference, squares[turn % 4]);
+        ++turn;
       }
+      forget(word);  // or the compiler keeps the differences, which are more than there are registers
+    });
+    const auto mean_of = [](const float (&parts)[4]) {
+      float sum = parts[0] + parts[1] + (parts[2] + parts[3]);
+      sum += shuffle_xor(sum, 1), sum += shuffle_xor(sum, 2);
+      return sum / float(kWidth);
     };
-    const auto mean_of = [&](const float (&sums)[kWords]) {
-      float sum = sums[0] + sums[1] + (sums[2] + sums[3]);
-      for (int mask = kRowsOfWarp; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
-      return sum / float(width);
-    };
-    float sums[kWords] = {}, squares[kWords] = {};  // several, for their sums not to wait for each other
-    each_piece([&](Piece& x, const Piece& stored) {
-      x = valid ? stored : Piece{};
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        const Vector<float, 2> pair = widened_pair<T>(x.at[w]);
-        sums[w] += pair.at[0] + pair.at[1];
-      }
+    const float above = mean_of(sums), mean = first + above;
+    const float rstd = 1 / sqrtf(fmaxf(mean_of(squares) - above * above, 0) + op.eps);
+    rows.each([&](uint32_t& word) {
+      Vector<float, 2> y = widened_pair<T>(word);
+      for (float& value : y.at) value = (value - mean) * rstd;
+      word = narrowed_word<T>(y);
     });
-    const float mean = mean_of(sums);
-    each_piece([&](const Piece& x, const Piece&) {
-#pragma unroll
-      for (int w = 0; w < kWords; ++w)
-        for (float value : widened_pair<T>(x.at[w]).at)
-          squares[w] = multiply_add(value - mean, value - mean, squares[w]);
-    });
-    const float rstd = 1 / sqrtf(mean_of(squares) + op.eps);
-    each_piece([&](const Piece& x, Piece& stored) {
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        Vector<float, 2> y = widened_pair<T>(x.at[w]);
-        for (float& value : y.at) value = (value - mean) * rstd;
-        *reinterpret_cast<Vector<T, 2>*>(&stored.at[w]) = narrowed_pair<T>(y);
-      }
-    });
+    rows.store(place);
+    warp_barrier();
     return rstd;
   }
 
   // Writes the gradients of a tile's rows, which have taken their place.
-  __device__ void store_gradients(int tile, Matrix<T> grads) const {
-    const int pieces = width / kPiece;
-    for (int i = thread_index(); i < rows_of(tile) * pieces; i += kWarps * kWarp) {
-      const int64_t target = first_of(tile) + i / pieces;
-      const int column = i % pieces * kPiece;
-      T* to = target ? op.grad_token.as<T>() + (sample * op.tokens + target - 1) * width
-                     : op.grad_query.as<T>() + sample * width;
-      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(grads.at(i / pieces, column)));
+  __device__ void store_gradients(int tile, Tokens grads) const {
+    constexpr int kPieces = kWidth / kPiece;
+    for (int i = thread_index(); i < rows_of(tile) * kPieces; i += kWarps * kWarp) {
+      const int64_t target = first_of(tile) + i / kPieces;
+      const int column = i % kPieces * kPiece;
+      T* to = target ? op.grad_token.as<T>() + (sample * op.tokens + target - 1) * kWidth
+                     : op.grad_query.as<T>() + sample * kWidth;
+      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(grads.at(i / kPieces, column)));
     }
   }
 
@@ -202,25 +185,18 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < kSquares; ++i) {
       const int column = (warp + i * kWarps) * kSquare;
-      if (column < padded) f(i, column);
+      if (column < kWidth) f(i, column);
     }
   }
 
   // f(head, column) for this block's share, four columns a thread, of what the cluster has summed up.
   template <typename F>
   __device__ void each_share(F&& f) const {
-    const int pieces = width / 4, threads = cluster_size() * kWarps * kWarp;
-    for (int i = cluster_rank() * kWarps * kWarp + thread_index(); i < int(op.heads) * pieces; i += threads)
-      f(i / pieces, i % pieces * 4);
+    constexpr int kPieces = kWidth / 4;
+    const int threads = cluster_size() * kWarps * kWarp;
+    for (int i = cluster_rank() * kWarps * kWarp + thread_index(); i < int(op.heads) * kPieces; i += threads)
+      f(i / kPieces, i % kPieces * 4);
   }
 };
-
-// f(how many squares of columns a warp has, at most, of rows of `width`).
-template <int kWarps, typename F>
-void with_squares(int64_t width, F&& f) {
-  constexpr int kMost = kMaxWidth / kSquare / kWarps;
-  if (width <= kMaxWidth / 2) return f(std::integral_constant<int, kMost / 2>());
-  f(std::integral_constant<int, kMost>());
-}
 
 }  // namespace hsta::cuda

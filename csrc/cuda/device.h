@@ -42,19 +42,6 @@ __device__ inline float exp2(float x) {
 }
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
-__device__ inline float widened(float x) { return x; }
-__device__ inline float widened(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ inline float widened(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-
-template <typename T>
-__device__ inline T narrowed(float x) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
-}
-template <>
-__device__ inline Float16 narrowed<Float16>(float x) {
-  return {__half_as_ushort(__float2half_rn(x))};
-}
-
 // n neighbouring elements, moved 16 bytes at a time where there are so many.
 template <typename T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
@@ -72,19 +59,18 @@ __device__ inline Vector<float, 2> widened_pair(uint32_t word) {
   }
 }
 
-// One instruction for two elements.
+// From here on the compiler does not know what is in a word, and does not keep what it has made of it.
+__device__ inline void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
+// The reverse, in one instruction.
 template <typename T>
-__device__ inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
-  if constexpr (sizeof(T) == 4) {
-    return {{pair.at[0], pair.at[1]}};
-  } else {
-    uint32_t bits;
-    if constexpr (std::is_same_v<T, BFloat16>)
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.at[1]), "f"(pair.at[0]));
-    else
-      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.at[1]), "f"(pair.at[0]));
-    return *reinterpret_cast<Vector<T, 2>*>(&bits);
-  }
+__device__ inline uint32_t narrowed_word(const Vector<float, 2>& pair) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.at[1]), "f"(pair.at[0]));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.at[1]), "f"(pair.at[0]));
+  return word;
 }
 
 template <int n, typename T>
@@ -171,6 +157,13 @@ __device__ inline void load_matrices(uint32_t (&to)[4], const void* shared_row) 
                  : "r"(address)
                  : "memory");
   }
+}
+
+// The reverse of load_matrices<false>.
+__device__ inline void store_matrices(const uint32_t (&from)[4], void* shared_row) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared_row)),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
 }
 
 // sum += a · b, (16 × 16) · (16 × 8), in the fragment layouts of mma.m16n8k16.

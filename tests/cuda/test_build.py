@@ -46,8 +46,8 @@ def test_without_a_gpu_a_call_says_so_and_names_the_operator_and_its_sizes(modul
         getattr(module, kernel)(*arguments, 0)
 
     missing = "(float32|float16|bfloat16) of shape .*: .*(driver|device)"
-    u, tokens, stats = torch.zeros(2, 2, 16), torch.zeros(2, 8, 16).half(), torch.zeros(2, 2, 2)
-    of_shape = r"float32 of shape \(2, 2, 16\), .*"
+    u, tokens, stats = torch.zeros(2, 2, 96), torch.zeros(2, 8, 96).half(), torch.zeros(2, 2, 2)
+    of_shape = r"float32 of shape \(2, 2, 96\), .*"
     with pytest.raises(RuntimeError, match=rf"absorbed_attention_forward of {of_shape}{missing}"):
         call("absorbed_attention_forward", u, tokens[:, 0], tokens[:, 1:], 1e-6, 0.0, 0, u, stats)
 

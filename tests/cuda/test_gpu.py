@@ -117,7 +117,7 @@ def test_compute_sanitizer_finds_nothing():
     """In our kernels: what it says of PyTorch's and cuBLAS's is not ours to answer for."""
     code = (
         "import torch; from tests.cuda.test_gpu import Operator, absorbed, random\n"
-        "absorbed(*random(2, 30, 40))\n"
+        "absorbed(*random(2, 30, 96))\n"
         "Operator(batch=2, tokens=300)()\n"
         "torch.cuda.synchronize()\n"
         "print('all done')\n"

@@ -405,27 +405,19 @@ inline float exp2(float x) {
   return value < kSmallest ? 0 : float(value);
 }
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
-template <typename T>
-inline float widened(T x) {
-  return to_float(x);
-}
-template <typename T>
-inline T narrowed(float x) {
-  return from_float<T>(x);
-}
-
 template <typename T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
   T at[n];
 };
 
+inline void forget(uint32_t&) {}
 template <typename T>
 inline Vector<float, 2> widened_pair(uint32_t word) {
   return {{to_float(T{uint16_t(word)}), to_float(T{uint16_t(word >> 16)})}};
 }
 template <typename T>
-inline Vector<T, 2> narrowed_pair(const Vector<float, 2>& pair) {
-  return {{narrowed<T>(pair.at[0]), narrowed<T>(pair.at[1])}};
+inline uint32_t narrowed_word(const Vector<float, 2>& pair) {
+  return from_float<T>(pair.at[0]).bits | uint32_t(from_float<T>(pair.at[1]).bits) << 16;
 }
 
 template <int n, typename T>
@@ -476,6 +468,20 @@ inline void load_matrices(uint32_t (&to)[4], const void* shared_row, const char*
       pair[i] = uint16_t(all.words[8 * matrix + row][column / 2] >> 16 * (column % 2));
     }
     std::memcpy(&to[matrix], pair, sizeof pair);
+  }
+}
+
+inline void store_matrices(const uint32_t (&from)[4], void* shared_row, const char* file = __builtin_FILE(),
+                           int line = __builtin_LINE()) {
+  emulator::check_aligned(shared_row, 16, "matrix row");
+  const auto& all = machine().exchange({file, line}, [&](emulator::Exchange& mine, int lane) {
+    std::memcpy(mine.words[lane], &shared_row, sizeof shared_row);
+  });
+  const int lane = thread_index() % emulator::kWarp;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    char* row;
+    std::memcpy(&row, all.words[8 * matrix + lane / 4], sizeof row);
+    std::memcpy(row + 4 * (lane % 4), &from[matrix], sizeof from[matrix]);
   }
 }
 

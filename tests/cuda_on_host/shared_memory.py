@@ -21,8 +21,8 @@ def taken(width: int, heads: int) -> tuple[int, int]:
 def table() -> list[str]:
     take_shared_memory()
     lines = ["| width | forward | backward |", "|---|---|---|"]
-    for width in (192, 384, 768):
-        forward, backward = taken(width, width // 64)
+    for width in (96, 192, 384, 768):
+        forward, backward = taken(width, 2)
         lines.append(f"| {width} | {forward:,} | {backward:,} |")
     return lines
 

@@ -17,7 +17,7 @@ def launches() -> int:
 
 @pytest.mark.parametrize("tokens", (0, 40, 600))
 def test_a_pass_is_one_launch(tokens):
-    u, rows = torch.randn(2, 2, 32), torch.randn(2, tokens + 1, 32, dtype=torch.float16)
+    u, rows = torch.randn(2, 2, 96), torch.randn(2, tokens + 1, 96, dtype=torch.float16)
     launches()
     z, stats = absorbed_attention.forward(u, rows[:, 0], rows[:, 1:], 1e-6)
     assert launches() == 1

@@ -10,16 +10,15 @@ from hsta_kernels import backends
 from hsta_kernels.ops import launch
 from hsta_kernels.ops.cross_modal_attention import cpu
 
-_MAX_HEADS, _MAX_WIDTH = 16, 768
+_MAX_HEADS, _WIDTHS = 16, (96, 192, 384, 768)
 _HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 def refuse(tokens: torch.Tensor, num_heads: int = 1, dropout_rate: float = 0.0) -> str | None:
     if dropout_rate:
         return f"dropout_rate is {dropout_rate}; the kernels drop nothing"
-    width = tokens.shape[-1]
-    if width % 8 or width > _MAX_WIDTH:
-        return f"tokens has rows of {width}; the kernels take multiples of 8 up to {_MAX_WIDTH}"
+    if tokens.shape[-1] not in _WIDTHS:
+        return f"tokens has rows of {tokens.shape[-1]}; the kernels take {', '.join(map(str, _WIDTHS))}"
     if num_heads > _MAX_HEADS:
         return f"there are {num_heads} heads; the kernels take up to {_MAX_HEADS}"
     if tokens.dtype not in _HALF_TYPES:
