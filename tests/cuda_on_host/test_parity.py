@@ -6,6 +6,8 @@ All else that is right for every backend is in tests/ops/test_<operator>.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from hsta_kernels import BackendError, backend
 from hsta_kernels.ops import cross_modal_attention
 from tests.kernels import Kernel
 from tests.ops import test_cross_modal_attention as of_cross_modal
+from tests.ops.parity import run
+from tests.tolerances import assert_close_to_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -34,6 +38,17 @@ def test_tiles_and_blocks(batch, tokens, width, heads, dtype, kernel):
 
 def test_a_cluster_has_eight_blocks_at_most(kernel):
     of_cross_modal.check(of_cross_modal.arguments(1, 1700, 96), 1, kernel.half, kernel)
+
+
+def test_without_tokens_the_query_attends_to_itself(kernel):
+    values = {key: value.to(kernel.device, kernel.half) for key, value in of_cross_modal.arguments(3, 0, 96).items()}
+    ours, same, exact = (
+        run(partial(cross_modal_attention, num_heads=3), {key: of(value) for key, value in values.items()}, name)
+        for name, of in (("cuda", torch.clone), ("reference", torch.clone), ("reference", torch.Tensor.double))
+    )
+    for key in ("out 0", "grad of query_token", "grad of norm_weight", "grad of v_weight", "grad of v_bias"):
+        assert_close_to_reference(ours[key], same[key], exact[key], key)
+    assert ours["grad of tokens"].shape == (3, 0, 96)
 
 
 @pytest.mark.parametrize(
