@@ -16,22 +16,29 @@ struct OfHead {
 template <typename T, int kWidth, int kWarps>
 __device__ void measure_heads(const Rows<T, kWidth, kWarps>& run, Matrix<T, kWidth> u, Matrix<T, kWidth> grad_z,
                               float* of_heads) {
+  constexpr int kColumns = 2 * kWarp, kTurns = (kWidth + kColumns - 1) / kColumns;
+#pragma unroll 1
   for (int head = run.warp; head < kHeads; head += kWarps) {
+    const float* z = run.row_of_head(run.op.z.template as<const float>(), head);
+    Vector<float, 2> of_z[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) of_z[turn] = load<2>(z + (turn * kColumns + 2 * run.lane) % kWidth);
     float delta = 0, sum_u = 0, sum_grad_z = 0;
-    const float* z = run.op.z.template as<const float>() + (run.sample * run.op.heads + head) * kWidth;
-    for (int column = 2 * run.lane; column < kWidth; column += 2 * kWarp) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int column = turn * kColumns + 2 * run.lane;
+      if (kWidth % kColumns && column >= kWidth) break;
       const auto of_u = widened_pair<T>(*reinterpret_cast<const uint32_t*>(u.at(head, column)));
       const auto grad = widened_pair<T>(*reinterpret_cast<const uint32_t*>(grad_z.at(head, column)));
       sum_u += of_u.at[0] + of_u.at[1], sum_grad_z += grad.at[0] + grad.at[1];
-      if (head >= run.op.heads) continue;
-      const auto of_z = load<2>(z + column);
-      delta = multiply_add(of_z.at[0], grad.at[0], multiply_add(of_z.at[1], grad.at[1], delta));
+      delta = multiply_add(of_z[turn].at[0], grad.at[0], multiply_add(of_z[turn].at[1], grad.at[1], delta));
     }
     for (int mask = 1; mask < kWarp; mask *= 2) {
       delta += shuffle_xor(delta, mask);
       sum_u += shuffle_xor(sum_u, mask), sum_grad_z += shuffle_xor(sum_grad_z, mask);
     }
-    if (run.lane == 0) of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
+    if (run.lane == 0)
+      of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
   }
 }
 

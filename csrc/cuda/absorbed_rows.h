@@ -117,15 +117,29 @@ struct Rows {
     bring(1, memory);
   }
 
-  // The heads of a (B, H, C) array of float, as factors of products; zeros where there are none.
+  // Where a head's row begins in a (B, H, C) array of float; of those that are not there, the last one's.
+  __device__ const float* row_of_head(const float* from, int head) const {
+    return from + (sample * op.heads + min(head, op.heads - 1)) * kWidth;
+  }
+
+  // The heads of such an array as factors of products; zeros where there are none. All are asked for before the first is
+  // waited for.
   __device__ void load_heads(const float* from, Tokens to) const {
-    constexpr int kPieces = kWidth / 4;
-    for (int i = thread_index(); i < kHeads * kPieces; i += kWarps * kWarp) {
-      const int head = i / kPieces, column = i % kPieces * 4;
-      Vector<float, 4> values{};
-      if (head < op.heads) values = load<4>(from + (sample * op.heads + head) * kWidth + column);
-      *reinterpret_cast<Vector<uint32_t, 2>*>(to.at(head, column)) = {
-          {narrowed_word<T>({{values.at[0], values.at[1]}}), narrowed_word<T>({{values.at[2], values.at[3]}})}};
+    constexpr int kPieces = kWidth / 4, kThreads = kWarps * kWarp, kTurns = (kHeads * kPieces + kThreads - 1) / kThreads;
+    Vector<float, 4> values[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kThreads + thread_index();
+      values[turn] = load<4>(row_of_head(from, i / kPieces) + i % kPieces * 4);
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kThreads + thread_index(), head = i / kPieces;
+      const auto& x = values[turn].at;
+      const uint32_t words[2] = {narrowed_word<T>({{x[0], x[1]}}), narrowed_word<T>({{x[2], x[3]}})};
+      if (kTurns * kThreads == kHeads * kPieces || head < kHeads)
+        *reinterpret_cast<Vector<uint32_t, 2>*>(to.at(head, i % kPieces * 4)) = {
+            {head < op.heads ? words[0] : 0, head < op.heads ? words[1] : 0}};
     }
   }
 
