@@ -20,54 +20,39 @@ __device__ void measure_heads(const Rows<T, kWidth, kWarps>& run, Matrix<T, kWid
 #pragma unroll 1
   for (int head = run.warp; head < kHeads; head += kWarps) {
     const float* z = run.row_of_head(run.op.z.template as<const float>(), head);
-    Vector<float, 2> of_z[kTurns];
+    Vector<float, 2> of_z[kTurns];  // all are asked for before the first is waited for
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) of_z[turn] = load<2>(z + (turn * kColumns + 2 * run.lane) % kWidth);
-    float delta = 0, sum_u = 0, sum_grad_z = 0;
+    float delta = 0;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const int column = turn * kColumns + 2 * run.lane;
       if (kWidth % kColumns && column >= kWidth) break;
-      const auto of_u = widened_pair<T>(*reinterpret_cast<const uint32_t*>(u.at(head, column)));
       const auto grad = widened_pair<T>(*reinterpret_cast<const uint32_t*>(grad_z.at(head, column)));
-      sum_u += of_u.at[0] + of_u.at[1], sum_grad_z += grad.at[0] + grad.at[1];
       delta = multiply_add(of_z[turn].at[0], grad.at[0], multiply_add(of_z[turn].at[1], grad.at[1], delta));
     }
-    for (int mask = 1; mask < kWarp; mask *= 2) {
-      delta += shuffle_xor(delta, mask);
-      sum_u += shuffle_xor(sum_u, mask), sum_grad_z += shuffle_xor(sum_grad_z, mask);
-    }
+    delta = sum_lanes(delta, 1, kWarp);
+    const float sum_u = run.sum_of_head(u, head), sum_grad_z = run.sum_of_head(grad_z, head);
     if (run.lane == 0)
       of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
   }
 }
 
-// LayerNorm's backward, dx = rstd (dy - mean dy - y mean dy·y), of a lane's two rows of a square.
-struct OfRows {
-  float rstd[2], shift[2], along_y[2];
-
-  // Of a row are the means of dy and of dy·y, and 1 / sqrt(var + eps).
-  __device__ explicit OfRows(const float* of_rows) {
+// LayerNorm's backward of 16 × 16 elements, whose gradients take their place: dx = rstd (dy - mean dy - y mean dy·y),
+// for each row as (x - of_row[0]) of_row[1] + grad of_row[2] + of_row[3].
+template <typename T, int kWidth>
+__device__ void put_gradients(const Square& grad, Matrix<T, kWidth> x, const Vector<float, 4>* of_rows) {
+  const Vector<float, 4> of_row[2] = {of_rows[Square::row(0)], of_rows[Square::row(1)]};
+  grad.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
+    auto& word = *reinterpret_cast<uint32_t*>(x.at(Square::row(r), column));
+    const auto& of = of_row[r].at;
+    Vector<float, 2> pair = widened_pair<T>(word);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float* from = of_rows + 3 * Square::row(r);
-      rstd[r] = from[2], shift[r] = -from[0] * from[2], along_y[r] = -from[1] * from[2];
-    }
-  }
-
-  // The gradients of 16 × 16 elements take the place of y.
-  template <typename T, int kWidth>
-  __device__ void put_gradients(const Square& grad_y, Matrix<T, kWidth> y) const {
-    grad_y.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
-      auto& word = *reinterpret_cast<uint32_t*>(y.at(Square::row(r), column));
-      Vector<float, 2> pair = widened_pair<T>(word);
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        pair.at[c] = multiply_add(pair.at[c], along_y[r], multiply_add(grad.at[c], rstd[r], shift[r]));
-      word = narrowed_word<T>(pair);
-    });
-  }
-};
+    for (int c = 0; c < 2; ++c)
+      pair.at[c] = multiply_add(pair.at[c] - of[0], of[1], multiply_add(grad.at[c], of[2], of[3]));
+    word = narrowed_word<T>(pair);
+  });
+}
 
 template <typename T, int kWidth, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, 1)
@@ -95,24 +80,28 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     const auto stats = load<2>(op.stats.as<const float>() + (run.sample * op.heads + Square::row(h)) * 2);
     top[h] = stats.at[0], share[h] = 1 / stats.at[1];
   }
-  Square grad_u[Run::kSquares];  // (heads, columns)
+  float shift[2] = {};           // of these heads, Σ (ds scale) mean over this warp's rows
+  Square grad_u[Run::kSquares];  // (heads, columns) of Σ (ds scale) x
   for (int tile = 0; run.rows_of(tile); ++tile) {
-    const auto y = memory.tile(tile), of_warp = y.from(run.warp * kRowsOfWarp, 0);
+    const auto x = memory.tile(tile);
     const int rows = run.rows_of(tile);
     wait(memory.arrival(tile), tile / 2);
-    const float rstd = run.normalize(tile, of_warp);
-    if (run.lane % 4 == 0) memory.of_rows[3 * (run.warp * kRowsOfWarp + run.lane / 4) + 2] = rstd;
     float products[2][2][2];
-    multiply_rows(products, memory.heads, of_warp);
-    const auto &scores = products[0], &dp = products[1];
-    float along_one[2] = {}, along_y[2] = {};  // of this lane's rows and heads
+    run.multiply_heads(products, memory.heads, tile, x.from(run.warp * kRowsOfWarp, 0),
+                       memory.moments + run.warp * kRowsOfWarp);
+    const Moments of_row[2] = {memory.moments[row], memory.moments[row + 1]};
+    float along_one[2] = {}, along_y[2] = {};  // of this lane's rows and heads, scale · dy and scale · dy·y
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       Vector<float, 2> weight, grad;
+      float score[2], dp[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        weight.at[r] = row + r < rows ? exp2(scores[h][r] * kLog2EFloat - top[h]) * share[h] : 0;
-        grad.at[r] = weight.at[r] * (dp[h][r] - head[h].delta);
+        score[r] = (products[0][h][r] - of_row[r].mean * head[h].sum_u) * of_row[r].scale;
+        dp[r] = (products[1][h][r] - of_row[r].mean * head[h].sum_grad_z) * of_row[r].scale;
+        const float probability = row + r < rows ? exp2(score[r] * kLog2EFloat - top[h]) * share[h] : 0;
+        weight.at[r] = probability * of_row[r].scale;
+        grad.at[r] = probability * (dp[r] - head[h].delta) * of_row[r].scale;
       }
       const uint32_t weights = narrowed_word<T>(weight), grads = narrowed_word<T>(grad);
       *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = weights;
@@ -121,34 +110,37 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         along_one[r] += weight.at[r] * head[h].sum_grad_z + grad.at[r] * head[h].sum_u;
-        along_y[r] += weight.at[r] * dp[h][r] + grad.at[r] * scores[h][r];
+        along_y[r] += weight.at[r] * dp[r] + grad.at[r] * score[r];
+        shift[h] += grad.at[r] * of_row[r].mean;
       }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      for (int mask = 4; mask < kWarp; mask *= 2)
-        along_one[r] += shuffle_xor(along_one[r], mask), along_y[r] += shuffle_xor(along_y[r], mask);
-      float* of_row = memory.of_rows + 3 * (row + r);
-      if (run.lane < 4) of_row[0] = along_one[r] / float(kWidth), of_row[1] = along_y[r] / float(kWidth);
+      along_one[r] = sum_lanes(along_one[r], 4, kWarp) / float(kWidth);
+      along_y[r] = sum_lanes(along_y[r], 4, kWarp) / float(kWidth);
+      const float rest = of_row[r].rstd / of_row[r].scale;  // of rstd, that dy does not have yet
+      if (run.lane < 4)
+        memory.of_rows[row + r] = {
+            {of_row[r].mean, -along_y[r] * of_row[r].scale * rest, rest, -along_one[r] * rest}};
     }
     block_barrier();
 
     run.each_square([&](int i, int column) {
 #pragma unroll
       for (int k = 0; k < Run::kTile; k += kSquare)
-        multiply(grad_u[i], left_factor<Stored::kAsIs>(ds.from(0, k)), right_factor(y.from(k, column)));
-      warp_barrier();  // all lanes are done with y, whose place its gradient takes
+        multiply(grad_u[i], left_factor<Stored::kAsIs>(ds.from(0, k)), right_factor(x.from(k, column)));
+      warp_barrier();  // all lanes are done with x, whose place its gradient takes
       const auto dz_here = right_factor(grad_z.from(0, column)), u_here = right_factor(u.from(0, column));
 #pragma unroll
       for (int k = 0; k < Run::kTile; k += kSquare) {
-        Square grad_y;  // (rows, columns)
-        multiply(grad_y, left_factor<Stored::kTransposed>(p.from(0, k)), dz_here);
-        multiply(grad_y, left_factor<Stored::kTransposed>(ds.from(0, k)), u_here);
-        OfRows(memory.of_rows + 3 * k).put_gradients(grad_y, y.from(k, column));
+        Square grad;  // (rows, columns) of scale · dy
+        multiply(grad, left_factor<Stored::kTransposed>(p.from(0, k)), dz_here);
+        multiply(grad, left_factor<Stored::kTransposed>(ds.from(0, k)), u_here);
+        put_gradients(grad, x.from(k, column), memory.of_rows + k);
       }
     });
     block_barrier();
-    run.store_gradients(tile, y);
+    run.store_gradients(tile, x);
     order_before_copies();
     block_barrier();
     run.bring(tile + 2, memory);
@@ -157,12 +149,20 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   // The tiles' place is free: the block's sums, for the cluster to see.
   const auto sums = memory.sums();
   run.each_square([&](int i, int column) { put(grad_u[i], sums.from(0, column)); });
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    shift[h] = sum_lanes(shift[h], 1, 4);
+    if (run.lane % 4 == 0) memory.of_warps[Square::row(h) * kWarps + run.warp] = shift[h];
+  }
   cluster_barrier();
   run.each_share([&](int head, int column) {
     Vector<float, 4> values{};
     for (int block = 0; block < cluster_size(); ++block) {
-      const auto part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
-      for (int c = 0; c < 4; ++c) values.at[c] += part.at[c];
+      const auto& part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
+      const float* of_warps = in_block(memory.of_warps + head * kWarps, block);
+      float of_shift = 0;
+      for (int warp = 0; warp < kWarps; ++warp) of_shift += of_warps[warp];
+      for (int c = 0; c < 4; ++c) values.at[c] += part.at[c] - of_shift;
     }
     store(op.grad_u.as<float>() + (run.sample * op.heads + head) * kWidth + column, values);
   });

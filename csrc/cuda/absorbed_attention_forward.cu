@@ -15,22 +15,34 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   run.start(memory);
   run.load_heads(op.u.as<const float>(), memory.heads[0]);
   block_barrier();
+  for (int head = run.warp; head < kHeads; head += kWarps) {
+    const float sum = run.sum_of_head(memory.heads[0], head);
+    if (run.lane == 0) memory.of_heads[head] = sum;
+  }
+  block_barrier();
 
-  const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;  // this lane has scores of two rows and two heads
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};         // of these heads; the sum is of this warp's rows
-  Square z[Run::kSquares];                                    // (heads, columns)
+  // This lane has scores of two rows and two heads. Of these heads are what follows; the sums are of this warp's rows.
+  const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;
+  const float sum_u[2] = {memory.of_heads[Square::row(0)], memory.of_heads[Square::row(1)]};
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float multiplied[2] = {}, shift[2] = {};  // Σ p and Σ (p scale) mean, of p scale as it is multiplied
+  Square z[Run::kSquares];                  // (heads, columns) of Σ (p scale) x
   for (int tile = 0; run.rows_of(tile); ++tile) {
-    const auto y = memory.tile(tile), of_warp = y.from(run.warp * kRowsOfWarp, 0);
+    const auto x = memory.tile(tile);
     const int rows = run.rows_of(tile);
     wait(memory.arrival(tile), tile / 2);
-    run.normalize(tile, of_warp);
     float products[1][2][2];
-    multiply_rows(products, memory.heads, of_warp);
-    auto& scores = products[0];
+    run.multiply_heads(products, memory.heads, tile, x.from(run.warp * kRowsOfWarp, 0),
+                       memory.moments + run.warp * kRowsOfWarp);
+    const Moments of_row[2] = {memory.moments[row], memory.moments[row + 1]};
+    float scores[2][2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) scores[h][r] = row + r < rows ? scores[h][r] * kLog2EFloat : -INFINITY;
+      for (int r = 0; r < 2; ++r) {
+        const float score = (products[0][h][r] - of_row[r].mean * sum_u[h]) * of_row[r].scale;
+        scores[h][r] = row + r < rows ? score * kLog2EFloat : -INFINITY;
+      }
       float most = fmaxf(scores[h][0], scores[h][1]);
       for (int mask = 1; mask < 4; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
       if (run.lane % 4 == 0) memory.of_warps[Square::row(h) * kWarps + run.warp] = most;
@@ -41,10 +53,18 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     for (int h = 0; h < 2; ++h) {
       float most = top[h];
       for (int warp = 0; warp < kWarps; ++warp) most = fmaxf(most, memory.of_warps[Square::row(h) * kWarps + warp]);
-      const Vector<float, 2> weights{{exp2(scores[h][0] - most), exp2(scores[h][1] - most)}};
-      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = narrowed_word<T>(weights);
+      const float weights[2] = {exp2(scores[h][0] - most), exp2(scores[h][1] - most)};
+      const uint32_t scaled = narrowed_word<T>({{weights[0] * of_row[0].scale, weights[1] * of_row[1].scale}});
+      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = scaled;
+      const Vector<float, 2> as_multiplied = widened_pair<T>(scaled);
       correction[h] = exp2(top[h] - most);
-      sum[h] = sum[h] * correction[h] + weights.at[0] + weights.at[1];
+      sum[h] = sum[h] * correction[h] + weights[0] + weights[1];
+      multiplied[h] *= correction[h], shift[h] *= correction[h];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        multiplied[h] += as_multiplied.at[r] * of_row[r].inverse_scale;
+        shift[h] += as_multiplied.at[r] * of_row[r].mean;
+      }
       top[h] = most;
     }
     block_barrier();
@@ -55,7 +75,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
       z[i].each([&](float& value, int r, int) { value *= correction[r]; });
 #pragma unroll
       for (int k = 0; k < Run::kTile / kSquare; ++k)
-        multiply(z[i], weights[k], right_factor(y.from(k * kSquare, column)));
+        multiply(z[i], weights[k], right_factor(x.from(k * kSquare, column)));
     });
     order_before_copies();
     block_barrier();
@@ -67,36 +87,37 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
   run.each_square([&](int i, int column) { put(z[i], sums.from(0, column)); });
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    for (int mask = 1; mask < 4; mask *= 2) sum[h] += shuffle_xor(sum[h], mask);
-    if (run.lane % 4 == 0) memory.of_warps[Square::row(h) * kWarps + run.warp] = sum[h];
-    if (thread_index() % 4 == 0 && run.warp == 0) memory.of_heads[2 * Square::row(h)] = top[h];
+    float* of_warp = memory.of_warps + 3 * (Square::row(h) * kWarps + run.warp);
+    const float sums[3] = {sum_lanes(sum[h], 1, 4), sum_lanes(multiplied[h], 1, 4), sum_lanes(shift[h], 1, 4)};
+    if (run.lane % 4 == 0) of_warp[0] = sums[0], of_warp[1] = sums[1], of_warp[2] = sums[2];
+    if (run.lane % 4 == 0 && run.warp == 0) memory.of_heads[4 * Square::row(h)] = top[h];
   }
   block_barrier();
-  if (thread_index() < kHeads) {
-    float total = 0;
-    for (int warp = 0; warp < kWarps; ++warp) total += memory.of_warps[thread_index() * kWarps + warp];
-    memory.of_heads[2 * thread_index() + 1] = total;
+  if (const int head = thread_index(); head < kHeads) {
+    float* of_head = memory.of_heads + 4 * head;
+    of_head[1] = of_head[2] = of_head[3] = 0;
+    for (int warp = 0; warp < kWarps; ++warp)
+      for (int i = 0; i < 3; ++i) of_head[1 + i] += memory.of_warps[3 * (head * kWarps + warp) + i];
   }
   cluster_barrier();
 
   run.each_share([&](int head, int column) {
-    const auto stats_of = [&](int block) {
-      return *reinterpret_cast<const Vector<float, 2>*>(in_block(memory.of_heads + 2 * head, block));
-    };
-    float most = -INFINITY, total = 0;
-    for (int block = 0; block < cluster_size(); ++block) most = fmaxf(most, stats_of(block).at[0]);
+    float most = -INFINITY, sum = 0, multiplied = 0;
+    for (int block = 0; block < cluster_size(); ++block) most = fmaxf(most, *in_block(memory.of_heads + 4 * head, block));
     Vector<float, 4> values{};
     for (int block = 0; block < cluster_size(); ++block) {
-      const Vector<float, 2> stats = stats_of(block);
-      const float share = exp2(stats.at[0] - most);
-      total += stats.at[1] * share;
-      const auto part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
-      for (int c = 0; c < 4; ++c) values.at[c] = multiply_add(part.at[c], share, values.at[c]);
+      const float* of_head = in_block(memory.of_heads + 4 * head, block);  // maximum, sum, multiplied, shift
+      const auto& part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
+      const float share = exp2(of_head[0] - most);
+      sum += of_head[1] * share, multiplied += of_head[2] * share;
+      for (int c = 0; c < 4; ++c) values.at[c] = multiply_add(part.at[c] - of_head[3], share, values.at[c]);
     }
-    for (float& value : values.at) value /= total;
+    // Weights as they are multiplied, whose sum is not quite the probabilities': where one key has all the weight, z is
+    // its y, or the backward pass would see a gradient of scores that is not there.
+    for (float& value : values.at) value /= multiplied;
     const int64_t at = run.sample * op.heads + head;
     store(op.z.as<float>() + at * kWidth + column, values);
-    if (column == 0) store(op.stats.as<float>() + at * 2, Vector<float, 2>{{most, total}});
+    if (column == 0) store(op.stats.as<float>() + at * 2, Vector<float, 2>{{most, sum}});
   });
   cluster_barrier();  // nobody leaves whose shared memory is being read
 }

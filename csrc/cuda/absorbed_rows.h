@@ -1,8 +1,12 @@
 // The rows of [query, tokens] of a sample, shared out among the blocks of a cluster. A block has its rows in tiles of
-// eight a warp: while it computes with one tile, the next is on its way by bulk copies. In each tile a warp normalizes
-// its eight rows in place and multiplies them with all heads; then it has some of the columns, in squares of 16, of
-// all rows. So threads wait for each other three times a tile. What a block has summed up in the end, the cluster adds
-// up through distributed shared memory, in the order of the blocks.
+// eight a warp: while it computes with one tile, the next is on its way by bulk copies. In each tile a warp multiplies
+// its eight rows with all heads; then it has some of the columns, in squares of 16, of all rows. So threads wait for
+// each other three times a tile. What a block has summed up in the end, the cluster adds up through distributed shared
+// memory, in the order of the blocks.
+//
+// With y = (x - mean) rstd, u·y = rstd (u·x - mean Σu) and Σ p y = Σ (p rstd) x - Σ (p rstd) mean: in bfloat16 rows are
+// multiplied as they are. Where the mean is large, digits would be lost, and in float16 p rstd may be too small a number:
+// there rows are normalized first, in their place.
 #pragma once
 
 #include "kernels.h"
@@ -29,6 +33,15 @@ struct Shares {
   }
 };
 
+// Of a row as products have it: y = (x - mean) scale. rstd is 1 / sqrt(var + eps), and scale the same unless the row is
+// normalized.
+struct alignas(16) Moments {
+  float mean, scale, inverse_scale, rstd;
+};
+
+// How many standard deviations a mean may be: float then leaves scores more digits than bfloat16 leaves y.
+constexpr float kNear = 64;
+
 // Shared memory. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass, which also has
 // some with the gradient of z. kWarps: of a block.
 template <typename T, int kWidth, int kWarps, int kSides>
@@ -41,9 +54,10 @@ struct Memory {
   RowsOfTokens heads[kSides];  // u, and the gradient of z
   RowsOfTokens tiles;          // two, in turn
   Scores scores[kSides];       // probabilities, and the scores' gradients: (heads, rows)
-  float* of_rows;              // three numbers a row
-  float* of_heads;             // three numbers a head
-  float* of_warps;             // two numbers a warp and head
+  Moments* moments;            // of the rows
+  Vector<float, 4>* of_rows;   // four numbers a row, in the backward pass
+  float* of_heads;             // four numbers a head
+  float* of_warps;             // three numbers a warp and head
 
   __device__ Memory() {
     arrivals = shared_memory<Arrival>();
@@ -52,9 +66,10 @@ struct Memory {
     tiles = next;
     Scores after{next.at(2 * kTile, 0)};
     for (auto& matrix : scores) matrix = after, after = after.from(kHeads, 0);
-    of_rows = reinterpret_cast<float*>(after.data);
-    of_heads = of_rows + 3 * kTile;
-    of_warps = of_heads + 3 * kHeads;
+    moments = reinterpret_cast<Moments*>(after.data);
+    of_rows = reinterpret_cast<Vector<float, 4>*>(moments + kTile);
+    of_heads = reinterpret_cast<float*>(of_rows + (kSides - 1) * kTile);
+    of_warps = of_heads + 4 * kHeads;
   }
 
   __device__ RowsOfTokens tile(int index) const { return tiles.from(index % 2 * kTile, 0); }
@@ -63,7 +78,8 @@ struct Memory {
   __device__ Matrix<float, kWidth> sums() const { return {reinterpret_cast<float*>(tiles.data)}; }
 
   static constexpr int kBytes = 2 * int(sizeof(Arrival)) + RowsOfTokens::bytes(kSides * kHeads + 2 * kTile) +
-                                Scores::bytes(kSides * kHeads) + 4 * (3 * kTile + (3 + 2 * kWarps) * kHeads);
+                                Scores::bytes(kSides * kHeads) + 16 * kSides * kTile +
+                                4 * (4 + 3 * kWarps) * kHeads;
   static_assert(Matrix<float, kWidth>::bytes(kHeads) <= RowsOfTokens::bytes(2 * kTile));
 };
 
@@ -143,42 +159,73 @@ struct Rows {
     }
   }
 
-  // y = (x - mean) / sqrt(var + eps) of this warp's rows of a tile, in their place; zeros behind the last row. Returns
-  // 1 / sqrt(var + eps) of row lane / 4.
-  __device__ float normalize(int tile, Tokens place) const {
-    EightRows<T, kWidth> rows(place);
-    const int left = rows_of(tile) - warp * kRowsOfWarp;
-    if (left < kRowsOfWarp) rows.each([&](uint32_t& word) { word = rows.row() < left ? word : 0; });
+  // Products of the heads with this warp's rows of a tile, as multiply_rows has them, and these rows' moments. Behind the
+  // last row there are zeros.
+  template <int kSides>
+  __device__ void multiply_heads(float (&products)[kSides][2][2], const Tokens (&heads)[kSides], int tile, Tokens place,
+                                 Moments* moments) const {
+    const int row = lane / 4, left = rows_of(tile) - warp * kRowsOfWarp;
+    if (left < kRowsOfWarp) {
+      constexpr int kPieces = kWidth / kPiece;
+      for (int i = (left < 0 ? 0 : left) * kPieces + lane; i < kRowsOfWarp * kPieces; i += kWarp)
+        *reinterpret_cast<Vector<uint32_t, 4>*>(place.at(i / kPieces, i % kPieces * kPiece)) = {};
+      warp_barrier();
+    }
     // Mean and variance in one pass, as those of the differences from the row's first element. That lies within √C
     // standard deviations of the mean: the variance keeps its digits.
-    const auto* begin = reinterpret_cast<const uint32_t*>(place.at(rows.row(), 0));
-    const float first = rows.row() < left ? widened_pair<T>(*begin).at[0] : 0;
-    float sums[4] = {}, squares[4] = {};  // several, for their sums not to wait for each other
-    int turn = 0;
-    rows.each([&](uint32_t& word) {
-      for (float value : widened_pair<T>(word).at) {
-        const float difference = value - first;
-        sums[turn % 4] += difference;
-        squares[turn % 4] = multiply_add(difference, difference, squares[turn % 4]);
-        ++turn;
+    const float first = widened_pair<T>(*reinterpret_cast<const uint32_t*>(place.at(row, 0))).at[0];
+    float sums[2] = {}, squares[2] = {};  // of even and odd elements
+    const auto measure = [&](uint32_t word) {
+      const Vector<float, 2> x = widened_pair<T>(word);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float difference = x.at[c] - first;
+        sums[c] += difference, squares[c] = multiply_add(difference, difference, squares[c]);
       }
-      forget(word);  // or the compiler keeps the differences, which are more than there are registers
-    });
-    const auto mean_of = [](const float (&parts)[4]) {
-      float sum = parts[0] + parts[1] + (parts[2] + parts[3]);
-      sum += shuffle_xor(sum, 1), sum += shuffle_xor(sum, 2);
-      return sum / float(kWidth);
     };
-    const float above = mean_of(sums), mean = first + above;
-    const float rstd = 1 / sqrtf(fmaxf(mean_of(squares) - above * above, 0) + op.eps);
-    rows.each([&](uint32_t& word) {
-      Vector<float, 2> y = widened_pair<T>(word);
-      for (float& value : y.at) value = (value - mean) * rstd;
-      word = narrowed_word<T>(y);
-    });
-    rows.store(place);
+    const auto measured = [&] {
+      const auto mean_of = [](float sum) { return sum_lanes(sum, 1, 4) / float(kWidth); };
+      const float above = mean_of(sums[0] + sums[1]), variance = mean_of(squares[0] + squares[1]) - above * above;
+      const float deviation = sqrtf(fmaxf(variance, 0) + op.eps);
+      return Moments{first + above, 1 / deviation, deviation, 1 / deviation};
+    };
+    const auto normalize = [&](EightRows<T, kWidth>& rows, Moments& of_row) {
+      rows.each([&](uint32_t& word) {
+        Vector<float, 2> y = widened_pair<T>(word);
+        for (float& value : y.at) value = (value - of_row.mean) * of_row.rstd;
+        word = narrowed_word<T>(y);
+      });
+      rows.store(place);
+      of_row = {0, 1, 1, of_row.rstd};
+      warp_barrier();
+      multiply_rows(products, heads, place, [](uint32_t) {});
+    };
+    Moments of_row;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      multiply_rows(products, heads, place, measure);
+      of_row = measured();
+      float farthest = fabsf(of_row.mean) * of_row.rstd;
+      for (int mask = 4; mask < kWarp; mask *= 2) farthest = fmaxf(farthest, shuffle_xor(farthest, mask));
+      if (farthest > kNear) {
+        EightRows<T, kWidth> rows(place);
+        normalize(rows, of_row);
+      }
+    } else {
+      EightRows<T, kWidth> rows(place);
+      rows.each([&](uint32_t& word) { measure(word), forget(word); });
+      of_row = measured();
+      normalize(rows, of_row);
+    }
+    if (lane % 4 == 0) moments[row] = of_row;
     warp_barrier();
-    return rstd;
+  }
+
+  // The sum of a head's columns in shared memory, by a warp.
+  __device__ float sum_of_head(Tokens heads, int head) const {
+    float sum = 0;
+    for (int column = 2 * lane; column < kWidth; column += 2 * kWarp)
+      for (float value : widened_pair<T>(*reinterpret_cast<const uint32_t*>(heads.at(head, column))).at) sum += value;
+    return sum_lanes(sum, 1, kWarp);
   }
 
   // Writes the gradients of a tile's rows, which have taken their place.

@@ -7,6 +7,12 @@ namespace hsta::cuda {
 
 constexpr int kWarp = 32, kSquare = 16;
 
+// The sum over the lanes whose numbers differ in bits from `first` on and below `end`.
+__device__ inline float sum_lanes(float value, int first, int end) {
+  for (int mask = first; mask < end; mask *= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
 // A matrix in shared memory: element (row, column) lies at row * kPitch + column. Of half types the pitch is an odd
 // number of 16-byte units: 8 rows at the same column lie in different memory banks.
 template <typename T, int kColumns>
@@ -132,11 +138,11 @@ struct EightRows {
   }
 };
 
-// results = left · rowsᵀ, (16, 8), of several left factors. A lane has of columns 2·(lane % 4) and + 1 those of the
-// rows of a Square.
-template <typename T, int kColumns, int kCount>
+// results = left · rowsᵀ, (16, 8), of several left factors. A lane has of columns 2·(lane % 4) and + 1 those of the rows
+// of a Square. f(word) for each word that it has of the rows, as an EightRows has them.
+template <typename T, int kColumns, int kCount, typename F>
 __device__ inline void multiply_rows(float (&results)[kCount][2][2], const Matrix<T, kColumns> (&left)[kCount],
-                                     Matrix<T, kColumns> rows) {
+                                     Matrix<T, kColumns> rows, F&& f) {
   float sums[kCount][2][4] = {};  // two, for a product not to wait for the one before
 #pragma unroll
   for (int i = 0; i < kColumns / 32; ++i) {
@@ -149,6 +155,8 @@ __device__ inline void multiply_rows(float (&results)[kCount][2][2], const Matri
         const auto factor = left_factor<Stored::kAsIs>(left[n].from(0, 32 * i + 16 * half));
         multiply_fragments(sums[n][half], factor.words, words[2 * half], words[2 * half + 1], T{});
       }
+#pragma unroll
+    for (uint32_t word : words) f(word);
   }
 #pragma unroll
   for (int n = 0; n < kCount; ++n)
