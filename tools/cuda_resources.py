@@ -90,8 +90,16 @@ def compiled_from() -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
+def predictions(build: Build) -> list[str]:
+    """A table of the time that kernels would take."""
+    from tools.roofline.cuda import table  # Triton's disassembler is asked for
+
+    return table({source: machine_code(build.objects[source], "90a") for source in build.objects})
+
+
 def main() -> None:
-    rows = [of.line for of in resources(built(ARCHITECTURES), ARCHITECTURES)]
+    build = built(ARCHITECTURES)
+    rows = [of.line for of in resources(build, ARCHITECTURES)]
     shared = emulated(["-m", "tests.cuda_on_host.shared_memory"])
     assert shared.returncode == 0, shared.stderr
     columns = [field.name.replace("_", " ") for field in fields(Resources)]
@@ -111,6 +119,11 @@ def main() -> None:
         "232,448.",
         "",
         *shared.stdout.strip().splitlines(),
+        "",
+        "What a pass would take, and its share of a copy's bandwidth: predictions, by [the Triton kernels' model](roofline.md)",
+        "(`tools/roofline/cuda.py`). Their pass has a second launch, for the parts of a sample.",
+        "",
+        *predictions(build),
     ]
     DOCUMENT.write_text("\n".join(lines) + "\n")
 

@@ -33,8 +33,7 @@ __device__ void measure_heads(const Rows<T, kWidth, kWarps>& run, Matrix<T, kWid
     }
     delta = sum_lanes(delta, 1, kWarp);
     const float sum_u = run.sum_of_head(u, head), sum_grad_z = run.sum_of_head(grad_z, head);
-    if (run.lane == 0)
-      of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
+    if (run.lane == 0) of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
   }
 }
 
@@ -120,31 +119,40 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
       along_y[r] = sum_lanes(along_y[r], 4, kWarp) / float(kWidth);
       const float rest = of_row[r].rstd / of_row[r].scale;  // of rstd, that dy does not have yet
       if (run.lane < 4)
-        memory.of_rows[row + r] = {
-            {of_row[r].mean, -along_y[r] * of_row[r].scale * rest, rest, -along_one[r] * rest}};
+        memory.of_rows[row + r] = {{of_row[r].mean, -along_y[r] * of_row[r].scale * rest, rest, -along_one[r] * rest}};
     }
     block_barrier();
+    // All are past the tile before, and its gradients have had this long to leave the place.
+    if (tile) run.bring(tile + 1, memory);
 
+    constexpr int kParts = Run::kTile / kSquare;  // of the rows
+    LeftFactor<T> ds_of_heads[kParts], ds_of_rows[kParts], p_of_rows[kParts];
+#pragma unroll
+    for (int k = 0; k < kParts; ++k) {
+      ds_of_heads[k] = left_factor<Stored::kAsIs>(ds.from(0, k * kSquare));
+      ds_of_rows[k] = left_factor<Stored::kTransposed>(ds.from(0, k * kSquare));
+      p_of_rows[k] = left_factor<Stored::kTransposed>(p.from(0, k * kSquare));
+    }
     run.each_square([&](int i, int column) {
-#pragma unroll
-      for (int k = 0; k < Run::kTile; k += kSquare)
-        multiply(grad_u[i], left_factor<Stored::kAsIs>(ds.from(0, k)), right_factor(x.from(k, column)));
-      warp_barrier();  // all lanes are done with x, whose place its gradient takes
       const auto dz_here = right_factor(grad_z.from(0, column)), u_here = right_factor(u.from(0, column));
+      Square grads[kParts];  // (rows, columns) of scale · dy
 #pragma unroll
-      for (int k = 0; k < Run::kTile; k += kSquare) {
-        Square grad;  // (rows, columns) of scale · dy
-        multiply(grad, left_factor<Stored::kTransposed>(p.from(0, k)), dz_here);
-        multiply(grad, left_factor<Stored::kTransposed>(ds.from(0, k)), u_here);
-        put_gradients(grad, x.from(k, column), memory.of_rows + k);
+      for (int k = 0; k < kParts; ++k) {
+        multiply(grad_u[i], ds_of_heads[k], right_factor(x.from(k * kSquare, column)));
+        multiply(grads[k], p_of_rows[k], dz_here);
+        multiply(grads[k], ds_of_rows[k], u_here);
       }
+      warp_barrier();  // all lanes are done with x, whose place its gradient takes
+#pragma unroll
+      for (int k = 0; k < kParts; ++k)
+        put_gradients(grads[k], x.from(k * kSquare, column), memory.of_rows + k * kSquare);
     });
-    block_barrier();
-    run.store_gradients(tile, x);
     order_before_copies();
     block_barrier();
-    run.bring(tile + 2, memory);
+    run.store_gradients(tile, x);
   }
+  if (run.warp == 0) wait_stores();
+  block_barrier();
 
   // The tiles' place is free: the block's sums, for the cluster to see.
   const auto sums = memory.sums();

@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
 
   run.each_share([&](int head, int column) {
     float most = -INFINITY, sum = 0, multiplied = 0;
-    for (int block = 0; block < cluster_size(); ++block) most = fmaxf(most, *in_block(memory.of_heads + 4 * head, block));
+    for (int block = 0; block < cluster_size(); ++block)
+      most = fmaxf(most, *in_block(memory.of_heads + 4 * head, block));
     Vector<float, 4> values{};
     for (int block = 0; block < cluster_size(); ++block) {
       const float* of_head = in_block(memory.of_heads + 4 * head, block);  // maximum, sum, multiplied, shift

@@ -5,8 +5,8 @@
 // memory, in the order of the blocks.
 //
 // With y = (x - mean) rstd, u·y = rstd (u·x - mean Σu) and Σ p y = Σ (p rstd) x - Σ (p rstd) mean: in bfloat16 rows are
-// multiplied as they are. Where the mean is large, digits would be lost, and in float16 p rstd may be too small a number:
-// there rows are normalized first, in their place.
+// multiplied as they are. Where the mean is large, digits would be lost, and in float16 p rstd may be too small a
+// number: there rows are normalized first, in their place.
 #pragma once
 
 #include "kernels.h"
@@ -78,8 +78,7 @@ struct Memory {
   __device__ Matrix<float, kWidth> sums() const { return {reinterpret_cast<float*>(tiles.data)}; }
 
   static constexpr int kBytes = 2 * int(sizeof(Arrival)) + RowsOfTokens::bytes(kSides * kHeads + 2 * kTile) +
-                                Scores::bytes(kSides * kHeads) + 16 * kSides * kTile +
-                                4 * (4 + 3 * kWarps) * kHeads;
+                                Scores::bytes(kSides * kHeads) + 16 * kSides * kTile + 4 * (4 + 3 * kWarps) * kHeads;
   static_assert(Matrix<float, kWidth>::bytes(kHeads) <= RowsOfTokens::bytes(2 * kTile));
 };
 
@@ -108,14 +107,18 @@ struct Rows {
     return left < 0 ? 0 : left < kTile ? int(left) : kTile;
   }
 
-  // Asks for a tile's rows: called by the whole block, and after a barrier.
+  // Asks for a tile's rows: called by the whole block, and after a barrier. What was in their place has been stored.
   template <typename Memory>
   __device__ void bring(int tile, const Memory& memory) const {
     constexpr int kBytes = kWidth * int(sizeof(T));
     const int rows = rows_of(tile);
-    if (warp || !rows) return;
+    if (warp) return;
+    wait_stores();
+    if (!rows) return;
+    warp_barrier();
     if (lane == 0) expect_bytes(memory.arrival(tile), rows * kBytes);
     warp_barrier();
+#pragma unroll 1
     for (int row = lane; row < rows; row += kWarp) {
       const int64_t source = first_of(tile) + row;
       const T* from = source ? op.token.at<const T>(sample, source - 1) : op.query.at<const T>(sample);
@@ -138,10 +141,11 @@ struct Rows {
     return from + (sample * op.heads + min(head, op.heads - 1)) * kWidth;
   }
 
-  // The heads of such an array as factors of products; zeros where there are none. All are asked for before the first is
-  // waited for.
+  // The heads of such an array as factors of products; zeros where there are none. All are asked for before the first
+  // is waited for.
   __device__ void load_heads(const float* from, Tokens to) const {
-    constexpr int kPieces = kWidth / 4, kThreads = kWarps * kWarp, kTurns = (kHeads * kPieces + kThreads - 1) / kThreads;
+    constexpr int kPieces = kWidth / 4, kThreads = kWarps * kWarp,
+                  kTurns = (kHeads * kPieces + kThreads - 1) / kThreads;
     Vector<float, 4> values[kTurns];
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -159,8 +163,8 @@ struct Rows {
     }
   }
 
-  // Products of the heads with this warp's rows of a tile, as multiply_rows has them, and these rows' moments. Behind the
-  // last row there are zeros.
+  // Products of the heads with this warp's rows of a tile, as multiply_rows has them, and these rows' moments. Behind
+  // the last row there are zeros.
   template <int kSides>
   __device__ void multiply_heads(float (&products)[kSides][2][2], const Tokens (&heads)[kSides], int tile, Tokens place,
                                  Moments* moments) const {
@@ -228,15 +232,16 @@ struct Rows {
     return sum_lanes(sum, 1, kWarp);
   }
 
-  // Writes the gradients of a tile's rows, which have taken their place.
+  // Asks for a tile's gradients to be written, which have taken its rows' place: called by the whole block, and after a
+  // barrier. Before the next call of `bring` these threads wait for it.
   __device__ void store_gradients(int tile, Tokens grads) const {
-    constexpr int kPieces = kWidth / kPiece;
-    for (int i = thread_index(); i < rows_of(tile) * kPieces; i += kWarps * kWarp) {
-      const int64_t target = first_of(tile) + i / kPieces;
-      const int column = i % kPieces * kPiece;
+    if (warp) return;
+#pragma unroll 1
+    for (int row = lane; row < rows_of(tile); row += kWarp) {
+      const int64_t target = first_of(tile) + row;
       T* to = target ? op.grad_token.as<T>() + (sample * op.tokens + target - 1) * kWidth
                      : op.grad_query.as<T>() + sample * kWidth;
-      store(to + column, *reinterpret_cast<const Vector<T, kPiece>*>(grads.at(i / kPieces, column)));
+      store_bulk(to, grads.at(row, 0), kWidth * int(sizeof(T)));
     }
   }
 
@@ -246,7 +251,7 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < kSquares; ++i) {
       const int column = (warp + i * kWarps) * kSquare;
-      if (column < kWidth) f(i, column);
+      if (kSquares * kWarps * kSquare == kWidth || column < kWidth) f(i, column);
     }
   }
 

@@ -2,7 +2,8 @@
 // matrix products. Here is the GPU's version of each; with another compiler than nvcc the same kernels run on the host,
 // and tests/cuda_on_host/emulator.h has a version that runs a block's threads one after the other and checks their use.
 //
-// Kernels reach global memory through load, store and copy_bulk only, and shared memory through shared_memory.
+// Kernels reach global memory through load, store, copy_bulk and store_bulk only, and shared memory through
+// shared_memory.
 #pragma once
 
 #include <cstdint>
@@ -127,6 +128,15 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, Ar
                    shared_address(shared)),
                "l"(global), "r"(bytes), "r"(shared_address(&arrival))
                : "memory");
+}
+// The reverse. What a thread has asked for has left shared memory after its wait_stores.
+__device__ inline void store_bulk(void* global, const void* shared, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ inline void wait_stores() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 // Until turn `turn` is over, of which the one before is.
 __device__ inline void wait(Arrival& arrival, int turn) {

@@ -138,8 +138,8 @@ struct EightRows {
   }
 };
 
-// results = left · rowsᵀ, (16, 8), of several left factors. A lane has of columns 2·(lane % 4) and + 1 those of the rows
-// of a Square. f(word) for each word that it has of the rows, as an EightRows has them.
+// results = left · rowsᵀ, (16, 8), of several left factors. A lane has of columns 2·(lane % 4) and + 1 those of the
+// rows of a Square. f(word) for each word that it has of the rows, as an EightRows has them.
 template <typename T, int kColumns, int kCount, typename F>
 __device__ inline void multiply_rows(float (&results)[kCount][2][2], const Matrix<T, kColumns> (&left)[kCount],
                                      Matrix<T, kColumns> rows, F&& f) {

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.cuda.building import SOURCES, nvcc_version
-from tools.cuda_resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, resources
+from tools.cuda_resources import ARCHITECTURES, DOCUMENT, Resources, compiled_from, predictions, resources
 
 REGENERATE = f"{DOCUMENT.name} is not of these kernels: run `python -m tools.cuda_resources`"
 
@@ -40,3 +40,4 @@ def test_kernels(build):
     assert {of.arch for of in found} == set(ARCHITECTURES)
     if re.search(rf"nvcc {nvcc_version()} ", DOCUMENT.read_text()):  # another one allots registers differently
         assert sorted(of.line for of in found) == sorted(of.line for of in in_the_document()), REGENERATE
+        assert "\n".join(predictions(build)) in DOCUMENT.read_text(), REGENERATE

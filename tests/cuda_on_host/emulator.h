@@ -93,6 +93,7 @@ struct Fiber {
   void* fake_stack = nullptr;  // AddressSanitizer's
   bool begun = false, ready = true, finished = false;
   Place place;
+  std::vector<Copy> stores;  // that it has asked for
 };
 
 // Threads that wait for each other: a cluster's, a block's or a warp's.
@@ -274,6 +275,9 @@ class Machine {
       }
       if (!moved && !all_finished) throw std::runtime_error(divergence());
     }
+    for (int i = 0; i < all; ++i)
+      if (!std::exchange(fibers_[i].stores, {}).empty())
+        throw std::runtime_error("a bulk copy is on its way when its block has ended");
     for (const auto& [arrival, turn] : turns_)
       if (!turn.copies.empty()) throw std::runtime_error("a bulk copy is on its way when its block has ended");
   }
@@ -449,6 +453,17 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival& arri
   std::memset(shared, 0xff, size_t(bytes));  // until it arrives
   machine().count(global, size_t(bytes), false);
   machine().ask_for(&arrival, {shared, global, bytes});
+}
+inline void store_bulk(void* global, const void* shared, int bytes) {
+  emulator::check_aligned(shared, 16, "bulk copy");
+  emulator::check_aligned(global, 16, "bulk copy");
+  if (bytes % 16) machine().fail("misaligned bulk copy");
+  machine().count(global, size_t(bytes), true);
+  machine().fiber().stores.push_back({global, shared, bytes});
+}
+inline void wait_stores() {
+  for (const auto& store : std::exchange(machine().fiber().stores, {}))
+    std::memcpy(store.to, store.from, size_t(store.bytes));
 }
 inline void wait(Arrival& arrival, int turn, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   machine().wait(&arrival, turn, {file, line});

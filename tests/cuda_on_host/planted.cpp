@@ -57,6 +57,23 @@ __global__ void left_on_its_way(const float* from, float* to, bool with_wait) {
   store(to + thread_index(), Vector<float, 1>{{1}});
 }
 
+// Twice the numbers go back by a bulk copy, and their place is used again.
+__global__ void stored(const float* from, float* to, bool with_wait) {
+  float* shared = shared_memory<float>();
+  const int i = thread_index();
+  shared[i] = 2 * load<1>(from + i).at[0];
+  order_before_copies();
+  block_barrier();
+  if (i == 0) {
+    store_bulk(to, shared, 4 * kThreads);
+    if (with_wait) wait_stores();
+  }
+  block_barrier();
+  shared[i] = 0;
+  block_barrier();
+  if (i == 0) wait_stores();
+}
+
 // More bytes are expected than come.
 __global__ void never_arrives(const float* from, float* to, int expected) {
   Arrival& arrival = *shared_memory<Arrival>();
@@ -139,6 +156,9 @@ int main(int, char** arguments) {
     } else if (is("copy on its way")) {
       launch(left_on_its_way, 1, 1, kThreads, 32, 0, from.data(), to.data(), !planted);
       expect(kThreads, one);
+    } else if (is("overwritten before it is stored")) {
+      launch(stored, 1, 1, kThreads, 4 * kThreads, 0, from.data(), to.data(), !planted);
+      expect(kThreads, [](int i) { return 2 * i; });
     } else if (is("bytes that never come")) {
       launch(never_arrives, 1, 1, kThreads, 32, 0, from.data(), to.data(), planted ? 32 : 16);
       expect(kThreads, one);

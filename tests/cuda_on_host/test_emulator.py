@@ -19,6 +19,7 @@ FAULTS = {
     "early overwrite": "wrong results",
     "copy on its way": "a bulk copy is on its way",
     "bytes that never come": "waits at",
+    "overwritten before it is stored": "wrong results",
     "race in a cluster": "wrong results",
     "left too early": "wrong results",
     "out of bounds": "heap-buffer-overflow",
