@@ -120,7 +120,7 @@ def main() -> None:
         "",
         *shared.stdout.strip().splitlines(),
         "",
-        "What a pass would take, and its share of a copy's bandwidth: predictions, by [the Triton kernels' model](roofline.md)",
+        "What a pass would take, and its share of a copy's bandwidth: predictions, by [Triton's model](roofline.md)",
         "(`tools/roofline/cuda.py`). Their pass has a second launch, for the parts of a sample.",
         "",
         *predictions(build),
