@@ -35,7 +35,6 @@ struct AbsorbedAttention {
   TensorView u, query, token;
   TensorView z, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_z, grad_u, grad_query, grad_token;
-  float* workspace;     // of the CUDA kernels, here and below
   double dropout_rate;  // as of BiasGelu
   uint64_t seed;
   TensorView grad_s;  // with dropout only
@@ -77,7 +76,6 @@ struct AddLayerNorm {
   // Backward pass only. grad_residual is the gradient of the sum, hence that of x too: grad_x, where it is given, is
   // the same in the dtype of grad_norm. So is norm, which is computed anew where it is given.
   TensorView grad_norm, grad_sum, grad_residual, grad_x, grad_weight, grad_bias;
-  float* workspace;
 };
 
 template <typename Arguments>
@@ -236,14 +234,14 @@ void read_scale_rows(Arguments& in, QuantizedRows& op) {
 // prefix, with PrefixAttention::kAll and unless joint. They are m = max_j s_j and sum_j 2^(s_j - m) for its scores s_j
 // = scale * log2(e) * q·k_j: kept apart, because rounding their log-sum-exp to float would put a common error of
 // several ulp on the recomputed probabilities. Dropout's mask is a function of `seed` and of the place of query and key
-// (cpu/attention_dropout.h), and neither stats nor any softmax's sum know of it; the CUDA kernels have none.
+// (cpu/attention_dropout.h), and neither stats nor any softmax's sum know of it.
 //
 // With `cos` and `sin`, a row for each token, rows of q and k are rotated before they are used (cpu/rotary.h); without,
-// their data are null. The CUDA kernels rotate nothing. With `affine`, weight and bias of q and of k, they are
-// normalized before that (cpu/qk_norm.h); the CUDA kernels normalize nothing.
+// their data are null. With `affine`, weight and bias of q and of k, they are
+// normalized before that (cpu/qk_norm.h).
 //
 // With `bias`, whose rows and columns are a group's rows, the prefix first, it is added to scale * q·k, in every sample
-// and group (cpu/attention_bias.h); its gradient is computed where `grad_bias` is given. The CUDA kernels add none.
+// and group (cpu/attention_bias.h); its gradient is computed where `grad_bias` is given.
 struct SpaceTimeAttention {
   DType dtype;
   Axis axis;
@@ -261,7 +259,6 @@ struct SpaceTimeAttention {
   TensorView affine, grad_affine;
   TensorView out, stats;  // written by the forward pass, read by the backward pass
   TensorView grad_out, grad_qkv[3];
-  float* workspace;
   TensorView bias, grad_bias;
 
   bool has_stats() const { return axis != Axis::kJoint && prefix_attention == PrefixAttention::kAll; }

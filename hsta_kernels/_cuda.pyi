@@ -1,9 +1,7 @@
 """The CUDA kernels. What each tensor must be, csrc/operators.h says; another one is a ValueError that names it.
 
-`allocate` gives a float32 tensor of so many elements, for working memory; `stream` is a cudaStream_t.
+`stream` is a cudaStream_t.
 """
-
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -16,7 +14,6 @@ def absorbed_attention_forward(
     seed: int,
     z: Tensor,
     stats: Tensor,
-    allocate: Callable[[int], Tensor],
     stream: int,
     /,
 ) -> None: ...
@@ -34,87 +31,6 @@ def absorbed_attention_backward(
     grad_u: Tensor,
     grad_query_token: Tensor,
     grad_tokens: Tensor,
-    allocate: Callable[[int], Tensor],
-    stream: int,
-    /,
-) -> None: ...
-def add_layer_norm_forward(
-    residual: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    sum: Tensor,
-    norm: Tensor,
-    allocate: Callable[[int], Tensor],
-    stream: int,
-    /,
-) -> None: ...
-def add_layer_norm_backward(
-    sum: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    grad_norm: Tensor,
-    grad_sum: Tensor,
-    grad_residual: Tensor,
-    grad_x: Tensor | None,
-    norm: Tensor | None,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    allocate: Callable[[int], Tensor],
-    stream: int,
-    /,
-) -> None: ...
-def space_time_attention_forward(
-    axis: int,
-    token_order: int,
-    prefix: int,
-    num_prefix_tokens: int,
-    num_frames: int,
-    num_patches: int,
-    scale: float,
-    dropout_rate: float,
-    seed: int,
-    rotary_pairs: int,
-    qk_norm: int,
-    qk_norm_eps: float,
-    qkv: Tensor | tuple[Tensor, ...],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    affine: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    stats: Tensor,
-    allocate: Callable[[int], Tensor],
-    stream: int,
-    /,
-) -> None: ...
-def space_time_attention_backward(
-    axis: int,
-    token_order: int,
-    prefix: int,
-    num_prefix_tokens: int,
-    num_frames: int,
-    num_patches: int,
-    scale: float,
-    dropout_rate: float,
-    seed: int,
-    rotary_pairs: int,
-    qk_norm: int,
-    qk_norm_eps: float,
-    qkv: Tensor | tuple[Tensor, ...],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    affine: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    stats: Tensor,
-    grad_out: Tensor,
-    grad_qkv: Tensor | tuple[Tensor, ...],
-    grad_affine: Tensor | None,
-    grad_bias: Tensor | None,
-    allocate: Callable[[int], Tensor],
     stream: int,
     /,
 ) -> None: ...

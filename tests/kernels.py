@@ -43,7 +43,7 @@ if backends.triton_interpreted:
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Arguments of space_time_attention that a backend's kernels have not.
-LACKING = {"cpu": (), "triton": ("bias",), "cuda": ("rotary", "qk_norm", "bias")}
+LACKING = {"cpu": (), "triton": ("bias",), "cuda": ()}
 SIMULATED = "triton" if backends.triton_interpreted else "cuda" if backends.cuda_emulated else None
 
 
@@ -54,6 +54,11 @@ class Kernel:
     name: str
     device: str
     simulated: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, but bfloat16 where half types alone are taken."""
+        return torch.bfloat16 if self.name == "cuda" else torch.float32
 
     @property
     def half(self) -> torch.dtype:

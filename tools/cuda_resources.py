@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for GPUs that are not here: registers, spills, shared memory, matrix units, wide loads.
+"""The CUDA kernels compiled for GPUs that are not here: registers, spills, shared memory, matrix units, bulk copies.
 
 python -m tools.cuda_resources      # rewrites docs/cuda-resources.md
 """
@@ -15,7 +15,7 @@ from tests.cuda.building import ROOT, Build, built, nvcc_version
 from tests.cuda_on_host.compiling import emulated
 
 DOCUMENT = ROOT / "docs" / "cuda-resources.md"
-ARCHITECTURES = ("80", "90a", "100")
+ARCHITECTURES = ("90a", "100")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Resources:
     stack: int  # bytes
     spills: int  # bytes
     matrix: int  # instructions of the matrix unit
-    wide_loads: str  # 16-byte global loads, asynchronous copies included, out of all
+    bulk_copies: int  # instructions, too
 
     @property
     def line(self) -> str:
@@ -51,7 +51,6 @@ def resources(build: Build, architectures: tuple[str, ...]) -> list[Resources]:
         code = {arch: machine_code(build.objects[source], arch) for arch in architectures} if report else {}
         for name, arch, stack, stores, loads, registers in report:
             body = code[arch][name]
-            global_loads = re.findall(r"\b(?:LDG|LDGSTS)\.\S*", body)
             found.append(
                 Resources(
                     source,
@@ -61,7 +60,7 @@ def resources(build: Build, architectures: tuple[str, ...]) -> list[Resources]:
                     int(stack),
                     int(stores) + int(loads),
                     len(re.findall(r"\bHMMA", body)),
-                    f"{sum('.128' in load for load in global_loads)}/{len(global_loads)}",
+                    len(re.findall(r"\bUBLKCP", body)),
                 )
             )
     return sorted(found, key=lambda of: (architectures.index(of.arch), of.source, of.kernel))
@@ -91,8 +90,16 @@ def compiled_from() -> str:
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
+def predictions(build: Build) -> list[str]:
+    """A table of the time that kernels would take."""
+    from tools.roofline.cuda import table  # Triton's disassembler is asked for
+
+    return table({source: machine_code(build.objects[source], "90a") for source in build.objects})
+
+
 def main() -> None:
-    rows = [of.line for of in resources(built(ARCHITECTURES), ARCHITECTURES)]
+    build = built(ARCHITECTURES)
+    rows = [of.line for of in resources(build, ARCHITECTURES)]
     shared = emulated(["-m", "tests.cuda_on_host.shared_memory"])
     assert shared.returncode == 0, shared.stderr
     columns = [field.name.replace("_", " ") for field in fields(Resources)]
@@ -101,18 +108,22 @@ def main() -> None:
         "",
         f"Compiled ahead of time by nvcc {nvcc_version()} from code {compiled_from()}; written by",
         "`python -m tools.cuda_resources`, and compared with the kernels by `tests/cuda/test_resources.py`. Stack and",
-        "spills are in bytes; the matrix unit's instructions and the 16-byte share of the global loads, asynchronous",
-        "copies included, are read from the machine code.",
+        "spills are in bytes; the instructions of the matrix unit and those of bulk copies are read from the machine",
+        "code.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
         *rows,
         "",
-        "Shared memory is asked for at launch, and how much there is for a block is asked of the GPU. Where that is",
-        "too little for all columns of a head or a row, they come a span at a time. A block takes, in bytes, in the",
-        "forward and the backward pass, on GPUs with as much as these (sm_89, sm_120: as sm_86; sm_100: as sm_90):",
+        "Shared memory is asked for at launch, in bytes a block, and is why no other GPU runs the kernels: these have",
+        "232,448.",
         "",
         *shared.stdout.strip().splitlines(),
+        "",
+        "What a pass would take, and its share of a copy's bandwidth: predictions, by [Triton's model](roofline.md)",
+        "(`tools/roofline/cuda.py`). Their pass has a second launch, for the parts of a sample.",
+        "",
+        *predictions(build),
     ]
     DOCUMENT.write_text("\n".join(lines) + "\n")
 

@@ -1,272 +1,192 @@
-// Absorbed attention, backward: also a single pass over the tokens. With y a normalized row and
-// p its probabilities, dp = dz·y, ds = p (dp - dz·z), du = Σ ds y and dy = Σ_h p dz + ds u; then LayerNorm's backward
-// of the same row, of which dy's part along y and along the constant vector changes nothing.
-#include "absorbed_spans.h"
+// Absorbed attention, backward: also a single pass over the tokens. With y a normalized row and p its probabilities,
+// dp = dz·y, ds = p (dp - dz·z), du = Σ ds y and dy = Σ_h p dz + ds u; then LayerNorm's backward of the same row, of
+// which dy's part along y and along the constant vector changes nothing. These parts follow from the products:
+// Σ dy = Σ_h p Σ dz + ds Σ u and Σ dy·y = Σ_h p dp + ds (u·y).
+#include "absorbed_rows.h"
 
 namespace hsta::cuda {
 namespace {
 
-// dz·z of a head that is this thread's, of dz as the products with it have it.
-template <typename T>
-__device__ float output_products(const AbsorbedAttention& op, int64_t sample, int head) {
-  float sum = 0;
-  if (head < op.heads)
-    for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows) {
-      const int64_t at = (sample * op.heads + head) * op.width + column;
-      const auto z = load<4>(op.z.as<float>() + at), grad = load<4>(op.grad_z.as<float>() + at);
-      for (int c = 0; c < 4; ++c) sum = multiply_add(z.at[c], widened(narrowed<T>(grad.at[c])), sum);
+// What a head has of its own.
+struct OfHead {
+  float delta, sum_u, sum_grad_z;  // dz·z, and the sums over the columns of what products have
+};
+
+// Computes it for heads warp, warp + kWarps, ... and leaves three numbers a head.
+template <typename T, int kWidth, int kWarps>
+__device__ void measure_heads(const Rows<T, kWidth, kWarps>& run, Matrix<T, kWidth> u, Matrix<T, kWidth> grad_z,
+                              float* of_heads) {
+  constexpr int kColumns = 2 * kWarp, kTurns = (kWidth + kColumns - 1) / kColumns;
+#pragma unroll 1
+  for (int head = run.warp; head < kHeads; head += kWarps) {
+    const float* z = run.row_of_head(run.op.z.template as<const float>(), head);
+    Vector<float, 2> of_z[kTurns];  // all are asked for before the first is waited for
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) of_z[turn] = load<2>(z + (turn * kColumns + 2 * run.lane) % kWidth);
+    float delta = 0;
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int column = turn * kColumns + 2 * run.lane;
+      if (kWidth % kColumns && column >= kWidth) break;
+      const auto grad = widened_pair<T>(*reinterpret_cast<const uint32_t*>(grad_z.at(head, column)));
+      delta = multiply_add(of_z[turn].at[0], grad.at[0], multiply_add(of_z[turn].at[1], grad.at[1], delta));
     }
-  return combine_rows(sum, [](float a, float b) { return a + b; });
+    delta = sum_lanes(delta, 1, kWarp);
+    const float sum_u = run.sum_of_head(u, head), sum_grad_z = run.sum_of_head(grad_z, head);
+    if (run.lane == 0) of_heads[3 * head] = delta, of_heads[3 * head + 1] = sum_u, of_heads[3 * head + 2] = sum_grad_z;
+  }
 }
 
-// The sum over a head's columns of u or dz, likewise.
-template <typename T>
-__device__ float sum_columns(const AbsorbedAttention& op, const float* of, int64_t sample, int head) {
-  float sum = 0;
-  if (head < op.heads)
-    for (int64_t column = 4 * score_row(); column < op.width; column += 4 * kRows)
-      for (float value : load<4>(of + (sample * op.heads + head) * op.width + column).at)
-        sum += widened(narrowed<T>(value));
-  return combine_rows(sum, [](float a, float b) { return a + b; });
-}
-
-// max and sum of a head's softmax, as the forward pass left them.
-__device__ inline Vector<float, 2> load_stats(const AbsorbedAttention& op, int64_t sample, int head) {
-  return head < op.heads ? load<2>(op.stats.as<float>() + (sample * op.heads + head) * 2) : Vector<float, 2>{{0, 1}};
-}
-
-// Of 16 heads from `first_head` on, 16 columns from `column` on.
-__device__ inline void store_grad_u(const AbsorbedAttention& op, const Square& grad_u, int first_head, int column,
-                                    int64_t first_row, float* to) {
-  grad_u.each_pair([&](const Vector<float, 2>& pair, int r, int c) {
-    const int head = first_head + Square::row(r);
-    if (head < op.heads && column + c < op.width) store(to + (first_row + head) * op.width + column + c, pair);
+// LayerNorm's backward of 16 × 16 elements, whose gradients take their place: dx = rstd (dy - mean dy - y mean dy·y),
+// for each row as (x - of_row[0]) of_row[1] + grad of_row[2] + of_row[3].
+template <typename T, int kWidth>
+__device__ void put_gradients(const Square& grad, Matrix<T, kWidth> x, const Vector<float, 4>* of_rows) {
+  const Vector<float, 4> of_row[2] = {of_rows[Square::row(0)], of_rows[Square::row(1)]};
+  grad.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
+    auto& word = *reinterpret_cast<uint32_t*>(x.at(Square::row(r), column));
+    const auto& of = of_row[r].at;
+    Vector<float, 2> pair = widened_pair<T>(word);
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      pair.at[c] = multiply_add(pair.at[c] - of[0], of[1], multiply_add(grad.at[c], of[2], of[3]));
+    word = narrowed_word<T>(pair);
   });
 }
 
-// The means of dy and of dy·y over the columns, of a lane's two rows of a square.
-struct RowMeans {
-  RowPair along_one, along_y;
+template <typename T, int kWidth, int kWarps>
+__global__ void __launch_bounds__(kWarps* kWarp, 1)
+    backward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares) {
+  using Run = Rows<T, kWidth, kWarps>;
+  const Run run(op, shares);
+  const Memory<T, kWidth, kWarps, 2> memory;
+  const auto u = memory.heads[0], grad_z = memory.heads[1];
+  const auto p = memory.scores[0], ds = memory.scores[1];
+  run.start(memory);
+  run.load_heads(op.u.as<const float>(), u);
+  run.load_heads(op.grad_z.as<const float>(), grad_z);
+  block_barrier();
+  measure_heads(run, u, grad_z, memory.of_heads);
+  block_barrier();
 
-  // `sums` has the two sums of every row and warp.
-  __device__ RowMeans(const float* sums, int width) {
+  const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;  // this lane has scores of two rows and two heads
+  OfHead head[2];
+  float top[2] = {}, share[2] = {1, 1};  // of these heads: the softmax's maximum, and 1 / its sum
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float* from = memory.of_heads + 3 * Square::row(h);
+    head[h] = {from[0], from[1], from[2]};
+    if (Square::row(h) >= op.heads) continue;
+    const auto stats = load<2>(op.stats.as<const float>() + (run.sample * op.heads + Square::row(h)) * 2);
+    top[h] = stats.at[0], share[h] = 1 / stats.at[1];
+  }
+  float shift[2] = {};           // of these heads, Σ (ds scale) mean over this warp's rows
+  Square grad_u[Run::kSquares];  // (heads, columns) of Σ (ds scale) x
+  for (int tile = 0; run.rows_of(tile); ++tile) {
+    const auto x = memory.tile(tile);
+    const int rows = run.rows_of(tile);
+    wait(memory.arrival(tile), tile / 2);
+    float products[2][2][2];
+    run.multiply_heads(products, memory.heads, tile, x.from(run.warp * kRowsOfWarp, 0),
+                       memory.moments + run.warp * kRowsOfWarp);
+    const Moments of_row[2] = {memory.moments[row], memory.moments[row + 1]};
+    float along_one[2] = {}, along_y[2] = {};  // of this lane's rows and heads, scale · dy and scale · dy·y
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      Vector<float, 2> weight, grad;
+      float score[2], dp[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        score[r] = (products[0][h][r] - of_row[r].mean * head[h].sum_u) * of_row[r].scale;
+        dp[r] = (products[1][h][r] - of_row[r].mean * head[h].sum_grad_z) * of_row[r].scale;
+        const float probability = row + r < rows ? exp2(score[r] * kLog2EFloat - top[h]) * share[h] : 0;
+        weight.at[r] = probability * of_row[r].scale;
+        grad.at[r] = probability * (dp[r] - head[h].delta) * of_row[r].scale;
+      }
+      const uint32_t weights = narrowed_word<T>(weight), grads = narrowed_word<T>(grad);
+      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = weights;
+      *reinterpret_cast<uint32_t*>(ds.at(Square::row(h), row)) = grads;
+      weight = widened_pair<T>(weights), grad = widened_pair<T>(grads);  // as the products have them
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        along_one[r] += weight.at[r] * head[h].sum_grad_z + grad.at[r] * head[h].sum_u;
+        along_y[r] += weight.at[r] * dp[r] + grad.at[r] * score[r];
+        shift[h] += grad.at[r] * of_row[r].mean;
+      }
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      for (int warp = 0; warp < kRunWarps; ++warp) {
-        const float* from = sums + (warp * kRows + Square::row(r)) * 2;
-        along_one.at[r] += from[0], along_y.at[r] += from[1];
-      }
-      along_one.at[r] /= float(width), along_y.at[r] /= float(width);
+      along_one[r] = sum_lanes(along_one[r], 4, kWarp) / float(kWidth);
+      along_y[r] = sum_lanes(along_y[r], 4, kWarp) / float(kWidth);
+      const float rest = of_row[r].rstd / of_row[r].scale;  // of rstd, that dy does not have yet
+      if (run.lane < 4)
+        memory.of_rows[row + r] = {{of_row[r].mean, -along_y[r] * of_row[r].scale * rest, rest, -along_one[r] * rest}};
     }
-  }
+    block_barrier();
+    // All are past the tile before, and its gradients have had this long to leave the place.
+    if (tile) run.bring(tile + 1, memory);
 
-  // LayerNorm's backward: the gradients of 16 × 16 elements take the place of y.
-  template <typename T>
-  __device__ void put_gradients(const Square& grad_y, Matrix<T> y, const float* rstd) const {
-    grad_y.each_pair([&](const Vector<float, 2>& grad, int r, int column) {
-      auto& place = *reinterpret_cast<Vector<T, 2>*>(y.at(Square::row(r), column));
-      const float scale = rstd[Square::row(r)];
+    constexpr int kParts = Run::kTile / kSquare;  // of the rows
+    LeftFactor<T> ds_of_heads[kParts], ds_of_rows[kParts], p_of_rows[kParts];
 #pragma unroll
-      for (int c = 0; c < 2; ++c)
-        place.at[c] = narrowed<T>((grad.at[c] - along_one.at[r] - widened(place.at[c]) * along_y.at[r]) * scale);
-    });
-  }
-};
-
-template <typename T, int kSquares>
-__global__ void __launch_bounds__(kRunThreads, 1)
-    backward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
-                    float* grad_u_parts, int pitch) {
-  const WholeRows<T, kSquares> run(op, plan);
-  const RunMemory<T, 2> memory(pitch);
-  const Matrix<T> u = memory.heads[0], grad_z = memory.heads[1], p = memory.scores[0], ds = memory.scores[1];
-  const int warp = thread_index() / kWarp, width = run.width;
-  float *rstd = memory.of_rows, *row_sums = rstd + kRows;
-  run.copy_rows(run.first, 0, run.padded, memory.stage(0));
-  run.load_heads(op.u.as<const float>(), 0, run.padded, kHeads, u);
-  run.load_heads(op.grad_z.as<const float>(), 0, run.padded, kHeads, grad_z);
-
-  const float delta = output_products<T>(op, run.sample, score_head());
-  const Vector<float, 2> stats = load_stats(op, run.sample, score_head());
-  Square grad_u[kSquares];  // (heads, columns)
-  int stage = 0;
-  for (int64_t row = run.first; row < run.last; row += kRows, stage ^= 1) {
-    const Matrix<T> y = memory.stage(stage);
-    wait_copies<0>();
-    block_barrier();
-    run.copy_rows(row + kRows, 0, run.padded, memory.stage(stage ^ 1));
-    run.normalize(y, rstd);
-    block_barrier();
-    run.put_products(y, u, memory.parts + (2 * warp) * kRows * kHeads);
-    run.put_products(y, grad_z, memory.parts + (2 * warp + 1) * kRows * kHeads);
-    block_barrier();
-    const float score = sum_products(memory.parts, 2, 0) * kLog2EFloat;
-    const float weight = row + score_row() < run.last ? quotient<T>(exp2(score - stats.at[0]), stats.at[1]) : 0;
-    *p.at(score_row(), score_head()) = narrowed<T>(weight);
-    *ds.at(score_row(), score_head()) = narrowed<T>(weight * (sum_products(memory.parts, 2, 1) - delta));
-    block_barrier();
-
-    Square grad_y[kSquares];  // (rows, columns)
-    RowPair along_one, along_y;
+    for (int k = 0; k < kParts; ++k) {
+      ds_of_heads[k] = left_factor<Stored::kAsIs>(ds.from(0, k * kSquare));
+      ds_of_rows[k] = left_factor<Stored::kTransposed>(ds.from(0, k * kSquare));
+      p_of_rows[k] = left_factor<Stored::kTransposed>(p.from(0, k * kSquare));
+    }
     run.each_square([&](int i, int column) {
-      multiply<Stored::kTransposed, Stored::kAsIs>(grad_u[i], ds, y.from(0, column), kRows);
-      multiply<Stored::kAsIs, Stored::kAsIs>(grad_y[i], p, grad_z.from(0, column), kHeads);
-      multiply<Stored::kAsIs, Stored::kAsIs>(grad_y[i], ds, u.from(0, column), kHeads);
-      grad_y[i].each_pair([&](const Vector<float, 2>& grad, int r, int c) {
-        const auto& stored = *reinterpret_cast<const Vector<T, 2>*>(y.at(Square::row(r), column + c));
+      const auto dz_here = right_factor(grad_z.from(0, column)), u_here = right_factor(u.from(0, column));
+      Square grads[kParts];  // (rows, columns) of scale · dy
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          along_one.at[r] += grad.at[c];
-          along_y.at[r] = multiply_add(grad.at[c], widened(stored.at[c]), along_y.at[r]);
-        }
-      });
-    });
-    const auto add = [](float a, float b) { return a + b; };
-    along_one.combine(add), along_y.combine(add);
+      for (int k = 0; k < kParts; ++k) {
+        multiply(grad_u[i], ds_of_heads[k], right_factor(x.from(k * kSquare, column)));
+        multiply(grads[k], p_of_rows[k], dz_here);
+        multiply(grads[k], ds_of_rows[k], u_here);
+      }
+      warp_barrier();  // all lanes are done with x, whose place its gradient takes
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (thread_index() % 4 == 0) {
-        float* to = row_sums + (warp * kRows + Square::row(r)) * 2;
-        to[0] = along_one.at[r], to[1] = along_y.at[r];
-      }
+      for (int k = 0; k < kParts; ++k)
+        put_gradients(grads[k], x.from(k * kSquare, column), memory.of_rows + k * kSquare);
+    });
+    order_before_copies();
     block_barrier();
-    const RowMeans means(row_sums, width);
-    run.each_square([&](int i, int column) { means.put_gradients(grad_y[i], y.from(0, column), rstd); });
-    block_barrier();
-    run.store_rows(y, row, 0, width);
+    run.store_gradients(tile, x);
   }
+  if (run.warp == 0) wait_stores();
+  block_barrier();
 
-  const int64_t first_row = (run.sample * plan.splits + run.split) * op.heads;
-  run.each_square([&](int i, int column) { store_grad_u(op, grad_u[i], 0, column, first_row, grad_u_parts); });
-}
-
-// What a row's LayerNorm takes of dy, its sums over the columns, follows from the products: Σ dy = Σ_h p Σ dz + ds Σ u
-// and Σ dy·y = Σ_h p (dz·y) + ds (u·y). So dy is not needed before a span's columns are written.
-template <typename T>
-__global__ void __launch_bounds__(kRunThreads, 1)
-    backward_spans_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
-                          const __grid_constant__ SpanPlan spans, float* grad_u_parts) {
-  const RunMemory<T, 2> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
-  const Matrix<T> y = memory.stage(0), u = memory.heads[0], grad_z = memory.heads[1];
-  const Matrix<T> p = memory.scores[0], ds = memory.scores[1];
-  float *rstd = memory.of_rows, *row_sums = rstd + kRows;
-  SpansOfRows<T> run(op, plan, spans, y);
-
-  Vector<float, 2> stats[kMaxHeadSquares];  // of this thread's heads, as all that follows
-  float delta[kMaxHeadSquares], sum_u[kMaxHeadSquares], sum_grad_z[kMaxHeadSquares];
-  run.each_head_square([&](int g) {
-    const int head = g * kHeads + score_head();
-    stats[g] = load_stats(op, run.sample, head);
-    delta[g] = output_products<T>(op, run.sample, head);
-    sum_u[g] = sum_columns<T>(op, op.u.as<const float>(), run.sample, head);
-    sum_grad_z[g] = sum_columns<T>(op, op.grad_z.as<const float>(), run.sample, head);
-  });
-  int heads_here = -1;  // first column of the span of u and grad_z in shared memory
-  const auto bring = [&](int64_t row, int begin) {
-    const bool brought = run.bring(row, begin);
-    if (heads_here != begin) {
-      run.load_heads(op.u.as<const float>(), begin, run.columns(begin), spans.head_squares * kHeads, u);
-      run.load_heads(op.grad_z.as<const float>(), begin, run.columns(begin), spans.head_squares * kHeads, grad_z);
+  // The tiles' place is free: the block's sums, for the cluster to see.
+  const auto sums = memory.sums();
+  run.each_square([&](int i, int column) { put(grad_u[i], sums.from(0, column)); });
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    shift[h] = sum_lanes(shift[h], 1, 4);
+    if (run.lane % 4 == 0) memory.of_warps[Square::row(h) * kWarps + run.warp] = shift[h];
+  }
+  cluster_barrier();
+  run.each_share([&](int head, int column) {
+    Vector<float, 4> values{};
+    for (int block = 0; block < cluster_size(); ++block) {
+      const auto& part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
+      const float* of_warps = in_block(memory.of_warps + head * kWarps, block);
+      float of_shift = 0;
+      for (int warp = 0; warp < kWarps; ++warp) of_shift += of_warps[warp];
+      for (int c = 0; c < 4; ++c) values.at[c] += part.at[c] - of_shift;
     }
-    heads_here = begin;
-    return brought;
-  };
-
-  Square grad_u[kUnits];  // (heads, columns)
-  for (int64_t row = run.first; row < run.last; row += kRows) {
-    run.measure(row, rstd);
-    Square with_u[kMaxHeadSquares], with_grad_z[kMaxHeadSquares];
-    run.each_span([&](int begin) {
-      bring(row, begin);
-      run.normalize();
-      block_barrier();
-      run.add_products(with_u, u);
-      run.add_products(with_grad_z, grad_z);
-    });
-    run.put_products(with_u, 2, 0, memory.parts);
-    run.put_products(with_grad_z, 2, 1, memory.parts);
-    block_barrier();
-    const bool valid = row + score_row() < run.last;
-    float along_one = 0, along_y = 0;  // of this thread's row and heads
-    run.each_head_square([&](int g) {
-      const float score = sum_products(memory.parts, 2 * spans.head_squares, g);
-      const float dp = sum_products(memory.parts, 2 * spans.head_squares, spans.head_squares + g);
-      const float weight = valid ? quotient<T>(exp2(score * kLog2EFloat - stats[g].at[0]), stats[g].at[1]) : 0;
-      const T narrow = narrowed<T>(weight), gradient = narrowed<T>(weight * (dp - delta[g]));
-      *p.at(score_row(), g * kHeads + score_head()) = narrow;
-      *ds.at(score_row(), g * kHeads + score_head()) = gradient;
-      along_one += widened(narrow) * sum_grad_z[g] + widened(gradient) * sum_u[g];
-      along_y += widened(narrow) * dp + widened(gradient) * score;
-    });
-    along_one += shuffle_xor(along_one, kRows), along_y += shuffle_xor(along_y, kRows);
-    if (run.lane < kRows) {
-      float* to = row_sums + (run.warp * kRows + score_row()) * 2;
-      to[0] = along_one, to[1] = along_y;
-    }
-    block_barrier();
-
-    const RowMeans means(row_sums, run.width);
-    run.each_span_back([&](int begin) {
-      if (bring(row, begin)) {
-        run.normalize();
-        block_barrier();
-      }
-      const int end = begin + run.columns(begin);
-      run.each_unit(begin, end, [&](int i, int column, int g) {
-        multiply<Stored::kTransposed, Stored::kAsIs>(grad_u[i], ds.from(0, g * kHeads), y.from(0, column - begin),
-                                                     kRows);
-      });
-      warp_barrier();  // all lanes are done with y, whose place its gradient takes
-      const int first = begin > run.share_first ? begin : run.share_first;
-      const int last = end < run.share_last ? end : run.share_last;
-      for (int column = first - begin + run.warp * kSquare; column < last - begin; column += kUnitColumns) {
-        Square grad_y;
-        run.each_head_square([&](int g) {
-          multiply<Stored::kAsIs, Stored::kAsIs>(grad_y, p.from(0, g * kHeads), grad_z.from(g * kHeads, column),
-                                                 kHeads);
-          multiply<Stored::kAsIs, Stored::kAsIs>(grad_y, ds.from(0, g * kHeads), u.from(g * kHeads, column), kHeads);
-        });
-        means.put_gradients(grad_y, y.from(0, column), rstd);
-      }
-      block_barrier();
-      run.store_rows(y.from(0, first - begin), row, first, (last < run.width ? last : run.width) - first);
-    });
-  }
-
-  const int64_t first_row = (run.sample * plan.splits + run.split) * op.heads;
-  run.each_unit(0, run.padded, [&](int i, int column, int g) {
-    store_grad_u(op, grad_u[i], g * kHeads, column, first_row, grad_u_parts);
+    store(op.grad_u.as<float>() + (run.sample * op.heads + head) * kWidth + column, values);
   });
+  cluster_barrier();  // nobody leaves whose shared memory is being read
 }
-
-struct ToGradU {
-  AbsorbedAttention op;
-  __device__ void operator()(int64_t sample, int64_t i, const Vector<float, 4>& values) const {
-    store(op.grad_u.as<float>() + sample * op.heads * op.width + i, values);
-  }
-};
 
 }  // namespace
 
 void absorbed_attention_backward(const AbsorbedAttention& op, Stream stream) {
-  const RunPlan plan(op);
-  float* parts = plan.splits > 1 ? op.workspace : op.grad_u.as<float>();
-  const int64_t runs = op.batch * plan.splits;
-  with_type(op.dtype, [&](auto element) {
+  constexpr int kWarps = 6;
+  const Shares shares(op);
+  with_constants(op.dtype, op.width, [&](auto element, auto width) {
     using T = decltype(element);
-    if (takes_whole_rows<T>(op)) {
-      const int pitch = pitch_of<T>(padded_width(op.width));
-      with_squares(op.width, [&](auto squares) {
-        launch(backward_kernel<T, squares()>, runs, kRunThreads, RunMemory<T, 2>::bytes(pitch), stream, op, plan, parts,
-               pitch);
-      });
-    } else {
-      const SpanPlan spans = span_plan<T>(op);
-      const int64_t bytes = RunMemory<T, 2>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
-      launch(backward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
-    }
+    launch(backward_kernel<T, width(), kWarps>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
+           Memory<T, width(), kWarps, 2>::kBytes, stream, op, shares);
   });
-  if (plan.splits > 1) sum_parts(parts, op.batch, plan.splits, op.heads * op.width, ToGradU{op}, stream);
 }
 
 }  // namespace hsta::cuda

@@ -1,175 +1,138 @@
-// Absorbed attention, forward: tokens are read once, as they are. Scores and weighted sums of
-// all heads are products of 16 × 16 squares; the softmax goes along, as in flash attention.
-#include "absorbed_spans.h"
+// Absorbed attention, forward: tokens are read once, as they are. The softmax goes along, a tile of rows at a time, as
+// in flash attention.
+#include "absorbed_rows.h"
 
 namespace hsta::cuda {
 namespace {
 
-// A block's part of the softmax, or all of it where a sample has one block.
-template <typename T>
-struct Result {
-  const AbsorbedAttention& op;
-  const Parts<T>& parts;
-  int64_t first_row;  // of the sample and split
-
-  __device__ void store_stats(const OnlineSoftmax& softmax, int head) const {
-    float* stats = parts.splits > 1 ? parts.stats : op.stats.as<float>();
-    if (head < op.heads) store(stats + (first_row + head) * 2, Vector<float, 2>{{softmax.top, softmax.sum}});
+template <typename T, int kWidth, int kWarps>
+__global__ void __launch_bounds__(kWarps* kWarp, 1)
+    forward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ Shares shares) {
+  using Run = Rows<T, kWidth, kWarps>;
+  const Run run(op, shares);
+  const Memory<T, kWidth, kWarps, 1> memory;
+  const auto p = memory.scores[0];
+  run.start(memory);
+  run.load_heads(op.u.as<const float>(), memory.heads[0]);
+  block_barrier();
+  for (int head = run.warp; head < kHeads; head += kWarps) {
+    const float sum = run.sum_of_head(memory.heads[0], head);
+    if (run.lane == 0) memory.of_heads[head] = sum;
   }
+  block_barrier();
 
-  // Of 16 heads from `first_head` on, 16 columns from `column` on.
-  __device__ void store_z(const Square& z, int first_head, int column, const float* sums) const {
-    z.each_pair([&](Vector<float, 2> pair, int r, int c) {
-      const int head = first_head + Square::row(r);
-      if (head >= op.heads || column + c >= op.width) return;
-      for (float& value : pair.at) value /= sums[head];
-      const int64_t at = (first_row + head) * op.width + column + c;
-      if (parts.splits > 1) {
-        store(parts.values + at, narrowed_pair<T>(pair));
-      } else {
-        store(op.z.as<float>() + at, pair);
+  // This lane has scores of two rows and two heads. Of these heads are what follows; the sums are of this warp's rows.
+  const int row = run.warp * kRowsOfWarp + run.lane % 4 * 2;
+  const float sum_u[2] = {memory.of_heads[Square::row(0)], memory.of_heads[Square::row(1)]};
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float multiplied[2] = {}, shift[2] = {};  // Σ p and Σ (p scale) mean, of p scale as it is multiplied
+  Square z[Run::kSquares];                  // (heads, columns) of Σ (p scale) x
+  for (int tile = 0; run.rows_of(tile); ++tile) {
+    const auto x = memory.tile(tile);
+    const int rows = run.rows_of(tile);
+    wait(memory.arrival(tile), tile / 2);
+    float products[1][2][2];
+    run.multiply_heads(products, memory.heads, tile, x.from(run.warp * kRowsOfWarp, 0),
+                       memory.moments + run.warp * kRowsOfWarp);
+    const Moments of_row[2] = {memory.moments[row], memory.moments[row + 1]};
+    float scores[2][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float score = (products[0][h][r] - of_row[r].mean * sum_u[h]) * of_row[r].scale;
+        scores[h][r] = row + r < rows ? score * kLog2EFloat : -INFINITY;
       }
-    });
-  }
-};
-
-template <typename T, int kSquares>
-__global__ void __launch_bounds__(kRunThreads)
-    forward_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
-                   const __grid_constant__ Parts<T> parts, int pitch) {
-  const WholeRows<T, kSquares> run(op, plan);
-  const RunMemory<T, 1> memory(pitch);
-  const Matrix<T> u = memory.heads[0], p = memory.scores[0];
-  float *correction = memory.of_heads, *sums = memory.of_heads + kHeads;
-  run.copy_rows(run.first, 0, run.padded, memory.stage(0));
-  run.load_heads(op.u.as<const float>(), 0, run.padded, kHeads, u);
-
-  OnlineSoftmax softmax;  // of this thread's head
-  Square z[kSquares];     // (heads, columns)
-  int stage = 0;
-  for (int64_t row = run.first; row < run.last; row += kRows, stage ^= 1) {
-    const Matrix<T> y = memory.stage(stage);
-    wait_copies<0>();
+      float most = fmaxf(scores[h][0], scores[h][1]);
+      for (int mask = 1; mask < 4; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
+      if (run.lane % 4 == 0) memory.of_warps[Square::row(h) * kWarps + run.warp] = most;
+    }
     block_barrier();
-    run.copy_rows(row + kRows, 0, run.padded, memory.stage(stage ^ 1));
-    run.normalize(y, memory.of_rows);
+    float correction[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float most = top[h];
+      for (int warp = 0; warp < kWarps; ++warp) most = fmaxf(most, memory.of_warps[Square::row(h) * kWarps + warp]);
+      const float weights[2] = {exp2(scores[h][0] - most), exp2(scores[h][1] - most)};
+      const uint32_t scaled = narrowed_word<T>({{weights[0] * of_row[0].scale, weights[1] * of_row[1].scale}});
+      *reinterpret_cast<uint32_t*>(p.at(Square::row(h), row)) = scaled;
+      const Vector<float, 2> as_multiplied = widened_pair<T>(scaled);
+      correction[h] = exp2(top[h] - most);
+      sum[h] = sum[h] * correction[h] + weights[0] + weights[1];
+      multiplied[h] *= correction[h], shift[h] *= correction[h];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        multiplied[h] += as_multiplied.at[r] * of_row[r].inverse_scale;
+        shift[h] += as_multiplied.at[r] * of_row[r].mean;
+      }
+      top[h] = most;
+    }
     block_barrier();
-    run.put_products(y, u, memory.parts + thread_index() / kWarp * kRows * kHeads);
-    block_barrier();
-    const bool valid = row + score_row() < run.last;
-    const float score = valid ? sum_products(memory.parts, 1, 0) * kLog2EFloat : -INFINITY;
-    float factor;
-    *p.at(score_row(), score_head()) = narrowed<T>(softmax.weight(score, factor));
-    if (score_row() == 0) correction[score_head()] = factor;
-    block_barrier();
+    LeftFactor<T> weights[Run::kTile / kSquare];
+#pragma unroll
+    for (int k = 0; k < Run::kTile / kSquare; ++k) weights[k] = left_factor<Stored::kAsIs>(p.from(0, k * kSquare));
     run.each_square([&](int i, int column) {
-      z[i].each([&](float& value, int r, int) { value *= correction[Square::row(r)]; });
-      multiply<Stored::kTransposed, Stored::kAsIs>(z[i], p, y.from(0, column), kRows);
+      z[i].each([&](float& value, int r, int) { value *= correction[r]; });
+#pragma unroll
+      for (int k = 0; k < Run::kTile / kSquare; ++k)
+        multiply(z[i], weights[k], right_factor(x.from(k * kSquare, column)));
     });
+    order_before_copies();
+    block_barrier();
+    run.bring(tile + 2, memory);
   }
 
-  const Result<T> result{op, parts, parts.row(run.sample, run.split, 0)};
-  if (score_row() == 0) {
-    sums[score_head()] = softmax.sum;
-    result.store_stats(softmax, score_head());
+  // The tiles' place is free: the block's softmax, for the cluster to see.
+  const auto sums = memory.sums();
+  run.each_square([&](int i, int column) { put(z[i], sums.from(0, column)); });
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float* of_warp = memory.of_warps + 3 * (Square::row(h) * kWarps + run.warp);
+    const float sums[3] = {sum_lanes(sum[h], 1, 4), sum_lanes(multiplied[h], 1, 4), sum_lanes(shift[h], 1, 4)};
+    if (run.lane % 4 == 0) of_warp[0] = sums[0], of_warp[1] = sums[1], of_warp[2] = sums[2];
+    if (run.lane % 4 == 0 && run.warp == 0) memory.of_heads[4 * Square::row(h)] = top[h];
   }
   block_barrier();
-  run.each_square([&](int i, int column) { result.store_z(z[i], 0, column, sums); });
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kRunThreads, 1)
-    forward_spans_kernel(const __grid_constant__ AbsorbedAttention op, const __grid_constant__ RunPlan plan,
-                         const __grid_constant__ SpanPlan spans, const __grid_constant__ Parts<T> parts) {
-  const RunMemory<T, 1> memory(pitch_of<T>(spans.span), 1, spans.head_squares);
-  const Matrix<T> y = memory.stage(0), u = memory.heads[0], p = memory.scores[0];
-  const int heads = spans.head_squares * kHeads;
-  float *correction = memory.of_heads, *sums = memory.of_heads + heads;
-  SpansOfRows<T> run(op, plan, spans, y);
-
-  OnlineSoftmax softmax[kMaxHeadSquares];  // of this thread's heads
-  Square z[kUnits];                        // (heads, columns)
-  int u_here = -1;                         // first column of the span of u in shared memory
-  for (int64_t row = run.first; row < run.last; row += kRows) {
-    run.measure(row, memory.of_rows);
-    Square products[kMaxHeadSquares];
-    run.each_span([&](int begin) {
-      run.bring(row, begin);
-      if (u_here != begin) run.load_heads(op.u.as<const float>(), begin, run.columns(begin), heads, u);
-      u_here = begin;
-      run.normalize();
-      block_barrier();
-      run.add_products(products, u);
-    });
-    run.put_products(products, 1, 0, memory.parts);
-    block_barrier();
-    const bool valid = row + score_row() < run.last;
-    run.each_head_square([&](int g) {
-      const int head = g * kHeads + score_head();
-      const float score = valid ? sum_products(memory.parts, spans.head_squares, g) * kLog2EFloat : -INFINITY;
-      float factor;
-      *p.at(score_row(), head) = narrowed<T>(softmax[g].weight(score, factor));
-      if (score_row() == 0) correction[head] = factor;
-    });
-    block_barrier();
-    run.each_unit(0, run.padded, [&](int i, int, int g) {
-      z[i].each([&](float& value, int r, int) { value *= correction[g * kHeads + Square::row(r)]; });
-    });
-    run.each_span_back([&](int begin) {
-      if (run.bring(row, begin)) {
-        run.normalize();
-        block_barrier();
-      }
-      run.each_unit(begin, begin + spans.span, [&](int i, int column, int g) {
-        multiply<Stored::kTransposed, Stored::kAsIs>(z[i], p.from(0, g * kHeads), y.from(0, column - begin), kRows);
-      });
-    });
+  if (const int head = thread_index(); head < kHeads) {
+    float* of_head = memory.of_heads + 4 * head;
+    of_head[1] = of_head[2] = of_head[3] = 0;
+    for (int warp = 0; warp < kWarps; ++warp)
+      for (int i = 0; i < 3; ++i) of_head[1 + i] += memory.of_warps[3 * (head * kWarps + warp) + i];
   }
+  cluster_barrier();
 
-  const Result<T> result{op, parts, parts.row(run.sample, run.split, 0)};
-  if (score_row() == 0)
-    run.each_head_square([&](int g) {
-      const int head = g * kHeads + score_head();
-      sums[head] = softmax[g].sum;
-      if (run.share_first == 0) result.store_stats(softmax[g], head);
-    });
-  block_barrier();
-  run.each_unit(0, run.padded, [&](int i, int column, int g) { result.store_z(z[i], g * kHeads, column, sums); });
+  run.each_share([&](int head, int column) {
+    float most = -INFINITY, sum = 0, multiplied = 0;
+    for (int block = 0; block < cluster_size(); ++block)
+      most = fmaxf(most, *in_block(memory.of_heads + 4 * head, block));
+    Vector<float, 4> values{};
+    for (int block = 0; block < cluster_size(); ++block) {
+      const float* of_head = in_block(memory.of_heads + 4 * head, block);  // maximum, sum, multiplied, shift
+      const auto& part = *reinterpret_cast<const Vector<float, 4>*>(in_block(sums.at(head, column), block));
+      const float share = exp2(of_head[0] - most);
+      sum += of_head[1] * share, multiplied += of_head[2] * share;
+      for (int c = 0; c < 4; ++c) values.at[c] = multiply_add(part.at[c] - of_head[3], share, values.at[c]);
+    }
+    // Weights as they are multiplied, whose sum is not quite the probabilities': where one key has all the weight, z is
+    // its y, or the backward pass would see a gradient of scores that is not there.
+    for (float& value : values.at) value /= multiplied;
+    const int64_t at = run.sample * op.heads + head;
+    store(op.z.as<float>() + at * kWidth + column, values);
+    if (column == 0) store(op.stats.as<float>() + at * 2, Vector<float, 2>{{most, sum}});
+  });
+  cluster_barrier();  // nobody leaves whose shared memory is being read
 }
-
-struct ToZ {
-  AbsorbedAttention op;
-  __device__ void operator()(int64_t sample, int64_t head, int64_t column, const Vector<float, 4>& values) const {
-    store(op.z.as<float>() + (sample * op.heads + head) * op.width + column, values);
-  }
-};
 
 }  // namespace
 
 void absorbed_attention_forward(const AbsorbedAttention& op, Stream stream) {
-  const RunPlan plan(op);
-  const int64_t runs = op.batch * plan.splits;
-  with_type(op.dtype, [&](auto element) {
+  constexpr int kWarps = 8;
+  const Shares shares(op);
+  with_constants(op.dtype, op.width, [&](auto element, auto width) {
     using T = decltype(element);
-    const auto parts = pieces_in<Parts<T>>(op.workspace, op.batch, plan.splits, op.heads, op.width);
-    if (takes_whole_rows<T>(op)) {
-      const int pitch = pitch_of<T>(padded_width(op.width));
-      with_squares(op.width, [&](auto squares) {
-        launch(forward_kernel<T, squares()>, runs, kRunThreads, RunMemory<T, 1>::bytes(pitch), stream, op, plan, parts,
-               pitch);
-      });
-    } else {
-      const SpanPlan spans = span_plan<T>(op);
-      const int64_t bytes = RunMemory<T, 1>::bytes(pitch_of<T>(spans.span), 1, spans.head_squares);
-      launch(forward_spans_kernel<T>, runs * spans.shares, kRunThreads, bytes, stream, op, plan, spans, parts);
-    }
-    if (plan.splits > 1) merge_parts(parts, op.batch, op.stats.as<float>(), ToZ{op}, stream);
+    launch(forward_kernel<T, width(), kWarps>, op.batch * shares.blocks, shares.blocks, kWarps * kWarp,
+           Memory<T, width(), kWarps, 1>::kBytes, stream, op, shares);
   });
-}
-
-int64_t absorbed_attention_workspace(const AbsorbedAttention& op) {
-  const int64_t splits = RunPlan(op).splits;
-  return splits > 1 ? floats_of<Parts<float>>(op.batch, splits, op.heads, op.width) : 0;
 }
 
 }  // namespace hsta::cuda

@@ -1,234 +1,268 @@
-// The rows of [query, tokens] of a sample, through shared memory 16 at a time: while a block computes with some rows,
-// the next ones are on their way. Rows are normalized in place. Each of the block's warps has some of the columns, in
-// squares of 16 rows, for the products with all heads. Where registers or shared memory do not take this,
-// absorbed_spans.h has another form.
+// The rows of [query, tokens] of a sample, shared out among the blocks of a cluster. A block has its rows in tiles of
+// eight a warp: while it computes with one tile, the next is on its way by bulk copies. In each tile a warp multiplies
+// its eight rows with all heads; then it has some of the columns, in squares of 16, of all rows. So threads wait for
+// each other three times a tile. What a block has summed up in the end, the cluster adds up through distributed shared
+// memory, in the order of the blocks.
+//
+// With y = (x - mean) rstd, u·y = rstd (u·x - mean Σu) and Σ p y = Σ (p rstd) x - Σ (p rstd) mean: in bfloat16 rows are
+// multiplied as they are. Where the mean is large, digits would be lost, and in float16 p rstd may be too small a
+// number: there rows are normalized first, in their place.
 #pragma once
 
-#include "merge.h"
+#include "kernels.h"
 #include "tile.h"
 
 namespace hsta::cuda {
 
-constexpr int kRunWarps = 8, kRunThreads = kRunWarps * kWarp;
-constexpr int kHeads = kSquare, kRows = kSquare;
+constexpr int kHeads = kSquare;  // with empty ones behind the last
+constexpr int kRowsOfWarp = 8;
 constexpr float kLog2EFloat = 1.4426950408889634f;
-static_assert(kRunThreads == kHeads * kRows, "a thread a score");
 
-// Into how many runs the rows of a sample are split. Several blocks share a sample so that small batches fill the GPU.
-// A run's result is as large as 2 or 4 times `heads` tokens and is written and read: that bounds their number. The
-// batch has no say: results do not depend on it.
-struct RunPlan {
-  int64_t rows_per_split, splits;
+// How many rows a block has, and how many blocks share a sample: as many as have three tiles of 64 rows to do, which
+// leaves the next tile time to come, and at most the eight of a portable cluster. The batch has no say: results do not
+// depend on it.
+struct Shares {
+  int64_t rows_of_block;
+  int blocks;
 
-  explicit RunPlan(const AbsorbedAttention& op) {
-    const int64_t rows = op.tokens + 1, wanted = op.tokens / (24 * op.heads);
-    rows_per_split = divide_up(divide_up(rows, wanted > 1 ? wanted : 1), kRows) * kRows;
-    splits = divide_up(rows, rows_per_split);
+  explicit Shares(const AbsorbedAttention& op) {
+    constexpr int64_t kMost = 8, kRows = 192;
+    const int64_t rows = op.tokens + 1;
+    rows_of_block = round_up(divide_up(rows, min(divide_up(rows, kRows), kMost)), kRowsOfWarp);
+    blocks = int(divide_up(rows, rows_of_block));
   }
 };
 
-__host__ __device__ inline int padded_width(int64_t width) { return int((width + kSquare - 1) / kSquare) * kSquare; }
-
-// Shared memory of the kernels, for `stages` of 16 rows and `head_squares` of 16 heads. kSides: 1 for the forward pass,
-// which has products with u; 2 for the backward pass, which also has some with the gradient of z.
-template <typename T, int kSides>
-struct RunMemory {
-  Matrix<T> heads[kSides];   // u, and the gradient of z
-  Matrix<T> rows;            // of the stages, in turn
-  Matrix<T> scores[kSides];  // probabilities, and the scores' gradients: (rows, heads)
-  float* parts;              // of the products over the columns: (warps, kSides, head squares, rows, heads)
-  float* of_heads;           // two numbers a head
-  float* of_rows;            // rstd, then two numbers a row and warp
-
-  __device__ explicit RunMemory(int pitch, int stages = 2, int head_squares = 1) {
-    const int all_heads = head_squares * kHeads;
-    Matrix<T> next{shared_memory<T>(), pitch};
-    for (auto& matrix : heads) matrix = next, next = next.from(all_heads, 0);
-    rows = next, next = next.from(stages * kRows, 0);
-    next.pitch = pitch_of<T>(all_heads);
-    for (auto& matrix : scores) matrix = next, next = next.from(kRows, 0);
-    parts = reinterpret_cast<float*>(next.data);
-    of_heads = parts + kRunWarps * kSides * kRows * all_heads;
-    of_rows = of_heads + 2 * all_heads;
-  }
-
-  __device__ Matrix<T> stage(int index) const { return rows.from(index * kRows, 0); }
-
-  static int64_t bytes(int pitch, int stages = 2, int head_squares = 1) {
-    const int all_heads = head_squares * kHeads;
-    const int64_t elements = (kSides * all_heads + stages * kRows) * pitch + kSides * kRows * pitch_of<T>(all_heads);
-    const int64_t floats = kRunWarps * kSides * kRows * all_heads + 2 * all_heads + kRows + 2 * kRows * kRunWarps;
-    return elements * int64_t(sizeof(T)) + floats * 4;
-  }
+// Of a row as products have it: y = (x - mean) scale. rstd is 1 / sqrt(var + eps), and scale the same unless the row is
+// normalized.
+struct alignas(16) Moments {
+  float mean, scale, inverse_scale, rstd;
 };
 
-// A run of rows of a sample, and the heads of that sample. Columns are named by the first and by how many there are.
-template <typename T>
-struct RowRun {
-  static constexpr int kPiece = 16 / sizeof(T);
+// How many standard deviations a mean may be: float then leaves scores more digits than bfloat16 leaves y.
+constexpr float kNear = 64;
+
+// Shared memory. kSides: 1 for the forward pass, which has products with u; 2 for the backward pass, which also has
+// some with the gradient of z. kWarps: of a block.
+template <typename T, int kWidth, int kWarps, int kSides>
+struct Memory {
+  static constexpr int kTile = kWarps * kRowsOfWarp;
+  using RowsOfTokens = Matrix<T, kWidth>;
+  using Scores = Matrix<T, kTile>;
+
+  Arrival* arrivals;           // of the two tiles
+  RowsOfTokens heads[kSides];  // u, and the gradient of z
+  RowsOfTokens tiles;          // two, in turn
+  Scores scores[kSides];       // probabilities, and the scores' gradients: (heads, rows)
+  Moments* moments;            // of the rows
+  Vector<float, 4>* of_rows;   // four numbers a row, in the backward pass
+  float* of_heads;             // four numbers a head
+  float* of_warps;             // three numbers a warp and head
+
+  __device__ Memory() {
+    arrivals = shared_memory<Arrival>();
+    RowsOfTokens next{reinterpret_cast<T*>(arrivals + 2)};
+    for (auto& matrix : heads) matrix = next, next = next.from(kHeads, 0);
+    tiles = next;
+    Scores after{next.at(2 * kTile, 0)};
+    for (auto& matrix : scores) matrix = after, after = after.from(kHeads, 0);
+    moments = reinterpret_cast<Moments*>(after.data);
+    of_rows = reinterpret_cast<Vector<float, 4>*>(moments + kTile);
+    of_heads = reinterpret_cast<float*>(of_rows + (kSides - 1) * kTile);
+    of_warps = of_heads + 4 * kHeads;
+  }
+
+  __device__ RowsOfTokens tile(int index) const { return tiles.from(index % 2 * kTile, 0); }
+  __device__ Arrival& arrival(int index) const { return arrivals[index % 2]; }
+  // The sums of the heads, in float, where the tiles were.
+  __device__ Matrix<float, kWidth> sums() const { return {reinterpret_cast<float*>(tiles.data)}; }
+
+  static constexpr int kBytes = 2 * int(sizeof(Arrival)) + RowsOfTokens::bytes(kSides * kHeads + 2 * kTile) +
+                                Scores::bytes(kSides * kHeads) + 16 * kSides * kTile + 4 * (4 + 3 * kWarps) * kHeads;
+  static_assert(Matrix<float, kWidth>::bytes(kHeads) <= RowsOfTokens::bytes(2 * kTile));
+};
+
+// A block's rows, and the heads of their sample.
+template <typename T, int kWidth, int kWarps>
+struct Rows {
+  static constexpr int kTile = kWarps * kRowsOfWarp, kPiece = 16 / sizeof(T);
+  static constexpr int kSquares = (kWidth / kSquare + kWarps - 1) / kWarps;  // of columns, that a warp may have
+  using Tokens = Matrix<T, kWidth>;
 
   const AbsorbedAttention& op;
-  int width, padded;
-  int64_t sample, split, first, last;
+  int64_t sample, first, last;
+  int warp, lane;
 
-  __device__ RowRun(const AbsorbedAttention& op, const RunPlan& plan, int64_t index)
-      : op(op), width(int(op.width)), padded(padded_width(op.width)) {
-    sample = index / plan.splits, split = index % plan.splits;
-    first = split * plan.rows_per_split;
-    last = first + plan.rows_per_split < op.tokens + 1 ? first + plan.rows_per_split : op.tokens + 1;
+  __device__ Rows(const AbsorbedAttention& op, const Shares& shares) : op(op) {
+    sample = block_index() / shares.blocks;
+    first = cluster_rank() * shares.rows_of_block;
+    last = min(first + shares.rows_of_block, op.tokens + 1);
+    warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   }
 
-  // Copies 16 rows from `row` on in the background; zeros where a row or a column does not exist, and nothing after the
-  // last row: no copy is left on its way when the block ends.
-  __device__ void copy_rows(int64_t row, int begin, int columns, Matrix<T> to) const {
-    if (row >= last) return;
-    const int pieces = columns / kPiece;
-    const T* query = op.query.at<const T>(sample);
-    const T* token = op.token.at<const T>(sample);
-    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
-      const int64_t source = row + i / pieces;
-      const int column = i % pieces * kPiece;
-      const bool valid = source < last && begin + column < width;
-      const T* from = source == 0 ? query : token + (source - 1) * op.token.stride[1];
-      copy_async(to.at(i / pieces, column), valid ? from + begin + column : query, valid);
-    }
-    commit_copies();
+  __device__ int64_t first_of(int tile) const { return first + tile * kTile; }
+  // How many rows a tile has: none behind the last one.
+  __device__ int rows_of(int tile) const {
+    const int64_t left = last - first_of(tile);
+    return left < 0 ? 0 : left < kTile ? int(left) : kTile;
   }
 
-  // Writes the gradients of the 16 rows from `row` on.
-  __device__ void store_rows(Matrix<T> from, int64_t row, int begin, int columns) const {
-    const int pieces = columns / kPiece;
-    for (int i = thread_index(); i < kRows * pieces; i += kRunThreads) {
-      const int64_t target = row + i / pieces;
-      if (target >= last) break;
-      const int column = i % pieces * kPiece;
-      T* to = target == 0 ? op.grad_query.as<T>() + sample * width
-                          : op.grad_token.as<T>() + (sample * op.tokens + target - 1) * width;
-      store(to + begin + column, *reinterpret_cast<const Vector<T, kPiece>*>(from.at(i / pieces, column)));
+  // Asks for a tile's rows: called by the whole block, and after a barrier. What was in their place has been stored.
+  template <typename Memory>
+  __device__ void bring(int tile, const Memory& memory) const {
+    constexpr int kBytes = kWidth * int(sizeof(T));
+    const int rows = rows_of(tile);
+    if (warp) return;
+    wait_stores();
+    if (!rows) return;
+    warp_barrier();
+    if (lane == 0) expect_bytes(memory.arrival(tile), rows * kBytes);
+    warp_barrier();
+#pragma unroll 1
+    for (int row = lane; row < rows; row += kWarp) {
+      const int64_t source = first_of(tile) + row;
+      const T* from = source ? op.token.at<const T>(sample, source - 1) : op.query.at<const T>(sample);
+      copy_bulk(memory.tile(tile).at(row, 0), from, kBytes, memory.arrival(tile));
     }
   }
 
-  // Writes `heads` rows of a (B, H, C) array of float as factors of products; zeros where there are none.
-  __device__ void load_heads(const float* from, int begin, int columns, int heads, Matrix<T> to) const {
-    const int pieces = columns / 4;
-    for (int i = thread_index(); i < heads * pieces; i += kRunThreads) {
-      const int head = i / pieces, column = i % pieces * 4;
-      Vector<float, 4> values{};
-      if (head < op.heads && begin + column < width)
-        values = load<4>(from + (sample * op.heads + head) * width + begin + column);
-      Vector<T, 4> narrow;
-      for (int c = 0; c < 4; ++c) narrow.at[c] = narrowed<T>(values.at[c]);
-      *reinterpret_cast<Vector<T, 4>*>(to.at(head, column)) = narrow;
+  // Before all else: the first tiles are asked for.
+  template <typename Memory>
+  __device__ void start(const Memory& memory) const {
+    if (thread_index() == 0) begin(memory.arrivals[0]), begin(memory.arrivals[1]);
+    order_before_copies();
+    block_barrier();
+    bring(0, memory);
+    bring(1, memory);
+  }
+
+  // Where a head's row begins in a (B, H, C) array of float; of those that are not there, the last one's.
+  __device__ const float* row_of_head(const float* from, int head) const {
+    return from + (sample * op.heads + min(head, op.heads - 1)) * kWidth;
+  }
+
+  // The heads of such an array as factors of products; zeros where there are none. All are asked for before the first
+  // is waited for.
+  __device__ void load_heads(const float* from, Tokens to) const {
+    constexpr int kPieces = kWidth / 4, kThreads = kWarps * kWarp,
+                  kTurns = (kHeads * kPieces + kThreads - 1) / kThreads;
+    Vector<float, 4> values[kTurns];
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kThreads + thread_index();
+      values[turn] = load<4>(row_of_head(from, i / kPieces) + i % kPieces * 4);
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = turn * kThreads + thread_index(), head = i / kPieces;
+      const auto& x = values[turn].at;
+      const uint32_t words[2] = {narrowed_word<T>({{x[0], x[1]}}), narrowed_word<T>({{x[2], x[3]}})};
+      if (kTurns * kThreads == kHeads * kPieces || head < kHeads)
+        *reinterpret_cast<Vector<uint32_t, 2>*>(to.at(head, i % kPieces * 4)) = {
+            {head < op.heads ? words[0] : 0, head < op.heads ? words[1] : 0}};
     }
   }
-};
 
-// A block's run of rows, whole. kSquares: squares of columns that a warp may have.
-template <typename T, int kSquares>
-struct WholeRows : RowRun<T> {
-  using RowRun<T>::kPiece, RowRun<T>::op, RowRun<T>::width, RowRun<T>::padded;
-  static constexpr int kPieces = kRunWarps * kSquares * kSquare / (kWarp * kPiece);  // of a row, a lane
+  // Products of the heads with this warp's rows of a tile, as multiply_rows has them, and these rows' moments. Behind
+  // the last row there are zeros.
+  template <int kSides>
+  __device__ void multiply_heads(float (&products)[kSides][2][2], const Tokens (&heads)[kSides], int tile, Tokens place,
+                                 Moments* moments) const {
+    const int row = lane / 4, left = rows_of(tile) - warp * kRowsOfWarp;
+    if (left < kRowsOfWarp) {
+      constexpr int kPieces = kWidth / kPiece;
+      for (int i = (left < 0 ? 0 : left) * kPieces + lane; i < kRowsOfWarp * kPieces; i += kWarp)
+        *reinterpret_cast<Vector<uint32_t, 4>*>(place.at(i / kPieces, i % kPieces * kPiece)) = {};
+      warp_barrier();
+    }
+    // Mean and variance in one pass, as those of the differences from the row's first element. That lies within √C
+    // standard deviations of the mean: the variance keeps its digits.
+    const float first = widened_pair<T>(*reinterpret_cast<const uint32_t*>(place.at(row, 0))).at[0];
+    float sums[2] = {}, squares[2] = {};  // of even and odd elements
+    const auto measure = [&](uint32_t word) {
+      const Vector<float, 2> x = widened_pair<T>(word);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float difference = x.at[c] - first;
+        sums[c] += difference, squares[c] = multiply_add(difference, difference, squares[c]);
+      }
+    };
+    const auto measured = [&] {
+      const auto mean_of = [](float sum) { return sum_lanes(sum, 1, 4) / float(kWidth); };
+      const float above = mean_of(sums[0] + sums[1]), variance = mean_of(squares[0] + squares[1]) - above * above;
+      const float deviation = sqrtf(fmaxf(variance, 0) + op.eps);
+      return Moments{first + above, 1 / deviation, deviation, 1 / deviation};
+    };
+    const auto normalize = [&](EightRows<T, kWidth>& rows, Moments& of_row) {
+      rows.each([&](uint32_t& word) {
+        Vector<float, 2> y = widened_pair<T>(word);
+        for (float& value : y.at) value = (value - of_row.mean) * of_row.rstd;
+        word = narrowed_word<T>(y);
+      });
+      rows.store(place);
+      of_row = {0, 1, 1, of_row.rstd};
+      warp_barrier();
+      multiply_rows(products, heads, place, [](uint32_t) {});
+    };
+    Moments of_row;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      multiply_rows(products, heads, place, measure);
+      of_row = measured();
+      float farthest = fabsf(of_row.mean) * of_row.rstd;
+      for (int mask = 4; mask < kWarp; mask *= 2) farthest = fmaxf(farthest, shuffle_xor(farthest, mask));
+      if (farthest > kNear) {
+        EightRows<T, kWidth> rows(place);
+        normalize(rows, of_row);
+      }
+    } else {
+      EightRows<T, kWidth> rows(place);
+      rows.each([&](uint32_t& word) { measure(word), forget(word); });
+      of_row = measured();
+      normalize(rows, of_row);
+    }
+    if (lane % 4 == 0) moments[row] = of_row;
+    warp_barrier();
+  }
 
-  __device__ WholeRows(const AbsorbedAttention& op, const RunPlan& plan) : RowRun<T>(op, plan, block_index()) {}
+  // The sum of a head's columns in shared memory, by a warp.
+  __device__ float sum_of_head(Tokens heads, int head) const {
+    float sum = 0;
+    for (int column = 2 * lane; column < kWidth; column += 2 * kWarp)
+      for (float value : widened_pair<T>(*reinterpret_cast<const uint32_t*>(heads.at(head, column))).at) sum += value;
+    return sum_lanes(sum, 1, kWarp);
+  }
+
+  // Asks for a tile's gradients to be written, which have taken its rows' place: called by the whole block, and after a
+  // barrier. Before the next call of `bring` these threads wait for it.
+  __device__ void store_gradients(int tile, Tokens grads) const {
+    if (warp) return;
+#pragma unroll 1
+    for (int row = lane; row < rows_of(tile); row += kWarp) {
+      const int64_t target = first_of(tile) + row;
+      T* to = target ? op.grad_token.as<T>() + (sample * op.tokens + target - 1) * kWidth
+                     : op.grad_query.as<T>() + sample * kWidth;
+      store_bulk(to, grads.at(row, 0), kWidth * int(sizeof(T)));
+    }
+  }
 
   // f(i, column) for the squares of columns that belong to this thread's warp.
   template <typename F>
   __device__ void each_square(F&& f) const {
 #pragma unroll
     for (int i = 0; i < kSquares; ++i) {
-      const int column = (thread_index() / kWarp + i * kRunWarps) * kSquare;
-      if (column < padded) f(i, column);
+      const int column = (warp + i * kWarps) * kSquare;
+      if (kSquares * kWarps * kSquare == kWidth || column < kWidth) f(i, column);
     }
   }
 
-  // y = (x - mean) / sqrt(var + eps) of the 16 rows, two a warp; rstd[row] = 1 / sqrt(var + eps).
-  __device__ void normalize(Matrix<T> rows, float* rstd) const {
-    const int lane = thread_index() % kWarp;
-    for (int row = thread_index() / kWarp; row < kRows; row += kRunWarps) {
-      float x[kPieces][kPiece], sum = 0, squares = 0;
-      const auto each_piece = [&](auto&& f) {
-#pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-          const int column = (i * kWarp + lane) * kPiece;
-          if (column < width) f(x[i], *reinterpret_cast<Vector<T, kPiece>*>(rows.at(row, column)));
-        }
-      };
-      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>& stored) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) x[c] = widened(stored.at[c]), sum += x[c];
-      });
-      const float mean = sum_warp(sum) / float(width);
-      each_piece([&](float (&x)[kPiece], const Vector<T, kPiece>&) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) x[c] -= mean, squares = multiply_add(x[c], x[c], squares);
-      });
-      const float scale = 1 / sqrtf(sum_warp(squares) / float(width) + op.eps);
-      each_piece([&](float (&x)[kPiece], Vector<T, kPiece>& stored) {
-#pragma unroll
-        for (int c = 0; c < kPiece; ++c) stored.at[c] = narrowed<T>(x[c] * scale);
-      });
-      if (lane == 0) rstd[row] = scale;
-    }
-  }
-
-  // This warp's part of rows · headsᵀ, for (rows, heads) at `to`.
-  __device__ void put_products(Matrix<T> rows, Matrix<T> heads, float* to) const {
-    Square sum;
-    each_square([&](int, int column) {
-      multiply<Stored::kAsIs, Stored::kTransposed>(sum, rows.from(0, column), heads.from(0, column), kSquare);
-    });
-    put(sum, Matrix<float>{to, kHeads});
+  // f(head, column) for this block's share, four columns a thread, of what the cluster has summed up.
+  template <typename F>
+  __device__ void each_share(F&& f) const {
+    constexpr int kPieces = kWidth / 4;
+    const int threads = cluster_size() * kWarps * kWarp;
+    for (int i = cluster_rank() * kWarps * kWarp + thread_index(); i < int(op.heads) * kPieces; i += threads)
+      f(i / kPieces, i % kPieces * 4);
   }
 };
-
-// After put_products, a thread has the product of one row and head. Rows lie in neighbouring lanes.
-__device__ inline int score_row() { return thread_index() % kRows; }
-__device__ inline int score_head() { return thread_index() / kRows; }
-
-// `parts` is (warps, count, rows, heads).
-__device__ inline float sum_products(const float* parts, int count, int index) {
-  float sum = 0;
-  for (int warp = 0; warp < kRunWarps; ++warp)
-    sum += parts[((warp * count + index) * kRows + score_row()) * kHeads + score_head()];
-  return sum;
-}
-
-template <typename Combine>
-__device__ inline float combine_rows(float value, Combine&& combine) {
-  for (int mask = kRows / 2; mask; mask /= 2) value = combine(value, shuffle_xor(value, mask));
-  return value;
-}
-
-// Softmax over the rows, 16 at a time as they come, of a thread's head.
-struct OnlineSoftmax {
-  float top = -INFINITY, sum = 0;
-
-  // The weight of a row of which this thread has the score. All weights before count `factor` times from now on.
-  __device__ float weight(float score, float& factor) {
-    const float new_top = fmaxf(top, combine_rows(score, [](float a, float b) { return fmaxf(a, b); }));
-    const float weight = exp2(score - new_top);
-    factor = exp2(top - new_top);
-    sum = sum * factor + combine_rows(weight, [](float a, float b) { return a + b; });
-    top = new_top;
-    return weight;
-  }
-};
-
-constexpr int kMaxRunSquares = 6;
-
-// Whether the backward pass can take whole rows. Both passes take the same form: by the same operations the scores
-// come out with the same bits, and a probability of one is recovered as exactly one.
-template <typename T>
-bool takes_whole_rows(const AbsorbedAttention& op) {
-  return op.heads <= kHeads && op.width <= kMaxRunSquares * kRunWarps * kSquare &&
-         RunMemory<T, 2>::bytes(pitch_of<T>(padded_width(op.width))) <= shared_memory_limit();
-}
-
-// f(number of squares of columns a warp may have).
-template <typename F>
-void with_squares(int64_t width, F&& f) {
-  if (width <= 3 * kRunWarps * kSquare) return f(std::integral_constant<int, 3>());
-  f(std::integral_constant<int, kMaxRunSquares>());
-}
 
 }  // namespace hsta::cuda

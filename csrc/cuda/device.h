@@ -1,8 +1,9 @@
-// What the kernels take of a GPU, beyond C++: threads, barriers, shuffles, shared memory, asynchronous copies, matrix
-// products. Here is the GPU's version of each; with another compiler than nvcc the same kernels run on the host, and
-// tests/cuda_on_host/emulator.h has a version that runs a block's threads one after the other and checks their use.
+// What the kernels take of a GPU, beyond C++: threads, barriers, shuffles, shared memory, asynchronous copies,
+// matrix products. Here is the GPU's version of each; with another compiler than nvcc the same kernels run on the host,
+// and tests/cuda_on_host/emulator.h has a version that runs a block's threads one after the other and checks their use.
 //
-// Kernels reach global memory through load, store and copy_async only, and shared memory through shared_memory.
+// Kernels reach global memory through load, store, copy_bulk and store_bulk only, and shared memory through
+// shared_memory.
 #pragma once
 
 #include <cstdint>
@@ -42,28 +43,36 @@ __device__ inline float exp2(float x) {
 }
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 
-__device__ inline float widened(float x) { return x; }
-__device__ inline float widened(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ inline float widened(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-
-template <typename T>
-__device__ inline T narrowed(float x) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
-}
-template <>
-__device__ inline Float16 narrowed<Float16>(float x) {
-  return {__half_as_ushort(__float2half_rn(x))};
-}
-template <>
-__device__ inline float narrowed<float>(float x) {
-  return x;
-}
-
 // n neighbouring elements, moved 16 bytes at a time where there are so many.
 template <typename T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
   T at[n];
 };
+
+// The two elements of a word.
+template <typename T>
+__device__ inline Vector<float, 2> widened_pair(uint32_t word) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return {{__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)}};
+  } else {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+    return {{pair.x, pair.y}};
+  }
+}
+
+// From here on the compiler does not know what is in a word, and does not keep what it has made of it.
+__device__ inline void forget(uint32_t& word) { asm volatile("" : "+r"(word)); }
+
+// The reverse, in one instruction.
+template <typename T>
+__device__ inline uint32_t narrowed_word(const Vector<float, 2>& pair) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.at[1]), "f"(pair.at[0]));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.at[1]), "f"(pair.at[0]));
+  return word;
+}
 
 template <int n, typename T>
 __device__ inline Vector<T, n> load(const T* global) {
@@ -74,24 +83,79 @@ __device__ inline void store(T* global, const Vector<T, n>& values) {
   *reinterpret_cast<Vector<T, n>*>(global) = values;
 }
 
-// Copies 16 bytes from global to shared memory in the background, or writes zeros where not `valid`. Copies of a thread
-// are gathered into groups by commit_copies; wait_copies<n> returns when all but the last n groups have arrived.
-__device__ inline void copy_async(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(valid ? 16 : 0)
+// Blocks of a cluster run at the same time, and read each other's shared memory.
+__device__ inline int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline int cluster_size() {
+  int size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+__device__ inline void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// Where the block `rank` has what lies at `shared` here.
+template <typename T>
+__device__ inline const T* in_block(const T* shared, int rank) {
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(shared), "r"(rank));
+  return reinterpret_cast<const T*>(address);
+}
+
+// In shared memory: counts the bytes of bulk copies, turn by turn. A turn is over when as many have come as were said
+// to be expected in it, by one thread.
+struct Arrival {
+  uint64_t word;
+};
+
+__device__ inline uint32_t shared_address(const void* shared) { return uint32_t(__cvta_generic_to_shared(shared)); }
+
+__device__ inline void begin(Arrival& arrival) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrival)) : "memory");
+}
+// Bulk copies that are asked for after the next barrier come after this thread's accesses of shared memory.
+__device__ inline void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void expect_bytes(Arrival& arrival, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrival)), "r"(bytes)
                : "memory");
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int n>
-__device__ inline void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+// Copies from global to shared memory in the background; addresses and `bytes` are multiples of 16.
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival& arrival) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(&arrival))
+               : "memory");
+}
+// The reverse. What a thread has asked for has left shared memory after its wait_stores.
+__device__ inline void store_bulk(void* global, const void* shared, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ inline void wait_stores() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Until turn `turn` is over, of which the one before is.
+__device__ inline void wait(Arrival& arrival, int turn) {
+  asm volatile(
+      "{\n"
+      ".reg .pred over;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
+      "@!over bra again;\n"
+      "}" ::"r"(shared_address(&arrival)),
+      "r"(turn & 1)
+      : "memory");
 }
 
 // Four 8 × 8 matrices of 16-bit elements from shared memory. Lane i gives the address of row i % 8 of matrix i / 8, and
 // receives from each matrix elements 2·(i % 4) and 2·(i % 4) + 1 of row i / 4; of column i / 4 when transposed.
 template <bool transposed>
 __device__ inline void load_matrices(uint32_t (&to)[4], const void* shared_row) {
-  const auto address = uint32_t(__cvta_generic_to_shared(shared_row));
+  const uint32_t address = shared_address(shared_row);
   if constexpr (transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -103,6 +167,13 @@ __device__ inline void load_matrices(uint32_t (&to)[4], const void* shared_row) 
                  : "r"(address)
                  : "memory");
   }
+}
+
+// The reverse of load_matrices<false>.
+__device__ inline void store_matrices(const uint32_t (&from)[4], void* shared_row) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared_row)),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
 }
 
 // sum += a · b, (16 × 16) · (16 × 8), in the fragment layouts of mma.m16n8k16.
@@ -127,18 +198,10 @@ inline void check(cudaError_t status) {
   throw std::runtime_error(cudaGetErrorString(status));
 }
 
-// Bytes of shared memory that a block may have on the current device.
-inline int64_t shared_memory_limit() {
-  int device = 0, bytes = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
-}
-
-// Launches and does not wait.
+// Launches `blocks` in clusters of `cluster`, and does not wait.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream stream,
-            Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads, int64_t shared_bytes,
+            Stream stream, Arguments... arguments) {
   constexpr int64_t kMaxBlocks = 0x7fffffff, kWithoutAsking = 48 << 10;
   if (blocks > kMaxBlocks) throw std::runtime_error("more blocks than a grid may have");
   if (shared_bytes > kWithoutAsking)
@@ -146,6 +209,10 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
+  cudaLaunchAttribute in_clusters{};
+  in_clusters.id = cudaLaunchAttributeClusterDimension;
+  in_clusters.val.clusterDim = {unsigned(cluster), 1, 1};
+  config.attrs = &in_clusters, config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 

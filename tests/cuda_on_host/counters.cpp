@@ -1,4 +1,4 @@
-// What the emulator counted, and the GPU it stands for: for test_traffic.py, shared_memory.py and test_parity.py.
+// What the emulator counted: for test_traffic.py, test_launches.py and shared_memory.py.
 #include "../../csrc/cuda/device.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -13,9 +13,6 @@ EXPORTED void share(const char* first, int64_t bytes) {
   if (!bytes) machine().cached.clear();
   machine().cached.emplace_back(first, first + bytes);
 }
-
-// Sets how many bytes of shared memory a block may have.
-EXPORTED void limit_shared_memory(int64_t bytes) { machine().shared_memory_limit = bytes; }
 
 // Bytes of shared memory that a block of the first kernel launched since the last call took, and how many were
 // launched.

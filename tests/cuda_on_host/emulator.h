@@ -1,13 +1,15 @@
-// The host's version of csrc/cuda/device.h: runs a kernel block by block, a block's threads as fibers on one processor.
+// The host's version of csrc/cuda/device.h: runs a kernel cluster by cluster, a cluster's threads as fibers on one
+// processor.
 //
 // A fiber runs until it reaches a barrier, a shuffle or a matrix instruction, and goes on when all threads concerned
 // have reached the same one. Within those limits everything that a GPU leaves open is chosen at random, from
-// HSTA_FIBER_SEED, and anew in every launch: the order of blocks, and that of threads after each barrier. Asynchronous
-// copies arrive as late as the kernel allows, shared memory starts out full of NaN, and every block's lies in a buffer
-// of its own of exactly the size asked for. Powers of two are as wrong as a GPU's may be. So a missing barrier or wait
-// gives wrong results for some seed, and AddressSanitizer sees a wrong index. (One fault stays hidden: a shuffle or a
-// matrix instruction brings a warp's writes to shared memory in order here, which on a GPU only a barrier does.) A
-// thread that waits for others that will never come, or that come to another barrier, is reported.
+// HSTA_FIBER_SEED, and anew in every launch: the order of clusters, and that of threads after each barrier. Bulk copies
+// arrive as late as the kernel allows, shared memory starts out full of NaN and ends so with its block, and every
+// block's lies in a buffer of its own of exactly the size asked for. Powers of two are as wrong as a GPU's may be. So a
+// missing barrier or wait gives wrong results for some seed, and AddressSanitizer sees a wrong index. (Two faults stay
+// hidden: a shuffle or a matrix instruction brings a warp's writes to shared memory in order here, which on a GPU only
+// a barrier does; and bulk copies need no fence after other accesses.) A thread that waits for others that will never
+// come, or that come to another barrier, and a copy that nobody waits for, are reported.
 #pragma once
 
 #include <ucontext.h>
@@ -18,6 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -56,7 +59,18 @@ struct Place {
 struct Copy {
   void* to;
   const void* from;
-  bool valid;
+  int bytes;
+};
+
+// What an Arrival of device.h counts. A turn's copies arrive when all are asked for and the first thread waits.
+struct Turn {
+  int number = 0;
+  bool expecting = false;
+  int64_t expected = 0, asked_for = 0;
+  std::vector<Copy> copies;
+  std::vector<int> waiting;  // fibers
+
+  bool complete() const { return expecting && asked_for == expected; }
 };
 
 // Where to go on: __builtin_setjmp's. swapcontext makes two system calls, and AddressSanitizer's version of it clears
@@ -79,11 +93,10 @@ struct Fiber {
   void* fake_stack = nullptr;  // AddressSanitizer's
   bool begun = false, ready = true, finished = false;
   Place place;
-  std::vector<Copy> copies;
-  std::vector<size_t> group_ends;  // into `copies`
+  std::vector<Copy> stores;  // that it has asked for
 };
 
-// Threads that wait for each other: a block's or a warp's.
+// Threads that wait for each other: a cluster's, a block's or a warp's.
 struct Meeting {
   int arrived = 0, generation = 0;
 };
@@ -102,25 +115,57 @@ class Machine {
 
   // ---- called by kernels
   int thread = 0, threads = 0;
+  int rank = 0, cluster = 1;
   int64_t block = 0;
-  void* shared() { return shared_.get(); }
+  void* shared() { return blocks_[rank].shared.get(); }
+  const void* shared_of(const void* mine, int other) {
+    return blocks_[other].shared.get() + (static_cast<const char*>(mine) - blocks_[rank].shared.get());
+  }
 
-  void meet_block(Place place) { meet(block_meeting_, 0, threads, place); }
+  void meet_cluster(Place place) { meet(cluster_meeting_, 0, threads * cluster, place); }
+  void meet_block(Place place) { meet(blocks_[rank].meeting, rank * threads, (rank + 1) * threads, place); }
   void meet_warp(Place place) {
-    const int first = thread / kWarp * kWarp;
-    meet(warp_meetings_[thread / kWarp], first, std::min(first + kWarp, threads), place);
+    const int first = rank * threads + thread / kWarp * kWarp;
+    meet(warp_meetings_[warp()], first, std::min(first + kWarp, (rank + 1) * threads), place);
   }
   // Shows `mine` to the warp and returns what every lane shows.
   template <typename Fill>
   const Exchange& exchange(Place place, Fill&& mine) {
-    const int warp = thread / kWarp;
     // Two buffers in turn: who is late still reads one while who is early fills the other.
-    Exchange& buffer = exchanges_[2 * warp + warp_meetings_[warp].generation % 2];
+    Exchange& buffer = exchanges_[2 * warp() + warp_meetings_[warp()].generation % 2];
     mine(buffer, thread % kWarp);
     meet_warp(place);
     return buffer;
   }
-  Fiber& fiber() { return fibers_[thread]; }
+  Fiber& fiber() { return fibers_[rank * threads + thread]; }
+
+  void begin_turns(const void* arrival) { turns_[arrival] = {}; }
+  void expect(const void* arrival, int bytes) {
+    Turn& turn = turns_.at(arrival);
+    if (turn.expecting) fail("a turn's bytes are expected twice");
+    turn.expecting = true, turn.expected = bytes;
+    wake(turn);
+  }
+  void ask_for(const void* arrival, Copy copy) {
+    Turn& turn = turns_.at(arrival);
+    turn.copies.push_back(copy), turn.asked_for += copy.bytes;
+    wake(turn);
+  }
+  void wait(const void* arrival, int number, Place place) {
+    Turn& turn = turns_.at(arrival);
+    while (turn.number % 2 == number % 2) {
+      if (turn.complete()) {
+        for (const Copy& copy : turn.copies) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+        turn.copies.clear();
+        turn.expecting = false, turn.asked_for = 0, ++turn.number;
+        for (int waiting : std::exchange(turn.waiting, {})) fibers_[waiting].ready = true;
+        return;
+      }
+      turn.waiting.push_back(rank * threads + thread);
+      fiber().place = place, fiber().ready = false;
+      leave();
+    }
+  }
 
   [[noreturn]] void fail(const std::string& what) {
     if (error_.empty()) error_ = what + " (thread " + std::to_string(thread) + ", block " + std::to_string(block) + ")";
@@ -137,23 +182,25 @@ class Machine {
       if (global >= range.first && global < range.second) return;
     const auto address = reinterpret_cast<uintptr_t>(global);
     for (uintptr_t sector = address / kSector; sector <= (address + bytes - 1) / kSector; ++sector)
-      if (sectors_.insert(2 * sector + written).second) traffic += kSector;
+      if (blocks_[rank].sectors.insert(2 * sector + written).second) traffic += kSector;
   }
 
   // ---- called by launch
-  int64_t shared_memory_limit = 227 << 10;  // an sm_90's
+  static constexpr int64_t kSharedMemory = 227 << 10;  // that a block may have on an sm_90
   std::vector<int64_t> shared_bytes_of_launches;
-  void run(int64_t blocks, int block_threads, int64_t shared_bytes, const std::function<void()>& kernel) {
-    if (shared_bytes > shared_memory_limit) throw std::runtime_error("more shared memory than there is");
+  void run(int64_t blocks, int in_cluster, int block_threads, int64_t shared_bytes,
+           const std::function<void()>& kernel) {
+    if (shared_bytes > kSharedMemory) throw std::runtime_error("more shared memory than there is");
+    if (blocks % in_cluster) throw std::runtime_error("blocks do not fill their clusters");
     shared_bytes_of_launches.push_back(shared_bytes);
-    threads = block_threads;
+    threads = block_threads, cluster = in_cluster;
     kernel_ = &kernel;
-    if (fibers_.size() < size_t(threads)) fibers_ = std::vector<Fiber>(threads);
-    std::vector<int64_t> order(blocks);
+    if (fibers_.size() < size_t(threads * cluster)) fibers_ = std::vector<Fiber>(threads * cluster);
+    std::vector<int64_t> order(blocks / cluster);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random_);
     try {
-      for (int64_t index : order) run_block(index, shared_bytes);
+      for (int64_t index : order) run_cluster(index * cluster, shared_bytes);
     } catch (...) {
       fibers_.clear();  // they are in the middle of the kernel
       throw;
@@ -161,14 +208,21 @@ class Machine {
   }
 
  private:
+  struct Block {
+    std::unique_ptr<char, void (*)(void*)> shared{nullptr, std::free};
+    Meeting meeting;
+    std::unordered_set<uintptr_t> sectors;
+    int running;
+  };
   std::vector<Fiber> fibers_;
-  std::unordered_set<uintptr_t> sectors_;
-  Meeting block_meeting_;
+  std::vector<Block> blocks_;  // of a cluster
+  Meeting cluster_meeting_;
   std::vector<Meeting> warp_meetings_;
   std::vector<Exchange> exchanges_;
-  std::unique_ptr<char, void (*)(void*)> shared_{nullptr, std::free};
+  std::map<const void*, Turn> turns_;
   std::mt19937 random_{seed()};
   const std::function<void()>* kernel_ = nullptr;
+  int64_t first_block_ = 0;
   Context scheduler_;
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_stack_ = nullptr;
@@ -180,16 +234,29 @@ class Machine {
     return seed ? unsigned(std::atoi(seed)) : 0u;
   }
 
-  void run_block(int64_t index, int64_t shared_bytes) {
-    block = index;
-    sectors_.clear();
-    shared_.reset(shared_bytes ? static_cast<char*>(std::aligned_alloc(16, size_t(shared_bytes))) : nullptr);
-    if (shared_bytes) std::memset(shared_.get(), 0xff, size_t(shared_bytes));
-    block_meeting_ = {};
-    warp_meetings_.assign((threads + kWarp - 1) / kWarp, {});
+  int warp() const { return rank * ((threads + kWarp - 1) / kWarp) + thread / kWarp; }
+
+  void wake(Turn& turn) {
+    if (turn.complete())
+      for (int waiting : std::exchange(turn.waiting, {})) fibers_[waiting].ready = true;
+  }
+
+  void run_cluster(int64_t first_block, int64_t shared_bytes) {
+    first_block_ = first_block;
+    blocks_.clear();
+    for (int i = 0; i < cluster; ++i) {
+      Block& block = blocks_.emplace_back();
+      block.running = threads;
+      if (shared_bytes) block.shared.reset(static_cast<char*>(std::aligned_alloc(16, size_t(shared_bytes))));
+      if (shared_bytes) std::memset(block.shared.get(), 0xff, size_t(shared_bytes));
+    }
+    cluster_meeting_ = {};
+    warp_meetings_.assign(cluster * ((threads + kWarp - 1) / kWarp), {});
     exchanges_.resize(2 * warp_meetings_.size());
-    for (int i = 0; i < threads; ++i) start(fibers_[i]);
-    std::vector<int> order(threads);
+    turns_.clear();
+    const int all = threads * cluster;
+    for (int i = 0; i < all; ++i) fibers_[i].ready = true, fibers_[i].finished = false;
+    std::vector<int> order(all);
     std::iota(order.begin(), order.end(), 0);
     for (bool all_finished = false; !all_finished;) {
       std::shuffle(order.begin(), order.end(), random_);
@@ -200,18 +267,27 @@ class Machine {
           moved = true;
           enter(i);
           if (!error_.empty()) throw std::runtime_error(std::exchange(error_, {}));
+          // Others of the cluster may not read it any more.
+          if (fibers_[i].finished && !--blocks_[rank].running && shared_bytes)
+            std::memset(shared(), 0xff, size_t(shared_bytes));
         }
         all_finished = all_finished && fibers_[i].finished;
       }
       if (!moved && !all_finished) throw std::runtime_error(divergence());
     }
+    for (int i = 0; i < all; ++i)
+      if (!std::exchange(fibers_[i].stores, {}).empty())
+        throw std::runtime_error("a bulk copy is on its way when its block has ended");
+    for (const auto& [arrival, turn] : turns_)
+      if (!turn.copies.empty()) throw std::runtime_error("a bulk copy is on its way when its block has ended");
   }
 
   std::string divergence() {
-    for (int i = 0; i < threads; ++i)
+    for (int i = 0; i < threads * cluster; ++i)
       if (!fibers_[i].finished)
-        return "divergent barrier: thread " + std::to_string(i) + " of block " + std::to_string(block) + " waits at " +
-               fibers_[i].place.file + ":" + std::to_string(fibers_[i].place.line) + " for threads that never come";
+        return "divergent barrier: thread " + std::to_string(i % threads) + " of block " +
+               std::to_string(first_block_ + i / threads) + " waits at " + fibers_[i].place.file + ":" +
+               std::to_string(fibers_[i].place.line) + " for what never comes";
     return "";
   }
 
@@ -231,11 +307,6 @@ class Machine {
   }
 
   // ---- switching between fibers
-  void start(Fiber& fiber) {
-    fiber.ready = true, fiber.finished = false;
-    fiber.copies.clear(), fiber.group_ends.clear();
-  }
-
   static void body() {
     Machine& machine = get();
     machine.arrive(nullptr);
@@ -247,7 +318,7 @@ class Machine {
   }
 
   __attribute__((noinline)) void enter(int index) {
-    thread = index;
+    thread = index % threads, rank = index / threads, block = first_block_ + rank;
     Fiber& to = fibers_[index];
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, to.stack.get(), kStackBytes);
@@ -286,19 +357,6 @@ class Machine {
 
 inline Machine& machine() { return Machine::get(); }
 
-inline void arrive_copies(size_t groups_left) {
-  Fiber& fiber = machine().fiber();
-  if (fiber.group_ends.size() <= groups_left) return;
-  const size_t groups = fiber.group_ends.size() - groups_left, count = fiber.group_ends[groups - 1];
-  for (size_t i = 0; i < count; ++i) {
-    const Copy& copy = fiber.copies[i];
-    copy.valid ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
-  }
-  fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + long(count));
-  fiber.group_ends.erase(fiber.group_ends.begin(), fiber.group_ends.begin() + long(groups));
-  for (size_t& end : fiber.group_ends) end -= count;
-}
-
 inline void check_aligned(const void* address, size_t bytes, const char* what) {
   if (reinterpret_cast<uintptr_t>(address) % bytes) machine().fail(std::string("misaligned ") + what);
 }
@@ -322,6 +380,15 @@ inline void block_barrier(const char* file = __builtin_FILE(), int line = __buil
 inline void warp_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   machine().meet_warp({file, line});
 }
+inline int cluster_rank() { return machine().rank; }
+inline int cluster_size() { return machine().cluster; }
+inline void cluster_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  machine().meet_cluster({file, line});
+}
+template <typename T>
+inline const T* in_block(const T* shared, int rank) {
+  return static_cast<const T*>(machine().shared_of(shared, rank));
+}
 inline float shuffle_xor(float value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   const auto& all = machine().exchange(
       {file, line}, [&](emulator::Exchange& mine, int lane) { std::memcpy(mine.words[lane], &value, sizeof value); });
@@ -342,19 +409,20 @@ inline float exp2(float x) {
   return value < kSmallest ? 0 : float(value);
 }
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
-template <typename T>
-inline float widened(T x) {
-  return to_float(x);
-}
-template <typename T>
-inline T narrowed(float x) {
-  return from_float<T>(x);
-}
-
 template <typename T, int n>
 struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Vector {
   T at[n];
 };
+
+inline void forget(uint32_t&) {}
+template <typename T>
+inline Vector<float, 2> widened_pair(uint32_t word) {
+  return {{to_float(T{uint16_t(word)}), to_float(T{uint16_t(word >> 16)})}};
+}
+template <typename T>
+inline uint32_t narrowed_word(const Vector<float, 2>& pair) {
+  return from_float<T>(pair.at[0]).bits | uint32_t(from_float<T>(pair.at[1]).bits) << 16;
+}
 
 template <int n, typename T>
 inline Vector<T, n> load(const T* global) {
@@ -371,20 +439,34 @@ inline void store(T* global, const Vector<T, n>& values) {
   std::memcpy(global, &values, sizeof values);
 }
 
-inline void copy_async(void* shared, const void* global, bool valid) {
-  emulator::check_aligned(shared, 16, "asynchronous copy");
-  emulator::check_aligned(global, 16, "asynchronous copy");
-  std::memset(shared, 0xff, 16);  // until it arrives
-  if (valid) machine().count(global, 16, false);
-  machine().fiber().copies.push_back({shared, global, valid});
+struct Arrival {
+  uint64_t word;
+};
+
+inline void begin(Arrival& arrival) { machine().begin_turns(&arrival); }
+inline void order_before_copies() {}
+inline void expect_bytes(Arrival& arrival, int bytes) { machine().expect(&arrival, bytes); }
+inline void copy_bulk(void* shared, const void* global, int bytes, Arrival& arrival) {
+  emulator::check_aligned(shared, 16, "bulk copy");
+  emulator::check_aligned(global, 16, "bulk copy");
+  if (bytes % 16) machine().fail("misaligned bulk copy");
+  std::memset(shared, 0xff, size_t(bytes));  // until it arrives
+  machine().count(global, size_t(bytes), false);
+  machine().ask_for(&arrival, {shared, global, bytes});
 }
-inline void commit_copies() {
-  auto& fiber = machine().fiber();
-  fiber.group_ends.push_back(fiber.copies.size());
+inline void store_bulk(void* global, const void* shared, int bytes) {
+  emulator::check_aligned(shared, 16, "bulk copy");
+  emulator::check_aligned(global, 16, "bulk copy");
+  if (bytes % 16) machine().fail("misaligned bulk copy");
+  machine().count(global, size_t(bytes), true);
+  machine().fiber().stores.push_back({global, shared, bytes});
 }
-template <int n>
-inline void wait_copies() {
-  emulator::arrive_copies(n);
+inline void wait_stores() {
+  for (const auto& store : std::exchange(machine().fiber().stores, {}))
+    std::memcpy(store.to, store.from, size_t(store.bytes));
+}
+inline void wait(Arrival& arrival, int turn, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  machine().wait(&arrival, turn, {file, line});
 }
 
 template <bool transposed>
@@ -401,6 +483,20 @@ inline void load_matrices(uint32_t (&to)[4], const void* shared_row, const char*
       pair[i] = uint16_t(all.words[8 * matrix + row][column / 2] >> 16 * (column % 2));
     }
     std::memcpy(&to[matrix], pair, sizeof pair);
+  }
+}
+
+inline void store_matrices(const uint32_t (&from)[4], void* shared_row, const char* file = __builtin_FILE(),
+                           int line = __builtin_LINE()) {
+  emulator::check_aligned(shared_row, 16, "matrix row");
+  const auto& all = machine().exchange({file, line}, [&](emulator::Exchange& mine, int lane) {
+    std::memcpy(mine.words[lane], &shared_row, sizeof shared_row);
+  });
+  const int lane = thread_index() % emulator::kWarp;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    char* row;
+    std::memcpy(&row, all.words[8 * matrix + lane / 4], sizeof row);
+    std::memcpy(row + 4 * (lane % 4), &from[matrix], sizeof from[matrix]);
   }
 }
 
@@ -424,12 +520,10 @@ inline void multiply_fragments(float (&sum)[4], const uint32_t (&a)[4], uint32_t
   }
 }
 
-inline int64_t shared_memory_limit() { return machine().shared_memory_limit; }
-
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Stream,
+void launch(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads, int64_t shared_bytes, Stream,
             Arguments... arguments) {
-  machine().run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  machine().run(blocks, cluster, threads, shared_bytes, [&] { kernel(arguments...); });
 }
 
 }  // namespace hsta::cuda

@@ -22,20 +22,81 @@ __global__ void neighbours(const float* from, float* to, bool with_barrier) {
   store(to + i, Vector<float, 1>{{2 * shared[(i + 1) % kThreads]}});
 }
 
-// The same with two numbers a thread, brought by asynchronous copies; the buffer is used twice.
+// The same with two numbers a thread, brought by bulk copies; the buffer is used twice.
 __global__ void copied(const float* from, float* to, bool with_wait, bool with_second_barrier) {
-  float* shared = shared_memory<float>();
+  Arrival& arrival = *shared_memory<Arrival>();
+  float* shared = shared_memory<float>() + 4;
   const int i = thread_index();
+  if (i == 0) begin(arrival);
+  block_barrier();
   for (int turn = 0; turn < 2; ++turn) {
-    if (i < kThreads / 2) copy_async(shared + 4 * i, from + (2 * turn * kThreads + 4 * i), true);
-    commit_copies();
-    if (with_wait) wait_copies<0>();
+    if (i == 0) {
+      expect_bytes(arrival, 8 * kThreads);
+      copy_bulk(shared, from + 2 * turn * kThreads, 8 * kThreads, arrival);
+    }
+    if (with_wait) wait(arrival, turn);
     block_barrier();
     for (int half = 0; half < 2; ++half)
       store(to + (2 * turn + half) * kThreads + i,
             Vector<float, 1>{{2 * shared[(half * kThreads + i + 4) % (2 * kThreads)]}});
     if (with_second_barrier) block_barrier();
+    if (!with_wait) wait(arrival, turn);
   }
+}
+
+// A copy that nobody waits for.
+__global__ void left_on_its_way(const float* from, float* to, bool with_wait) {
+  Arrival& arrival = *shared_memory<Arrival>();
+  if (thread_index() == 0) {
+    begin(arrival);
+    expect_bytes(arrival, 16);
+    copy_bulk(shared_memory<float>() + 4, from, 16, arrival);
+  }
+  block_barrier();
+  if (with_wait) wait(arrival, 0);
+  store(to + thread_index(), Vector<float, 1>{{1}});
+}
+
+// Twice the numbers go back by a bulk copy, and their place is used again.
+__global__ void stored(const float* from, float* to, bool with_wait) {
+  float* shared = shared_memory<float>();
+  const int i = thread_index();
+  shared[i] = 2 * load<1>(from + i).at[0];
+  order_before_copies();
+  block_barrier();
+  if (i == 0) {
+    store_bulk(to, shared, 4 * kThreads);
+    if (with_wait) wait_stores();
+  }
+  block_barrier();
+  shared[i] = 0;
+  block_barrier();
+  if (i == 0) wait_stores();
+}
+
+// More bytes are expected than come.
+__global__ void never_arrives(const float* from, float* to, int expected) {
+  Arrival& arrival = *shared_memory<Arrival>();
+  if (thread_index() == 0) {
+    begin(arrival);
+    expect_bytes(arrival, expected);
+    copy_bulk(shared_memory<float>() + 4, from, 16, arrival);
+  }
+  block_barrier();
+  wait(arrival, 0);
+  store(to + thread_index(), Vector<float, 1>{{1}});
+}
+
+// Every thread doubles the number that the cluster's other block has.
+__global__ void other_block(const float* from, float* to, bool with_barrier, bool staying) {
+  float* shared = shared_memory<float>();
+  const int i = thread_index();
+  const int64_t at = block_index() * kThreads + i;
+  shared[i] = load<1>(from + at).at[0];
+  if (with_barrier) cluster_barrier();
+  const float other = 2 * *in_block(shared + i, 1 - cluster_rank());
+  store(to + at, Vector<float, 1>{{other}});
+  if (staying) cluster_barrier();
 }
 
 __global__ void out_of_bounds(float* to, int index) { store(to + index + thread_index(), Vector<float, 1>{{1}}); }
@@ -85,30 +146,43 @@ int main(int, char** arguments) {
   const auto one = [](int) { return 1; };
   try {
     if (is("race")) {
-      launch(neighbours, 1, kThreads, 4 * kThreads, 0, from.data(), to.data(), !planted);
+      launch(neighbours, 1, 1, kThreads, 4 * kThreads, 0, from.data(), to.data(), !planted);
       expect(kThreads, [](int i) { return 2 * ((i + 1) % kThreads); });
     } else if (is("missing wait") || is("early overwrite")) {
       const bool wait = !(planted && is("missing wait")), second = !(planted && is("early overwrite"));
-      launch(copied, 1, kThreads, 8 * kThreads, 0, from.data(), to.data(), wait, second);
+      launch(copied, 1, 1, kThreads, 16 + 8 * kThreads, 0, from.data(), to.data(), wait, second);
       expect(4 * kThreads,
              [](int i) { return 2 * (i / (2 * kThreads) * 2 * kThreads + (i % (2 * kThreads) + 4) % (2 * kThreads)); });
+    } else if (is("copy on its way")) {
+      launch(left_on_its_way, 1, 1, kThreads, 32, 0, from.data(), to.data(), !planted);
+      expect(kThreads, one);
+    } else if (is("overwritten before it is stored")) {
+      launch(stored, 1, 1, kThreads, 4 * kThreads, 0, from.data(), to.data(), !planted);
+      expect(kThreads, [](int i) { return 2 * i; });
+    } else if (is("bytes that never come")) {
+      launch(never_arrives, 1, 1, kThreads, 32, 0, from.data(), to.data(), planted ? 32 : 16);
+      expect(kThreads, one);
+    } else if (is("race in a cluster") || is("left too early")) {
+      const bool barrier = !(planted && is("race in a cluster")), staying = !(planted && is("left too early"));
+      launch(other_block, 2, 2, kThreads, 4 * kThreads, 0, from.data(), to.data(), barrier, staying);
+      expect(2 * kThreads, [](int i) { return 2 * ((i + kThreads) % (2 * kThreads)); });
     } else if (is("out of bounds")) {
-      launch(out_of_bounds, 1, kThreads, 0, 0, to.data(), planted ? 3 * kThreads + 1 : 0);
+      launch(out_of_bounds, 1, 1, kThreads, 0, 0, to.data(), planted ? 3 * kThreads + 1 : 0);
       expect(kThreads, one);
     } else if (is("out of shared memory")) {
-      launch(out_of_shared_memory, 1, kThreads, 4 * kThreads, 0, to.data(), planted ? 1 : 0);
+      launch(out_of_shared_memory, 1, 1, kThreads, 4 * kThreads, 0, to.data(), planted ? 1 : 0);
       expect(kThreads, one);
     } else if (is("misaligned")) {
-      launch(misaligned, 1, kThreads - 32, 0, 0, from.data(), to.data(), planted ? 1 : 0);
+      launch(misaligned, 1, 1, kThreads - 32, 0, 0, from.data(), to.data(), planted ? 1 : 0);
       expect(4 * (kThreads - 32), [](int i) { return i; });
     } else if (is("divergent")) {
-      launch(divergent, 1, kThreads, 0, 0, to.data(), planted ? 1 : 0);
+      launch(divergent, 1, 1, kThreads, 0, 0, to.data(), planted ? 1 : 0);
       expect(kThreads, one);
     } else if (is("another barrier")) {
-      launch(another_barrier, 1, kThreads, 0, 0, to.data(), planted ? 64 : 0);
+      launch(another_barrier, 1, 1, kThreads, 0, 0, to.data(), planted ? 64 : 0);
       expect(kThreads, one);
     } else if (is("half a warp")) {
-      launch(half_a_warp, 1, kThreads, 0, 0, to.data(), planted ? 16 : 32);
+      launch(half_a_warp, 1, 1, kThreads, 0, 0, to.data(), planted ? 16 : 32);
       expect(kThreads, [](int) { return 2; });
     } else {
       std::fprintf(stderr, "no such fault: %s\n", fault.c_str());

@@ -23,7 +23,7 @@ def calls(operator, kernel):
     """Functions and their tensors by name: the operator's examples that the backend takes, which are some at least."""
     taken = []
     for name, (function, shapes) in examples(operator.name).items():
-        arguments = dict(zip(shapes, (t.to(kernel.device) for t in tensors(name)), strict=True))
+        arguments = dict(zip(shapes, (t.to(kernel.device, kernel.dtype) for t in tensors(name)), strict=True))
         with backend(kernel.name), suppress(BackendError):
             function(**arguments)
             taken.append((function, arguments))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hsta_kernels import backends
-from hsta_kernels.ops.add_layer_norm import cpu, cuda, reference, triton
+from hsta_kernels.ops.add_layer_norm import cpu, reference, triton
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
 
@@ -18,7 +18,7 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 # and bias are the two rows of grad_weights, float32, so that one sum of a GPU yields both.
 OPERATOR = backends.Operator(
     "add_layer_norm",
-    {"cpu": cpu, "cuda": cuda, "triton": triton},
+    {"cpu": cpu, "triton": triton},
     lambda tensor: (tensor(9, 64), tensor(9, 64)),
 )
 

@@ -1,8 +1,6 @@
-"""Calls into csrc/cpu/add_layer_norm.cpp, and with another `run` into what has the same arguments."""
+"""Calls into csrc/cpu/add_layer_norm.cpp."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
@@ -27,12 +25,11 @@ def forward(
     bias: torch.Tensor,
     eps: float,
     norm_dtype: torch.dtype,
-    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = contiguous_like(residual)
     norm = contiguous_like(residual if norm_dtype == residual.dtype else x)
     if residual.numel():
-        run("add_layer_norm_forward", residual, x, weight.float(), bias.float(), eps, total, norm)
+        launch.run("add_layer_norm_forward", residual, x, weight.float(), bias.float(), eps, total, norm)
     return norm, total
 
 
@@ -44,13 +41,12 @@ def backward(
     bias: torch.Tensor,
     eps: float,
     norm_anew: bool,
-    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
     grad_residual, grad_weights = contiguous_like(total), weight.new_empty((2, *weight.shape), dtype=torch.float32)
     grad_x = None if grad_norm.dtype == total.dtype else contiguous_like(grad_norm)
     norm = contiguous_like(grad_norm) if norm_anew else None
     if total.numel():
-        run(
+        launch.run(
             "add_layer_norm_backward", total, weight.float(), bias.float(), eps, grad_norm, grad_sum, grad_residual,
             grad_x, norm, *grad_weights,
         )  # fmt: skip

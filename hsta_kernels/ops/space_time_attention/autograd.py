@@ -9,7 +9,7 @@ import torch
 from hsta_kernels import backends
 from hsta_kernels.ops.checks import rows_contiguous
 from hsta_kernels.ops.dispatch import call, custom_op, gradient
-from hsta_kernels.ops.space_time_attention import cpu, cuda, padded, reference, triton
+from hsta_kernels.ops.space_time_attention import cpu, padded, reference, triton
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from hsta_kernels.ops.space_time_attention.operands import Operands
 
@@ -19,7 +19,7 @@ from hsta_kernels.ops.space_time_attention.operands import Operands
 # last argument, if given; the bias's gradient is written into `grad_bias`, if given.
 OPERATOR = backends.Operator(
     "space_time_attention",
-    {"cpu": cpu, "cuda": cuda, "triton": triton},
+    {"cpu": cpu, "triton": triton},
     lambda tensor: ((tensor(1, 9, 3, 2, 32),), Grid(2, 4, "time", 1, 1.0)),
 )
 

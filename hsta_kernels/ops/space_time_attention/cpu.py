@@ -1,8 +1,8 @@
-"""Calls into csrc/cpu/space_time_attention.cpp, and with another `run` into what has the same arguments."""
+"""Calls into csrc/cpu/space_time_attention.cpp."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,12 +36,11 @@ def forward(
     grid: Grid,
     operands: Operands = NOTHING,
     out: torch.Tensor | None = None,
-    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out = qkv[0].new_empty(out_shape(qkv)) if out is None else out
     stats = qkv[0].new_empty(stats_shape(qkv, grid), dtype=torch.float32)
     if out.numel():
-        run("space_time_attention_forward", *_arguments(qkv, grid, operands), out, stats)
+        launch.run("space_time_attention_forward", *_arguments(qkv, grid, operands), out, stats)
     return out, stats
 
 
@@ -54,13 +53,12 @@ def backward(
     operands: Operands = NOTHING,
     grad_bias: torch.Tensor | None = None,
     grads: tuple[torch.Tensor, ...] | None = None,
-    run: Callable[..., None] = launch.run,
 ) -> tuple[torch.Tensor, ...]:
     grads = tuple(map(contiguous_like, qkv)) if grads is None else grads
     grad_affine = None if operands.affine is None else torch.zeros_like(operands.affine)
     if out.numel():
         tensors = (out, stats, grad_out, _parts(grads), grad_affine, grad_bias)
-        run("space_time_attention_backward", *_arguments(qkv, grid, operands), *tensors)
+        launch.run("space_time_attention_backward", *_arguments(qkv, grid, operands), *tensors)
     return grads if grad_affine is None else (*grads, grad_affine)
 
 
