@@ -68,7 +68,7 @@ def test_unavailable_backend_raises_and_says_why(name):
 def test_automatic_choice_takes_no_backend_that_must_be_asked_for(monkeypatch):
     monkeypatch.setattr(backends, "cuda", object())
     monkeypatch.setattr(backends, "cuda_emulated", True)  # then it takes tensors on the CPU
-    operator, tokens = backends.OPERATORS["cross_modal_attention"], torch.zeros(1, 9, 64).bfloat16()
+    operator, tokens = backends.OPERATORS["cross_modal_attention"], torch.zeros(1, 9, 96).bfloat16()
     assert operator.refusal("cuda", tokens, 2) is None
     assert operator.choose(tokens, 2) != "cuda"
     with hsta_kernels.backend("cuda"):

@@ -41,10 +41,14 @@ def run(name: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-def tensors(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def tensors(
+    name: str, dtype: torch.dtype = torch.float32, seed: int = 0, width: int = WIDTH
+) -> tuple[torch.Tensor, ...]:
     """Arguments of a case: the same numbers in every dtype, weights of the size that keeps that of their rows."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        (torch.randn(shape, generator=generator) * (WIDTH**-0.5 if "weight" in argument else 1)).bfloat16().to(dtype)
-        for argument, shape in CASES[name][1].items()
-    )
+
+    def drawn(argument: str, shape: tuple[int, ...]) -> torch.Tensor:
+        sizes = [width if size == WIDTH else size for size in shape]
+        return torch.randn(sizes, generator=generator) * (width**-0.5 if "weight" in argument else 1)
+
+    return tuple(drawn(argument, shape).bfloat16().to(dtype) for argument, shape in CASES[name][1].items())

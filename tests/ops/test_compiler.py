@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from hsta_kernels import BackendError, backend
 from tests.kernels import SIMULATED
-from tests.ops.cases import examples, tensors
+from tests.ops.cases import WIDTH, examples, tensors
 from tests.ops.parity import assert_same_bits, run
 from tests.ops.test_dispatch import Ops
 
@@ -23,7 +23,9 @@ def calls(operator, kernel):
     """Functions and their tensors by name: the operator's examples that the backend takes, which are some at least."""
     taken = []
     for name, (function, shapes) in examples(operator.name).items():
-        arguments = dict(zip(shapes, (t.to(kernel.device, kernel.dtype) for t in tensors(name)), strict=True))
+        width = 96 if kernel.name == "cuda" else WIDTH  # the least that it takes
+        drawn = (t.to(kernel.device) for t in tensors(name, kernel.dtype, width=width))
+        arguments = dict(zip(shapes, drawn, strict=True))
         with backend(kernel.name), suppress(BackendError):
             function(**arguments)
             taken.append((function, arguments))

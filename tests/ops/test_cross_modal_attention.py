@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 OPERATOR = backends.OPERATORS["cross_modal_attention"]
 HEADS = 2
 NAMES = ("query_token", "tokens", *(f"{x}_{y}" for x in ("norm", "q", "k", "v") for y in ("weight", "bias")))
-SHAPES = dict(zip(NAMES, [(8, 96), (8, 9, 96), *[(96,)] * 2, *[(96, 96), (96,)] * 3], strict=True))
+SHAPES = dict(zip(NAMES, [(8, 32), (8, 9, 32), *[(32,)] * 2, *[(32, 32), (32,)] * 3], strict=True))
 EXAMPLES = {
     "cross_modal_attention": (
         lambda *tensors, **named: cross_modal_attention(*tensors, **named, num_heads=HEADS),

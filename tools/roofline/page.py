@@ -98,6 +98,31 @@ def _cell(case: Case, row: Row) -> str:
     return f"{_figure(case, row.share)} ({_figure(case, row.worse)}–{_figure(case, row.better)})"
 
 
+_BOUNDS = """
+## What is not reached, and what stops it
+
+- **Over time, with a prefix token**, the parts of its softmax are merged by a second launch: 2 µs between kernels and
+  2 to 4 for the merge, a seventh of the call at T = 3. The first kernel alone is at 87, 93 and 93 % of a copy at T =
+  3, 8 and 16. Backward, scores, their gradients and the rows take 150 to 164 registers: three blocks on a
+  multiprocessor, whose loads do not cover each other's waiting.
+- **Over space** a group of 196 is four tiles forward, each of which reads all its keys and values from L2. Backward
+  one program holds a group, in 237 registers, and is alone on its multiprocessor.
+- **Jointly**: at B = 1 there are fewer blocks than places for them. At B = 8 products wait for softmax in the same
+  warps; descriptors for keys and values take 3 % off the time, and what Triton calls warp specialization changes
+  nothing on sm_90 ([experiments](experiments.md)).
+- **Crossmodal attention**: 8 samples of 588 tokens are 1.7 µs of a copy's time, less than a launch. With 64, a row's
+  score needs the whole row before any of it can be weighed, and one block is all that fits on a multiprocessor:
+  Triton's kernels wait for each other's warps. Those in CUDA C++, which do less of that, are predicted at 55 to 64 %
+  ([table](cuda-resources.md)). Of the whole operator at B = 8, gaps between its launches are a quarter; its weights
+  have to be read whatever the batch.
+- **`add_layer_norm` backward**: the gradients of weight and bias are sums over all rows, by partial sums and a second
+  launch.
+- **Dropout in `bias_gelu`**: its generator makes 24 instructions an element where a copy takes the time of 14 for
+  one. The mask is the same on every backend, so the generator stays.
+
+"""
+
+
 def _asked(case: Case) -> str:
     return f"{case.target / 1e12:.0f} TFLOP/s" if case.target > 1 else f"{100 * case.target:.0f} %"
 
@@ -201,6 +226,6 @@ def _draw(rows: Mapping[str, Row]) -> None:
 
 
 def write_page(codes: Codes, rows: Mapping[str, Row]) -> None:
-    lines = [*_against_targets(rows), *_kernels(codes), *_float32(rows)]
-    PAGE.write_text(_INTRODUCTION + "\n".join(lines) + "\n" + _MODEL + _error(codes) + _CARDS + _cards())
+    targets, others = "\n".join(_against_targets(rows)), "\n".join([*_kernels(codes), *_float32(rows)])
+    PAGE.write_text(_INTRODUCTION + targets + _BOUNDS + others + "\n" + _MODEL + _error(codes) + _CARDS + _cards())
     _draw(rows)
