@@ -270,6 +270,7 @@ CASES: dict[str, Callable] = {
     **{f"time T=8 D={d}": attention("time", 8, 196, 1, d) for d in (64, 32, 128)},
     **{f"space N=196 D={d}": attention("space", 8, 196, 1, d) for d in (64, 32, 128)},
     **{f"space N={n} D=64": attention("space", 8, n, 1, 64) for n in (320, 68, 4)},  # with 196's tails
+    **{f"space N=49 D={d}": attention("space", 8, 49, 1, d) for d in (64, 32)},
     **{f"joint N=588 D={d}": attention("joint", 3, 196, 1, d) for d in (64, 32)},
     **{f"time T=3 D={d}": attention("time", 3, 196, 1, d) for d in (64, 32, 128)},
     **{f"time T=60 D={d}": attention("time", 60, 49, 1, d) for d in (64, 32, 128)},

@@ -105,6 +105,11 @@ BACKWARD = {
         (16, 16, 8, 1),
     ),
 }
+# Of short groups, whose queries are best all tail where full tiles would leave two tails.
+ALL_TAIL = options(
+    "BLOCK_M TAIL_M BLOCK_N num_warps num_stages",
+    (0, 64, 32, 4, 3), (0, 64, 32, 4, 2), (0, 128, 64, 8, 3), (0, 128, 32, 8, 3),
+)  # fmt: skip
 # Of heads wider than 128 elements.
 WIDE_FORWARD = {
     2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2)),
@@ -161,6 +166,14 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
         ):  # fmt: skip
             yield kernel, width, 400, candidates, short
             yield kernel, width, ANY, candidates, joint
+    for kernel, candidates, lengths in (
+        ("flash_forward", FORWARD, ((31, 25), (63, 49), (95, 72), (127, 100), (160, 144), (256, 196))),
+        ("flash_backward_q", BACKWARD, ((31, 25), (63, 49), (95, 72), (127, 100))),
+        ("flash_backward_kv", BACKWARD, ((31, 25), (63, 49), (95, 72), (127, 100))),
+    ):
+        yield kernel, 32, 127, {2: ALL_TAIL + candidates[2]}, attention("space", 8, 49, 1, 32, 16)
+        for length, patches in lengths:
+            yield kernel, 64, length, {2: ALL_TAIL + candidates[2]}, attention("space", 8, patches, 1, 64, 16)
     for length, patches in ((64, 49), (128, 100), (256, 196)):
         yield "group_backward", 64, length, {2: WHOLE[length]}, attention("space", 8, patches, 1, 64, 16)
     for width in (256, 512, 640, 768, 1024):  # up to 640 the narrower piece has half the columns of 768's

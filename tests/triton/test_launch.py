@@ -154,6 +154,20 @@ def test_what_takes_one_kernel_backward(change, rows, monkeypatch):
         assert noted["group_backward"].programs == groups * 12  # a program for each group of each head
 
 
+@pytest.mark.parametrize(
+    ("patches", "tail", "tiles"),
+    # what is left of full tiles of 64 fills a small tail, or would fill two of them
+    [(49, 64, 1), (63, 64, 1), (72, None, 2), (100, 64, 2), (144, None, 3), (196, 128, 2), (255, 128, 2)],
+)
+def test_short_groups_are_all_tail(patches, tail, tiles):
+    """Forward, a group's queries with its prefix token, on an H100."""
+    noted = launches(lambda: attention("space", 8, patches, 1, 64, batch=1)(torch.bfloat16), 90)
+    forward = next(launch for launch in noted if launch.name == "flash_forward")
+    assert (forward.options["BLOCK_M"] == 0) == (tail is not None)
+    assert forward.options["TAIL_M"] == tail or tail is None
+    assert forward.programs == 8 * 12 * tiles
+
+
 @pytest.mark.parametrize("arch", (80, 90, 100))
 def test_few_frames_take_small_tiles(arch):
     """Of 16 rows, in which there are as many sequences beside the prefix as there is room for."""

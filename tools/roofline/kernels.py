@@ -67,7 +67,7 @@ def _time(a: SimpleNamespace, backward: bool) -> Work:
 
 def _tiles(a: SimpleNamespace) -> list[tuple[int, int]]:
     """(rows, how many) of a group's tiles: full ones and tails."""
-    full = a.G // a.BLOCK_M
+    full = a.G // a.BLOCK_M if a.BLOCK_M else 0
     left = a.G + a.P - full * a.BLOCK_M
     return [(a.BLOCK_M, full), (a.TAIL_M, -(-left // a.TAIL_M) if a.TAIL_M and left else 0)]
 

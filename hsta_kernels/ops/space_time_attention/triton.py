@@ -65,9 +65,11 @@ class Groups(NamedTuple):
         left = self.members % block + self.prefix
         return max(16, min(block // 2, power_of_2(left))) if left else 0
 
-    def tiles(self, block: int) -> int:
-        left = self.members % block + self.prefix
-        return self.members // block + (-(-left // self.tail(block)) if left else 0)
+    def tiles(self, config: dict[str, Any]) -> int:
+        """How many full tiles and tails a group comes in."""
+        full = self.members // config["BLOCK_M"] if config["BLOCK_M"] else 0
+        left = self.members + self.prefix - full * config["BLOCK_M"]
+        return full + (-(-left // config["TAIL_M"]) if left else 0)
 
 
 def refuse(qkv: Sequence[torch.Tensor], grid: Grid) -> str | None:
@@ -128,7 +130,7 @@ def forward(
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", q, groups)
-            flash_forward[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_forward[(batch * splits * heads * groups.tiles(config),)](
                 *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
                 **common, MEAN=groups.mean, **config,
             )  # fmt: skip
@@ -209,11 +211,11 @@ def backward(
             sizes = (*grad_strides, *strides, *groups[3:], length, heads, *factors)
             halved = operands.seed is not None
             config = _flash_tiles("flash_backward_q", q, groups, halved)
-            flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_backward_q[(batch * splits * heads * groups.tiles(config),)](
                 do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
             )
             config = _flash_tiles("flash_backward_kv", q, groups, halved)
-            flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
+            flash_backward_kv[(batch * splits * heads * groups.tiles(config),)](
                 do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
             )
         if groups.prefix:
@@ -336,8 +338,12 @@ def _group_tile(rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any
 
 
 def _flash_tiles(kernel: str, rows: torch.Tensor, groups: Groups, halved: bool = False) -> dict[str, Any]:
-    """`halved` tiles leave the registers that dropout takes where all of them are taken without it."""
+    """Short groups are all tail, as the table says: BLOCK_M is 0.
+
+    `halved` tiles leave the registers that dropout takes where all of them are taken without it.
+    """
     config = configuration(kernel, rows, rows.shape[-1], groups.members)
     if halved:
         config["BLOCK_N"] = max(16, config["BLOCK_N"] // 2)
-    return config | {"TAIL_M": groups.tail(config["BLOCK_M"]), "TAIL_N": groups.tail(config["BLOCK_N"])}
+    tail = groups.tail(config["BLOCK_M"]) if config["BLOCK_M"] else config["TAIL_M"]
+    return config | {"TAIL_M": tail, "TAIL_N": groups.tail(config["BLOCK_N"])}

@@ -2,7 +2,8 @@
 
 Patches fall into `groups` groups of G members; member j of group g is token P + g·group_step + j·member_step. The rows
 of a group are its G patches, then the P prefix tokens, as queries and as keys alike. Rows come in tiles: full tiles of
-patches, which need no mask, then smaller tail tiles with what is left of the patches and with the prefix. `joint`
+patches, which need no mask, then smaller tail tiles with what is left of the patches and with the prefix. Queries of
+a short group are all tail (BLOCK_M = 0): one large tile with masks is done sooner than a few small ones. `joint`
 attention is one group of all tokens without a prefix.
 
 A prefix query sees, in each group, the group's patches, and in group 0 the prefix as well; a later kernel merges what
@@ -126,7 +127,7 @@ def flash_forward(
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    full = G // BLOCK_M
+    full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:
         tiles += tl.cdiv(G + P - full * BLOCK_M, TAIL_M)
@@ -137,7 +138,7 @@ def flash_forward(
     q_base, k_base, v_base = q_ptr + offset, k_ptr + offset, v_ptr + offset
     if seed is not None:
         seed = tl.load(seed)
-    if tile < full:
+    if BLOCK_M > 0 and tile < full:
         _forward_tile(
             tile * BLOCK_M, q_base, k_base, v_base, out, stats, partial_values, partial_stats, token_stride * UNIT,
             sample, head, group, groups, G, group_step, member_step, L, H, scale, scale_low,

@@ -143,7 +143,7 @@ def flash_backward_q(
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    full = G // BLOCK_M
+    full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:
         tiles += tl.cdiv(G + P - full * BLOCK_M, TAIL_M)
@@ -155,7 +155,7 @@ def flash_backward_q(
     grad_base = grad_out + (sample * grad_sample_stride + head * grad_head_stride) * GRAD_UNIT
     if seed is not None:
         seed = tl.load(seed)
-    if tile < full:
+    if BLOCK_M > 0 and tile < full:
         _dq_tile(
             tile * BLOCK_M, grad_base, q_base, k_base, v_base, out, stats, delta_rows, dq_ptr, partial_grads,
             grad_token_stride * GRAD_UNIT, token_stride * UNIT,
@@ -260,7 +260,7 @@ def flash_backward_kv(
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
     GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    full = G // BLOCK_M
+    full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:
         tiles += tl.cdiv(G + P - full * BLOCK_M, TAIL_M)
@@ -273,7 +273,7 @@ def flash_backward_kv(
     row = (sample * H + head) * (L + groups * (P * MEAN))
     if seed is not None:
         seed = tl.load(seed)
-    if tile < full:
+    if BLOCK_M > 0 and tile < full:
         _dk_dv_tile(
             tile * BLOCK_M, grad_base, q_base, k_base, v_base, stats + row * 2, delta_rows + row, dk_ptr, dv_ptr,
             partial_grads,
