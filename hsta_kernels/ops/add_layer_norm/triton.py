@@ -8,8 +8,9 @@ from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import configuration, in_units, multiprocessors, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
-# Of the backward pass: programs of so many warps that a multiprocessor's registers hold at a time, and the rows of a
-# program at least. Its share of the weights' gradients is then at most 1/16 of the traffic in bfloat16.
+# Of the backward pass: how many programs a multiprocessor's registers hold, by their warps. Each takes an equal run of
+# rows, of which the last bits of the weights' gradients depend, and no less than ROWS: what it leaves of these gradients
+# is then at most 1/16 of the traffic in bfloat16.
 PROGRAMS = {4: 3, 8: 2}
 ROWS = 32
 
@@ -63,9 +64,10 @@ def backward(
         return grad_residual, grad_x, weight.new_zeros((2, *weight.shape), dtype=torch.float32), norm
     rows, width = total.shape
     strides, unit = in_units((grad_norm.stride(0), grad_sum.stride(0)))
-    options = configuration("add_layer_norm_backward", total, width)
+    options = configuration("add_layer_norm_backward", grad_norm, width)  # of the widest loads
     options |= {"CHUNKS": power_of_2(-(-width // options["CHUNK"])), "STAGES": options["num_stages"]}
-    rows_of_program = _rows_of_program(rows, options["BLOCK"], multiprocessors(total.device) * PROGRAMS[options["num_warps"]])
+    at_a_time, block = multiprocessors(total.device) * PROGRAMS[options["num_warps"]], options["BLOCK"]
+    rows_of_program = max(ROWS, -(-rows // (at_a_time * block)) * block)
     programs = -(-rows // rows_of_program)
     parts = weight.new_empty((2, programs, width), dtype=torch.float32)
     with current_device(total):
@@ -74,8 +76,3 @@ def backward(
             rows_of_program, C=width, UNIT=unit, **options,
         )  # fmt: skip
     return grad_residual, grad_x, parts.sum(1), norm
-
-
-def _rows_of_program(rows: int, block: int, programs: int) -> int:
-    """Whole blocks, so that there are no more than so many programs."""
-    return max(ROWS, -(-rows // (programs * block)) * block)

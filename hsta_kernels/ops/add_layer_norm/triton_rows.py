@@ -91,9 +91,11 @@ def add_layer_norm_backward(
         tl.store(grad_residual + (row * C + columns), dx.to(grad_residual.dtype.element_ty), mask=mask)
         if grad_x is not None:
             tl.store(grad_x + (row * C + columns), dx.to(grad_x.dtype.element_ty), mask=mask)
-        if norm is not None:
-            b = tl.load(bias + columns, mask=valid, other=0.0).to(tl.float32)
-            tl.store(norm + (row * C + columns), (y * w + b).to(norm.dtype.element_ty), mask=mask)
+        if norm is not None:  # noqa: SIM102
+            # Always so, but in a branch the bias is not loaded ahead, which takes shared memory for each turn.
+            if start < rows:
+                b = tl.load(bias + columns, mask=valid, other=0.0).to(tl.float32)
+                tl.store(norm + (row * C + columns), (y * w + b).to(norm.dtype.element_ty), mask=mask)
     columns = chunks[:, None] + columns_of_chunk[None, :]
     parts = program.to(tl.int64) * C + columns
     tl.store(grad_weight_parts + parts, tl.sum(dw, 1), mask=columns < C)
