@@ -9,8 +9,8 @@ from hsta_kernels.ops.launch.triton import configuration, in_units, multiprocess
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
 # Of the backward pass: how many programs a multiprocessor's registers hold, by their warps. Each takes an equal run of
-# rows, of which the last bits of the weights' gradients depend, and no less than ROWS: what it leaves of these gradients
-# is then at most 1/16 of the traffic in bfloat16.
+# rows, on which the last bits of the weights' gradients depend, and no less than ROWS: what it leaves of these
+# gradients is then at most 1/16 of the traffic in bfloat16.
 PROGRAMS = {4: 3, 8: 2}
 ROWS = 32
 
