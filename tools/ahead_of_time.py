@@ -284,7 +284,7 @@ CASES: dict[str, Callable] = {
         f"crossmodal C={c} H={h}": crossmodal(588, c, h)
         for c, h in ((768, 12), (768, 8), (384, 12), (192, 12), (1536, 12))
     },
-    **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072)},
+    **{f"add_layer_norm C={c}": norm(37696, c) for c in (768, 384, 3072, 192, 1024, 1536, 2048, 4096)},
     "bias_gelu C=3072": gelu(37696, 3072, 0.0),
     "bias_gelu and dropout C=3072": gelu(37696, 3072, 0.1),
 }

@@ -140,8 +140,24 @@ COLUMNS = dict.fromkeys(
     ),
 )  # fmt: skip
 NORM = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (2, 4, 1), (1, 4, 1), (1, 8, 1)))
+
 GELU = dict.fromkeys((2, 4), options(ROWS, (4, 4, 1), (8, 4, 1), (2, 4, 1), (4, 8, 1), (1, 4, 1)))
 DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat16 takes
+
+
+def norm_backward(width: int) -> dict[int, list[Options]]:
+    """Tiles of 4,096 columns, of which three of four chunks of a row are used or both of two; or of half as many."""
+    power = launching.power_of_2(width)
+    three = width < power
+    chunk, tiles = power // (4 if three else 2), {2: (4096, 4 if three else 8), 4: (4096, 8)}
+    return {
+        size: [
+            {"BLOCK": max(columns // power, 1), "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
+            for columns, warps in (tile, (2048, 4))
+            for stages in (3, 2)
+        ]
+        for size, tile in tiles.items()
+    }
 
 
 def both(first: Callable, second: Callable) -> Callable:
@@ -182,8 +198,9 @@ def problems() -> Iterator[tuple[str, int, int, dict[int, list[Options]], Callab
     for kernel in ("row_scores", "absorbed_columns", "row_gradients", "absorbed_columns_backward"):
         yield kernel, ANY, ANY, COLUMNS, absorbed_attention(588, 1536)
     for width, real in ((512, 384), (1024, 768), (4096, 3072)):
-        for kernel in ("add_layer_norm_forward", "add_layer_norm_backward"):
-            yield kernel, width, ANY, NORM, norm(37696, real)
+        yield "add_layer_norm_forward", width, ANY, NORM, norm(37696, real)
+    for width in (192, 384, 768, 1024, 1536, 2048, 3072, 4096):
+        yield "add_layer_norm_backward", width, ANY, norm_backward(width), norm(37696, width)
     for kernel in ("bias_gelu_forward", "bias_gelu_backward"):
         yield kernel, ANY, ANY, GELU, gelu(37696, 3072, 0.1)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -49,6 +51,14 @@ def test_layouts(kernel):
         strided, _, _ = assert_parity(add_layer_norm, tensors, grads, kernel, case=f"for strides {x.stride()}")
         copies = {key: tensor.contiguous() for key, tensor in tensors.items()}
         assert_same_bits(strided, run(add_layer_norm, copies, kernel.name, [g.contiguous() for g in grads]))
+
+
+def test_eps_of_zero(kernel):
+    """Tiles are higher than these five rows: what is not there has no variance to divide by, and adds nothing."""
+    x, residual = torch.randn(5, 40, device=kernel.device), torch.randn(5, 40, device=kernel.device)
+    vectors = {"weight": torch.randn(40, device=kernel.device), "bias": torch.randn(40, device=kernel.device)}
+    function = functools.partial(add_layer_norm, eps=0.0)
+    assert_parity(function, {"x": x, "residual": residual, **vectors}, [residual, x], kernel)
 
 
 def test_reference_gradients_numerically():

@@ -96,15 +96,16 @@ def _crossmodal(tokens: int, batch: int) -> list[Case]:
 
 
 def _rows() -> list[Case]:
-    """Partial gradients are summed by PyTorch: 32 rows leave a row of float32 for the weight and one for the bias."""
+    """Partial gradients are summed by PyTorch: a program of add_layer_norm, of which there are three a multiprocessor,
+    leaves a row of float32 for the weight and one for the bias, and 32 rows one of bias_gelu's dtype."""
     cases: list[Case] = []
-    parts, of_norm = ROWS // 32, norm(ROWS, WIDTH)
+    of_norm = norm(ROWS, WIDTH)
     of_gelu = [(rate, gelu(ROWS, 4 * WIDTH, rate), target) for rate, target in ((0.0, 0.85), (0.1, 0.75))]
     for backward in (False, True):
-        sums = (4 * parts * WIDTH,) if backward else ()
+        sums = (4 * 3 * 132 * WIDTH,) if backward else ()
         cases.append(Case("add_layer_norm", backward, of_norm, 4 * ROWS * WIDTH, 0, 0.9, sums))
         for rate, run, target in of_gelu:
-            size, sums = ROWS * 4 * WIDTH, (2 * parts * 4 * WIDTH,) if backward else ()
+            size, sums = ROWS * 4 * WIDTH, (2 * (ROWS // 32) * 4 * WIDTH,) if backward else ()
             name = "bias_gelu and dropout" if rate else "bias_gelu"
             cases.append(Case(name, backward, run, (3 if backward else 2) * size, 0, target, sums))
     return cases

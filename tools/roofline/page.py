@@ -116,7 +116,9 @@ _BOUNDS = """
   ([table](cuda-resources.md)). Of the whole operator at B = 8, gaps between its launches are a quarter; its weights
   have to be read whatever the batch.
 - **`add_layer_norm` backward**: the gradients of weight and bias are sums over all rows, by partial sums and a second
-  launch.
+  launch; the gaps of the two are 4 µs. A warp holds a row and both sums of its columns in 168 registers: 12 rows at a
+  time on a multiprocessor, whose loads are asked for two turns ahead. Other tiles and stages take as long, and fewer
+  registers spill ([experiments](experiments.md)).
 - **Dropout in `bias_gelu`**: its generator makes 24 instructions an element where a copy takes the time of 14 for
   one. The mask is the same on every backend, so the generator stays.
 

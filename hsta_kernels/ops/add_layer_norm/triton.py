@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from hsta_kernels.ops.launch import current_device
-from hsta_kernels.ops.launch.triton import configuration, in_units, power_of_2
+from hsta_kernels.ops.launch.triton import configuration, in_units, multiprocessors, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 
-ROWS_PER_PROGRAM = 32  # of the backward pass: its share of the weights' gradients is then 1/16 of the traffic in bf16
+# Of the backward pass: how many programs a multiprocessor's registers hold, by their warps. Each takes an equal run of
+# rows, on which the last bits of the weights' gradients depend, and no less than ROWS: what it leaves of these
+# gradients is then at most 1/16 of the traffic in bfloat16.
+PROGRAMS = {4: 3, 8: 2}
+ROWS = 32
 
 
 def refuse(residual: torch.Tensor, x: torch.Tensor) -> str | None:
@@ -34,7 +36,9 @@ def forward(
     if residual.numel():
         rows, width = residual.shape
         strides, unit = in_units((residual.stride(0), x.stride(0)))
-        options = _options("add_layer_norm_forward", residual, unit)
+        width_of_tile = power_of_2(width)
+        options = configuration("add_layer_norm_forward", residual, width_of_tile)
+        options |= {"BLOCK_C": width_of_tile, "UNIT": unit}
         with current_device(residual):
             add_layer_norm_forward[(-(-rows // options["BLOCK"]),)](
                 residual, x, weight, bias, total, norm, *strides, rows, width, eps, **options
@@ -59,18 +63,16 @@ def backward(
     if not total.numel():
         return grad_residual, grad_x, weight.new_zeros((2, *weight.shape), dtype=torch.float32), norm
     rows, width = total.shape
-    programs = -(-rows // ROWS_PER_PROGRAM)
-    parts = weight.new_empty((2, programs, width), dtype=torch.float32)
     strides, unit = in_units((grad_norm.stride(0), grad_sum.stride(0)))
-    options = _options("add_layer_norm_backward", total, unit)
+    options = configuration("add_layer_norm_backward", grad_norm, width)  # of the widest loads
+    options |= {"CHUNKS": power_of_2(-(-width // options["CHUNK"])), "STAGES": options["num_stages"]}
+    at_a_time, block = multiprocessors(total.device) * PROGRAMS[options["num_warps"]], options["BLOCK"]
+    rows_of_program = max(ROWS, -(-rows // (at_a_time * block)) * block)
+    programs = -(-rows // rows_of_program)
+    parts = weight.new_empty((2, programs, width), dtype=torch.float32)
     with current_device(total):
         add_layer_norm_backward[(programs,)](
-            grad_norm, grad_sum, total, weight, bias, grad_residual, grad_x, norm, *parts.unbind(), *strides, rows,
-            width, eps, ROWS_PER_PROGRAM, **options,
+            grad_norm, grad_sum, total, weight, bias, grad_residual, grad_x, norm, *parts.unbind(), *strides, rows, eps,
+            rows_of_program, C=width, UNIT=unit, **options,
         )  # fmt: skip
     return grad_residual, grad_x, parts.sum(1), norm
-
-
-def _options(kernel: str, rows: torch.Tensor, unit: int) -> dict[str, Any]:
-    width = power_of_2(rows.shape[1])
-    return {"BLOCK_C": width, "UNIT": unit, **configuration(kernel, rows, width)}
