@@ -42,9 +42,9 @@ class Row:
 
 def key(launch: Launch, arch: int) -> str:
     """What a kernel is compiled for: dtypes, options, and which sizes are 1 or multiples of 16."""
-    *_, dtypes, _ = launch.constants
+    *_, dtypes, constants = launch.constants
     sizes = "".join("1" if a == 1 else "x" if a % 16 == 0 else "-" for a in launch.arguments if isinstance(a, int))
-    options = " ".join(f"{name}={value}" for name, value in launch.options.items())
+    options = " ".join(f"{name}={value}" for name, value in constants)
     return f"sm_{arch} {launch.name} {' '.join(str(d).removeprefix('torch.') for d in dtypes)} {sizes} {options}"
 
 

@@ -119,6 +119,27 @@ def generation(major: int, minor: int) -> int:
     return 89 if major == 8 and minor > 0 else 80
 
 
+class Chain:
+    """The kernels that one call launches one right after the other.
+
+    From sm_90 on, with Triton 3.4 and later, the next one's programs are placed while the last of the one before still
+    run (programmatic dependent launch).
+
+    Each of them begins with `enter_chain` (triton_chain.py), which says why that is right. The first one is launched as
+    usual, for what is before it on the stream is not ours; so is what comes after something of PyTorch's, which may be
+    a copy or a memset: it begins a chain of its own. In a CUDA graph the launches become edges between kernels.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._options = {"CHAINED": version() >= (3, 4) and architecture(device) >= 90}
+
+    def next(self) -> dict[str, bool]:
+        """The next launch's options."""
+        options = self._options
+        self._options = options | {"launch_pdl": True} if options["CHAINED"] else options
+        return options
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many the GPU has; without a GPU, as many as an H200."""
