@@ -1,5 +1,5 @@
 # mypy: allow-incomplete-defs, no-check-untyped-defs
-"""A kernel's part in programmatic dependent launch; the launch's part is `Chain` in triton.py."""
+"""A kernel's part in programmatic dependent launch; the launch's part is `new_chain` in triton.py."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ import torch
 
 from hsta_kernels.ops.launch import contiguous_like, current_device
 from hsta_kernels.ops.launch.triton import (
-    Chain,
     configuration,
     configured,
     dropout_arguments,
     in_two_parts,
     in_units,
+    new_chain,
     power_of_2,
     precision,
 )
@@ -121,18 +121,18 @@ def forward(
     partial_shape = (batch, heads, groups.prefix, splits)
     values = q.new_empty((*partial_shape, head_dim), dtype=torch.float32)
     partial_stats = q.new_empty((*partial_shape, 2), dtype=torch.float32)
-    chain = Chain(q.device)
+    chain = new_chain(q.device)
     with current_device(q):
         if tile:
             time_forward[(batch * splits * heads,)](
                 *rows, values, partial_stats, *strides, groups.groups, *groups[5:], length, heads, *factors,
-                **common, **tile, **chain.next(),
+                **common, **tile, **next(chain),
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", q, groups)
             flash_forward[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
                 *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
-                **common, MEAN=groups.mean, **config, **chain.next(),
+                **common, MEAN=groups.mean, **config, **next(chain),
             )  # fmt: skip
         merging = {
             "P": groups.prefix,
@@ -141,10 +141,10 @@ def forward(
             "enable_fp_fusion": False,
         }
         if groups.mean:
-            mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging, **chain.next())
+            mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging, **next(chain))
         elif groups.prefix:
             merge_prefix[(batch * heads * groups.prefix,)](
-                values, partial_stats, out, stats, splits, length, heads, **merging, **chain.next()
+                values, partial_stats, out, stats, splits, length, heads, **merging, **next(chain)
             )
     return out, stats
 
@@ -194,17 +194,17 @@ def backward(
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
-    chain = Chain(q.device)
+    chain = new_chain(q.device)
     with current_device(q):
         if tile:
             time_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
-                groups.groups, *groups[5:], length, heads, *factors, **common, **tile, **chain.next(),
+                groups.groups, *groups[5:], length, heads, *factors, **common, **tile, **next(chain),
             )  # fmt: skip
         elif whole := _group_tile(q, groups, grid):
             group_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
-                *groups[3:], length, heads, *factors[:3], **common, **whole, **chain.next(),
+                *groups[3:], length, heads, *factors[:3], **common, **whole, **next(chain),
             )  # fmt: skip
         else:
             delta = q.new_empty(deltas, dtype=torch.float32)
@@ -213,17 +213,17 @@ def backward(
             halved = operands.seed is not None
             config = _flash_tiles("flash_backward_q", q, groups, halved)
             flash_backward_q[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config, **chain.next()
+                do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config, **next(chain)
             )
             config = _flash_tiles("flash_backward_kv", q, groups, halved)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config["BLOCK_M"]),)](
-                do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config, **chain.next()
+                do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config, **next(chain)
             )
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
                 partial_grads, dq, dk, dv, splits, length, heads,
                 P=groups.prefix, BLOCK=min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]), PARTS=parts, **columns,
-                enable_fp_fusion=False, **chain.next(),
+                enable_fp_fusion=False, **next(chain),
             )  # fmt: skip
     return grads
 
