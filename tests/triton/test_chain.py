@@ -130,7 +130,11 @@ def assert_waits(launch: Launch, arch: int) -> None:
     assert memory is not None, launch.name
     assert wait < signal < memory.start(), launch.name
     names = machine_code(compiled.asm["cubin"])
-    touching = [place for place, name in enumerate(names) if re.match("LDG|STG|ATOM|RED|UTMA|UBLK|LD$|ST$|CCTL", name)]
+    touching = [
+        place
+        for place, name in enumerate(names)
+        if re.fullmatch(r"(LD|ST|ATOM|RED)G?|LDGSTS|CCTL|UTMA\w*|UBLK\w*", name)
+    ]
     assert names.count("ACQBULK") == 1, launch.name
     assert names.index("ACQBULK") < names.index("PREEXIT"), launch.name
     assert names.index("ACQBULK") < min(touching), launch.name

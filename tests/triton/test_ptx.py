@@ -138,10 +138,13 @@ def test_a_fault_is_seen(edit, h100):
 @pytest.mark.parametrize(
     "edit",
     [
-        pytest.param(without(r"griddepcontrol\.wait;"), id="no wait"),
-        pytest.param(without(r"(?s)(griddepcontrol\.wait;\n)(.*?\bld\.global.*?\n)", r"\2\1"), id="a load before"),
+        pytest.param(without(r"griddepcontrol\.wait ;"), id="no wait"),
+        pytest.param(without(r"(?s)(griddepcontrol\.wait ;\n)(.*?\bld\.global.*?\n)", r"\2\1"), id="a load before"),
         pytest.param(
-            without(r"(griddepcontrol\.wait;)(\s*)(griddepcontrol\.launch\w*;)", r"\3\2\1"), id="others before"
+            without(
+                r"(?s)(griddepcontrol\.)wait( ;.*?griddepcontrol\.)launch_dependents", r"\1launch_dependents\2wait"
+            ),
+            id="others come first",
         ),
     ],
 )

@@ -22,7 +22,8 @@ def enter_chain(CHAINED: tl.constexpr):
     that whoever comes, of ours or not, comes after all that was before us.
 
     The next kernel's programs get places only when all of ours have theirs, since each has to have said so: they never
-    take one from a program of ours that is still to come, nor can they and we wait for each other.
+    take one from a program of ours that is still to come, nor can they and we wait for each other. Nor for tensor
+    memory, which a kernel for sm_100 takes before anything else, this too: when they come, all of ours have theirs.
 
     In a kernel launched without the attribute the wait is over at once, and where nobody follows nobody is told.
     """
