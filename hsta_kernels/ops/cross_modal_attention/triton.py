@@ -225,7 +225,7 @@ def cross_modal_attention_backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of `query_token` and all that follows it, with v_bias after v_weight."""
+    """The gradients of k_bias, of `query_token` and of all that follows it, with v_bias after v_weight."""
     from hsta_kernels.ops.cross_modal_attention.triton_projections_backward import (
         absorb_query_backward,
         norm_backward,
@@ -237,8 +237,10 @@ def cross_modal_attention_backward(
     head_dim, scale = width // heads, (width // heads) ** -0.5
     if not z.numel():
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
-        return query_token.clone(), tokens.clone(), *(torch.zeros_like(weight) for weight in weights)
-    grad_norm_weight, grad_norm_bias, grad_q_bias, grad_v_bias = (torch.empty_like(norm_weight) for _ in range(4))
+        zeros = (torch.zeros_like(weight) for weight in weights)
+        return torch.zeros_like(q_bias), query_token.clone(), tokens.clone(), *zeros
+    grad_norm_weight, grad_norm_bias, *of_biases = (torch.empty_like(norm_weight) for _ in range(5))
+    grad_q_bias, grad_k_bias, grad_v_bias = of_biases
     grad_q_weight, grad_k_weight, grad_v_weight = (torch.empty_like(q_weight) for _ in range(3))
     q, grad_q = (query_token.new_empty((samples, width)) for _ in range(2))
     moments, grad_z = u.new_empty((samples, 2)), u.new_empty(u.shape)
@@ -264,7 +266,7 @@ def cross_modal_attention_backward(
         options = _projection_options(_WEIGHT_GRADIENTS, tokens, head_dim) | of_head | of_query
         absorb_query_backward[(heads * _chunks(tokens, options),)](
             grad_u, query_token, *norm, q_weight, k_weight, q, grad_q, moments, grad_q_weight, grad_q_bias,
-            grad_k_weight, grad_y_parts, norm_parts, stride, *sizes, scale, **options,
+            grad_k_weight, grad_k_bias, grad_y_parts, norm_parts, stride, *sizes, scale, **options,
             **next(chain),
         )  # fmt: skip
         options = _NORM_BACKWARD | {"C": width} | of_query
@@ -273,8 +275,8 @@ def cross_modal_attention_backward(
             stride, *sizes, **options, **next(chain),
         )  # fmt: skip
     return (
-        grad_query, grad_tokens, grad_norm_weight, grad_norm_bias, grad_q_weight, grad_q_bias, grad_k_weight,
-        grad_v_weight, grad_v_bias,
+        grad_k_bias, grad_query, grad_tokens, grad_norm_weight, grad_norm_bias, grad_q_weight, grad_q_bias,
+        grad_k_weight, grad_v_weight, grad_v_bias,
     )  # fmt: skip
 
 

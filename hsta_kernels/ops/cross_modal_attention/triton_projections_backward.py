@@ -135,13 +135,13 @@ def query_backward(
 @triton.jit
 def absorb_query_backward(
     grad_u, query, norm_weight, norm_bias, q_weight, k_weight, q, grad_q, moments,
-    grad_q_weight, grad_q_bias, grad_k_weight, grad_y_parts, norm_parts,
+    grad_q_weight, grad_q_bias, grad_k_weight, grad_k_bias, grad_y_parts, norm_parts,
     query_stride: tl.int64, samples, H, scale,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of a head's part of grad_y and of its rows of q_weight's and k_weight's gradients; what the query adds
-    to its part of norm_weight's."""
+    to its part of norm_weight's. And the zeros that are k_bias's gradient: it shifts a head's scores all alike."""
     enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     column, head = tl.program_id(0) % chunks * CHUNK, tl.program_id(0) // chunks
@@ -185,6 +185,7 @@ def absorb_query_backward(
         tl.store(pointers, of_k_weight.to(dtype), mask=mask)
         if column == 0:
             tl.store(grad_q_bias + feature, of_bias.to(dtype), mask=place < D)
+            tl.store(grad_k_bias + feature, tl.zeros((BLOCK_D,), dtype), mask=place < D)
 
 
 @triton.jit
