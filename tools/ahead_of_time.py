@@ -74,7 +74,12 @@ class Launch:
     def constants(self) -> tuple:
         """What the kernel is compiled for, but for which sizes are multiples of 16."""
         dtypes = tuple(a.dtype for a in self.arguments if isinstance(a, torch.Tensor))
-        return self.name, dtypes, tuple(self.options.items())
+        return self.name, dtypes, tuple(item for item in self.options.items() if item[0] != "launch_pdl")
+
+    @property
+    def dependent(self) -> bool:
+        """Whether its programs are placed before the kernel in front of it is done."""
+        return self.options.get("launch_pdl", False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import triton
 
 from tools.roofline import machine_code, record
 from tools.roofline.cases import CASES
-from tools.roofline.model import GPUS, executed, resident, throughput, variants
+from tools.roofline.model import GPUS, executed, gaps, resident, throughput, variants
 from tools.roofline.page import PAGE
 
 VERSION, KERNELS, CODES, PREDICTIONS = record.read()
@@ -79,6 +79,15 @@ def test_one_customer_waits_for_everything_and_many_for_the_slowest():
     # Two customers by hand: the queues one leaves are 0.3 and 0.2, so residences 3.9 and 2.4.
     assert throughput([3.0, 2.0], 5.0, 2) == pytest.approx(2 / 11.3)
     assert throughput([3.0, 2.0], 5.0, 200) == pytest.approx(1 / 3, rel=1e-3)
+
+
+def test_a_gap_is_shorter_in_front_of_a_dependent_launch():
+    """Of four forward kernels all but the first; on an A100 none."""
+    index = next(i for i, case in enumerate(CASES) if case.title == "crossmodal operator, N = 588, B = 8, forward")
+    of = {gpu.name: [launch for launch, _ in record.counted(index, "bf16", gpu.arch)] for gpu in GPUS}
+    a100, h200 = (next(gpu for gpu in GPUS if gpu.name == name) for name in ("A100", "H200"))
+    assert gaps(a100, of["A100"], 0) == pytest.approx(4 * a100.launch)
+    assert gaps(h200, of["H200"], 1) == pytest.approx(2 * h200.launch + 3 * h200.dependent)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Machine:
     def __init__(self, ptx: str, warps: int, shared: int, memory: GlobalMemory) -> None:
         self.warps, self.threads, self.size, self.memory = warps, 32 * warps, shared, memory
         self.warp_of = np.arange(self.threads) // 32
+        self.chained = "griddepcontrol.wait" in ptx
         self.code: list[tuple[str | None, bool, list[str], list[str]]] = []
         self.labels: dict[str, int] = {}
         self.parameter_names = re.findall(r"\.param [^,\n]*?(\w+_param_\d+)", ptx)
@@ -63,6 +64,7 @@ class Machine:
         self.products: list[tuple[set[str], list[np.ndarray]]] = [(set(), [])]  # groups not yet waited for; one is open
         self.copies: list[list[tuple]] = [[]]
         self.touched: set[str] = set()  # registers written since the last wgmma.fence
+        self.early = self.chained  # the kernel before this one is not done yet
         at = 0
         while True:
             guard, negated, parts, operands = self.code[at]
@@ -78,6 +80,8 @@ class Machine:
                         break
                     at = self.labels[operands[0]]
                 continue
+            if self.early and "global" in parts:
+                raise Fault("memory is touched before the kernel in front is done with it")
             getattr(self, f"_{parts[0]}", self._arithmetic)(parts, operands, active)
         if any(registers for registers, _ in self.products) or any(self.copies):
             raise Fault("the kernel ends before what it asked for is there")
@@ -332,6 +336,12 @@ class Machine:
         pairs = np.stack([self.value(name, np.dtype(np.uint32)).reshape(self.warps, 32) for name in names], 1)
         matrices = pairs.view(np.uint16).reshape(self.warps, len(names), 8, 8)
         self.shared.write(where, matrices.swapaxes(-1, -2) if "trans" in parts else matrices, warps)
+
+    def _griddepcontrol(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:
+        if parts[1] == "wait":
+            self.early = False
+        elif self.early:
+            raise Fault("the next kernel may come before the one in front is done")
 
     def _cp(self, parts: list[str], operands: list[str], active: np.ndarray | None) -> None:
         if parts[2] == "commit_group":

@@ -351,8 +351,7 @@ class Computing(TorchDispatchMode):
 
 
 def test_crossmodal_attention_is_four_launches_and_six():
-    """The whole operator, forward and backward, in the model's sizes: PyTorch computes nothing but the key bias's
-    gradient, which is zeros."""
+    """The whole operator, forward and backward, in the model's sizes: PyTorch computes nothing."""
     shapes = (8, 589, 768), (768, 768), (768,)
     rows, matrix, vector = (torch.empty(s, dtype=torch.bfloat16, device="meta", requires_grad=True) for s in shapes)
     arguments = rows[:, 0], rows[:, 1:], vector, vector, matrix, vector, matrix, matrix, vector, 12, 1e-6, "triton"
@@ -376,7 +375,7 @@ def test_crossmodal_attention_is_four_launches_and_six():
         "project_values_backward", "absorbed_backward", "sum_parts", "query_backward", "absorb_query_backward",
         "norm_backward",
     ]  # fmt: skip
-    assert backward.names == ["aten.new_zeros.default"]
+    assert backward.names == []
 
 
 def test_the_weights_of_add_layer_norm_cost_one_launch_more():

@@ -8,6 +8,7 @@ barrier or a fence too few shows on a GPU alone, now and then. Here the operator
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -53,6 +54,8 @@ class H100:
             if of != "constexpr"
         ]
         self.ptx[launch.name] = self.edit(launch.name, compiled.asm["ptx"])
+        if launch.dependent and "griddepcontrol.wait" not in self.ptx[launch.name]:
+            raise Fault(f"{launch.name} does not wait for the kernel in front of it")
         execute(
             self.ptx[launch.name], launch.options.get("num_warps", 4), compiled.metadata.shared, launch.programs,
             GlobalMemory(tensors), arguments,
@@ -129,10 +132,32 @@ def without(pattern: str, instead: str = ""):
 )
 def test_a_fault_is_seen(edit, h100):
     """In one kernel's PTX, of the way from one product through shared memory to the next."""
+    assert_seen("time_backward", edit, h100)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(without(r"griddepcontrol\.wait ;"), id="no wait"),
+        pytest.param(without(r"(?s)(griddepcontrol\.wait ;\n)(.*?\bld\.global.*?\n)", r"\2\1"), id="a load before"),
+        pytest.param(
+            without(
+                r"(?s)(griddepcontrol\.)wait( ;.*?griddepcontrol\.)launch_dependents", r"\1launch_dependents\2wait"
+            ),
+            id="others come first",
+        ),
+    ],
+)
+def test_a_kernel_that_does_not_wait_is_seen(edit, h100):
+    """For the one whose partial results it sums up: alone in time, it might read what has not been written."""
+    assert_seen("sum_prefix", edit, h100)
+
+
+def assert_seen(kernel: str, edit: Callable[[str], str], h100: H100) -> None:
     edited = []
 
     def one(name: str, ptx: str) -> str:
-        if name != "time_backward":
+        if name != kernel:
             return ptx
         edited.append((ptx, edit(ptx)))
         return edited[-1][1]

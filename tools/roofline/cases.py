@@ -90,8 +90,7 @@ def _crossmodal(tokens: int, batch: int) -> list[Case]:
             name = f"crossmodal {'operator' if whole else 'pass'}, N = {tokens:,}, B = {batch}"
             run = (crossmodal if whole else absorbed_attention)(tokens, WIDTH, batch=batch)
             elements = (2 if backward else 1) * batch * tokens * WIDTH
-            others = (0,) if whole and backward else ()  # the key bias's gradient
-            cases.append(Case(name, backward, run, elements, 0, target, others))
+            cases.append(Case(name, backward, run, elements, 0, target))
     return cases
 
 

@@ -9,9 +9,10 @@ done, without a number to be fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
+from tools.ahead_of_time import Launch
 from tools.roofline.kernels import Way, Work
 from tools.roofline.machine_code import Code, Span
 
@@ -32,6 +33,7 @@ class Gpu:
     warp_matrix: float  # the same by mma
     latency: float  # cycles that a load takes
     launch: float = 2e-6  # seconds from the end of a kernel to the work of the next one, in a CUDA graph
+    dependent: float = 1e-6  # the same to one whose programs have been placed before
 
 
 _COPIED = 4.3 / 4.8  # share of the data sheet's bandwidth that a copy reached on an H200
@@ -47,8 +49,11 @@ _SPECIAL = 8  # cycles a scheduler's four lanes take for 32 functions
 
 def variants(gpu: Gpu) -> tuple[Gpu, Gpu]:
     """The same card if what is assumed is worse, and if it is better."""
-    worse = replace(gpu, l2=max(0.8 * gpu.l2, gpu.copy), latency=1.3 * gpu.latency, launch=3e-6, clock=0.9 * gpu.clock)
-    return worse, replace(gpu, l2=1.2 * gpu.l2, latency=0.8 * gpu.latency, launch=1e-6)
+    worse = replace(
+        gpu, l2=max(0.8 * gpu.l2, gpu.copy), latency=1.3 * gpu.latency, launch=3e-6, dependent=2e-6,
+        clock=0.9 * gpu.clock,
+    )  # fmt: skip
+    return worse, replace(gpu, l2=1.2 * gpu.l2, latency=0.8 * gpu.latency, launch=1e-6, dependent=0.2e-6)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,6 @@ def predict(gpu: Gpu, programs: int, warps: int, code: Code, work: Work) -> Pred
     )
 
 
-def total(gpu: Gpu, predictions: Mapping[str, Prediction], others: list[float]) -> float:
-    """Seconds of an operator's call replayed in a graph: its kernels, and PyTorch's, which move `others` bytes."""
-    launches = len(predictions) + len(others)
-    return sum(p.seconds for p in predictions.values()) + sum(others) / gpu.copy + launches * gpu.launch
+def gaps(gpu: Gpu, launches: Iterable[Launch], others: int) -> float:
+    """Seconds between the kernels of a call replayed in a graph, with that before the first; PyTorch has `others`."""
+    return others * gpu.launch + sum(gpu.dependent if launch.dependent else gpu.launch for launch in launches)

@@ -50,8 +50,9 @@ _MODEL = """
   translation, clocks that fall under load, L2's two halves, what barriers cost groups of warps that run apart. A
   product of tcgen05 (sm_100) takes an assumed 150 cycles to be seen. Kernels that put partial results together take
   each loop once. Weights of `add_layer_norm` and biases of `bias_gelu` are float32 here.
-- **PyTorch's own launches** (sums of partial gradients; the zeros that are the gradient of crossmodal attention's key
-  bias) cost their bytes at a copy's speed and a launch each.
+- **PyTorch's own launches** (sums of partial gradients) cost their bytes at a copy's speed and a launch each.
+- **Dependent launches**, from sm_90 on: all kernels of a call but the first have a shorter gap in front of them. That
+  their programs hold places meanwhile takes nothing from the kernel before, all of whose programs have theirs by then.
 - **Host time** is not predicted. Without a graph a launch takes the host some 10 µs (assumed), so where the launches
   times that exceed the microseconds of the first table, the host is the limit.
 """
@@ -64,9 +65,11 @@ rates rest on, B200's assumed. A copy: measured on an H200, an estimate for the 
 the data sheet. L2's bandwidth is assumed, of the order of published microbenchmarks of H100s; B200's is guessed. The
 matrix unit's rate is the peak's; by `mma` an H100 reaches some 62 % of it (arXiv 2402.13499), for a B200 that is
 guessed. A load's latency is assumed: following pointers through an idle H100 takes some 480 cycles (arXiv
-2402.13499), a busy one more. So are the microseconds between two kernels of a graph. The brackets of the tables come
+2402.13499), a busy one more. So are the microseconds between two kernels of a graph. Of these, a dependent launch
+saves one: 0.96 µs is what somebody measured for a pair of empty kernels in a graph, at 1,755 MHz, on a card that is not
+named (GitHub, pegainfer issue 569); NVIDIA publishes no such figure. The brackets of the tables come
 from 20 % less (at least a copy's) and more L2 bandwidth, latencies of 1.3 and 0.8 times these, 3 and 1 µs between
-kernels, and, for the worse end, a clock of 0.9.
+kernels (2 and 0.2 before a dependent one), and, for the worse end, a clock of 0.9.
 
 """
 
@@ -101,10 +104,10 @@ def _cell(case: Case, row: Row) -> str:
 _BOUNDS = """
 ## What is not reached, and what stops it
 
-- **Over time, with a prefix token**, the parts of its softmax are merged by a second launch: 2 µs between kernels and
-  2 to 4 for the merge, a seventh of the call at T = 3. The first kernel alone is at 87, 93 and 93 % of a copy at T =
-  3, 8 and 16. Backward, scores, their gradients and the rows take 150 to 164 registers: three blocks on a
-  multiprocessor, whose loads do not cover each other's waiting.
+- **Over time, with a prefix token**, the parts of its softmax are merged by a second launch: 1 µs between kernels, for
+  its programs have been placed before (programmatic dependent launch), and 2 to 4 for the merge, an eighth of the call
+  at T = 3. The first kernel alone is at 87, 93 and 93 % of a copy at T = 3, 8 and 16. Backward, scores, their gradients
+  and the rows take 150 to 164 registers: three blocks on a multiprocessor, whose loads do not cover each other's wait.
 - **Over space** a group of 196 is four tiles forward, each of which reads all its keys and values from L2. Backward
   one program holds a group, in 237 registers, and is alone on its multiprocessor.
 - **Jointly**: at B = 1 there are fewer blocks than places for them. At B = 8 products wait for softmax in the same
@@ -113,8 +116,8 @@ _BOUNDS = """
 - **Crossmodal attention**: 8 samples of 588 tokens are 1.7 µs of a copy's time, less than a launch. With 64, a row's
   score needs the whole row before any of it can be weighed, and one block is all that fits on a multiprocessor:
   Triton's kernels wait for each other's warps. Those in CUDA C++, which do less of that, are predicted at 55 to 64 %
-  ([table](cuda-resources.md)). Of the whole operator at B = 8, gaps between its launches are a quarter; its weights
-  have to be read whatever the batch.
+  ([table](cuda-resources.md)). Of the whole operator at B = 8, gaps between its launches are a seventh to a fifth;
+  its weights have to be read whatever the batch.
 - **`add_layer_norm` backward**: the gradients of weight and bias are sums over all rows, by partial sums and a second
   launch; the gaps of the two are 4 µs. A warp holds a row and both sums of its columns in 168 registers: 12 rows at a
   time on a multiprocessor, whose loads are asked for two turns ahead. Other tiles and stages take as long, and fewer
@@ -200,6 +203,7 @@ def _cards() -> str:
         "… by mma": lambda gpu: f"{gpu.warp_matrix:,.0f}",
         "a load, cycles": lambda gpu: f"{gpu.latency:.0f}",
         "between kernels, µs": lambda gpu: f"{gpu.launch * 1e6:.0f}",
+        "… before a dependent one": lambda gpu: f"{gpu.dependent * 1e6:.0f}" if gpu.arch >= 90 else "none there",
     }
     lines = [f"| card | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     lines += [f"| {gpu.name} | {' | '.join(of(gpu) for of in columns.values())} |" for gpu in GPUS]

@@ -18,7 +18,7 @@ from tools.roofline.cases import CASES, DTYPES, KNOWN, Case, known
 from tools.roofline.kernels import Work, work_of
 from tools.roofline.machine_code import Code, Span
 from tools.roofline.machine_code import Path as Way
-from tools.roofline.model import GPUS, Gpu, Prediction, predict, total, variants
+from tools.roofline.model import GPUS, Gpu, Prediction, gaps, predict, variants
 
 FILE = Path(__file__).with_name("predictions.json")
 TOLERANCE = 0.03  # by which a prediction may fall unnoticed
@@ -42,9 +42,9 @@ class Row:
 
 def key(launch: Launch, arch: int) -> str:
     """What a kernel is compiled for: dtypes, options, and which sizes are 1 or multiples of 16."""
-    *_, dtypes, _ = launch.constants
+    *_, dtypes, constants = launch.constants
     sizes = "".join("1" if a == 1 else "x" if a % 16 == 0 else "-" for a in launch.arguments if isinstance(a, int))
-    options = " ".join(f"{name}={value}" for name, value in launch.options.items())
+    options = " ".join(f"{name}={value}" for name, value in constants)
     return f"sm_{arch} {launch.name} {' '.join(str(d).removeprefix('torch.') for d in dtypes)} {sizes} {options}"
 
 
@@ -106,13 +106,16 @@ def share(case: Case, dtype: str, gpu: Gpu, seconds: float) -> float:
 def row(gpu: Gpu, index: int, dtype: str, codes: Codes) -> Row:
     case, shares = CASES[index], []
     for card in (gpu, *variants(gpu)):
-        of = {name: prediction for name, (*_, prediction) in kernels(card, index, dtype, codes).items()}
-        seconds = total(card, of, [elements * DTYPES[dtype].itemsize for elements in case.others])
-        shares.append((share(case, dtype, gpu, seconds), seconds, of))
-    middle, seconds, of = shares[0]
+        found = kernels(card, index, dtype, codes)
+        of = [prediction for *_, prediction in found.values()]
+        between = gaps(card, [launch for launch, *_ in found.values()], len(case.others))
+        moved = sum(case.others) * DTYPES[dtype].itemsize
+        seconds = sum(prediction.seconds for prediction in of) + moved / card.copy + between
+        shares.append((share(case, dtype, gpu, seconds), seconds, between, of))
+    middle, seconds, between, of = shares[0]
+    slowest = max(of, key=lambda prediction: prediction.seconds)
+    limit = "launches" if between > seconds / 2 else slowest.limit
     launches = len(of) + len(case.others)
-    slowest = max(of.values(), key=lambda prediction: prediction.seconds)
-    limit = "launches" if launches * gpu.launch > seconds / 2 else slowest.limit
     return Row(round(seconds * 1e6, 2), middle, shares[1][0], shares[2][0], limit, launches)
 
 

@@ -24,8 +24,8 @@ from hsta_kernels.ops.dispatch import call, custom_op, gradient
 # query_token, tokens, z, stats, eps, dropout_rate, seed, grad_s) -> (grad_u, grad_query_token, grad_tokens). With
 # dropout the third of a head's stats is s. Those of WHOLE, whose projections are kernels too, also have, without
 # dropout, cross_modal_attention(query_token, tokens, weights but k_bias, num_heads, eps) -> (out, u, z, stats), and
-# cross_modal_attention_backward(grad_out, query_token, tokens, weights but k_bias and v_bias, u, z, stats, eps) -> the
-# gradients of what the first is given.
+# cross_modal_attention_backward(grad_out, query_token, tokens, weights but k_bias and v_bias, u, z, stats, eps) ->
+# k_bias's gradient, zeros, and those of what the first is given.
 OPERATOR = backends.Operator(
     "cross_modal_attention",
     {"cpu": cpu, "cuda": cuda, "triton": triton},
@@ -126,9 +126,9 @@ def cross_modal_attention_backward(
     backend: str,
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-    torch.Tensor,
+    torch.Tensor, torch.Tensor,
 ]:  # fmt: skip
-    """The gradients of the tensors that `cross_modal_attention` is given, in their order."""
+    """The gradients of k_bias, zeros, and of the tensors that `cross_modal_attention` is given, in their order."""
     rows = rows_contiguous(query_token), rows_contiguous(tokens)
     weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight)
     contiguous = (weight.contiguous() for weight in weights)
@@ -142,7 +142,7 @@ def _(
     grad_out, query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, u, z, stats, eps,
     backend,
 ):  # fmt: skip
-    like = (query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
+    like = (q_bias, query_token, tokens, norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
     return tuple(tensor.new_empty(tensor.shape) for tensor in like)
 
 
@@ -157,24 +157,22 @@ class CrossModalAttention(torch.autograd.Function):
     def forward(ctx: Any, k_bias: torch.Tensor, *arguments: Any) -> torch.Tensor:
         out, u, z, stats = call(cross_modal_attention, *arguments)
         *tensors, ctx.num_heads, ctx.eps, ctx.backend = arguments
-        ctx.save_for_backward(*tensors, u, z, stats)
-        ctx.k_bias_like = (k_bias.shape, k_bias.dtype)
+        ctx.save_for_backward(k_bias, *tensors, u, z, stats)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *inputs, u, z, stats = ctx.saved_tensors
         num_heads, eps, backend = ctx.num_heads, ctx.eps, ctx.backend
-        k_bias = grad_outputs[0].new_zeros(ctx.k_bias_like[0], dtype=ctx.k_bias_like[1])
 
-        def kernel(grad_out: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def kernel(grad_out: torch.Tensor, _: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return call(cross_modal_attention_backward, grad_out, *inputs[:-1], u, z, stats, eps, backend)
 
-        def formula(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            before, after = inputs[:7], inputs[7:]
-            return (reference.cross_modal_attention(*before, k_bias, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
+        def formula(k_bias: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            before, after, zeros = inputs[:7], inputs[7:], torch.zeros_like(k_bias)
+            return (reference.cross_modal_attention(*before, zeros, *after, num_heads, eps),)  # type: ignore[arg-type, call-arg]
 
-        return k_bias, *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None, None
+        return *gradient(kernel, formula, grad_outputs, tuple(inputs)), None, None, None
 
 
 class AbsorbedAttention(torch.autograd.Function):

@@ -94,10 +94,10 @@ def cross_modal_attention_backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of `query_token` and all that follows it, with v_bias after v_weight."""
+    """The gradients of k_bias, of `query_token` and of all that follows it, with v_bias after v_weight."""
     norm = norm_weight.float(), norm_bias.float()
     grad_z, *of_values = values_backward(grad_out, z, *norm, v_weight)
     grad_u, grad_query, grad_tokens = backward(grad_z.contiguous(), u, query_token, tokens, z, stats, eps)
     grad_absorbed, *of_query = query_backward(grad_u, query_token, *norm, q_weight, q_bias, k_weight, eps)
     grad_norm = ((a + b).to(norm_weight.dtype) for a, b in zip(of_values[:2], of_query[:2], strict=True))
-    return grad_query + grad_absorbed, grad_tokens, *grad_norm, *of_query[2:], *of_values[2:]
+    return torch.zeros_like(q_bias), grad_query + grad_absorbed, grad_tokens, *grad_norm, *of_query[2:], *of_values[2:]

@@ -8,11 +8,13 @@ import torch
 
 from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import (
+    Chain,
     configuration,
     configured,
     dropout_arguments,
     in_units,
     multiprocessors,
+    new_chain,
     power_of_2,
     precision,
     version,
@@ -56,7 +58,9 @@ def forward(
     eps: float,
     dropout_rate: float = 0.0,
     seed: torch.Tensor | None = None,
+    chain: Chain | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Continues the chain of launches that is given."""
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_forward, merge_z
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns, row_scores
 
@@ -72,26 +76,29 @@ def forward(
         stat_parts = u.new_empty((batch, split.programs, heads, 2))
     strides, unit = in_units((_distance(query_token, tokens), query_token.stride(0), *tokens.stride()[:2]))
     sizes = (*strides, tokens.shape[1], heads)
+    chain = chain or new_chain(tokens.device)
     with current_device(tokens):
-        factors = None if seed is None else _factors(u, tokens, dropout_rate, seed)
+        factors = None if seed is None else _factors(u, tokens, dropout_rate, seed, chain)
         if whole:
             options = _whole_row_options("absorbed_forward", tokens, heads, unit)
             absorbed_forward[(batch * split.programs,)](
-                u, tokens, z_parts, stat_parts, *sizes, split.programs, split.runs, split.rows, eps, **options
-            )
+                u, tokens, z_parts, stat_parts, *sizes, split.programs, split.runs, split.rows, eps, **options,
+                **next(chain),
+            )  # fmt: skip
         else:
             scores = u.new_empty((batch, heads, 1 + tokens.shape[1]))
             rows = u.new_empty((batch, 1 + tokens.shape[1], 2))
             options = _options("row_scores", tokens, heads, unit)
-            row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options)
+            row_scores[(_blocks(tokens, options),)](u, tokens, scores, rows, *sizes, eps, **options, **next(chain))
             options = _options("absorbed_columns", tokens, heads, unit)
             absorbed_columns[(batch * split.programs * _chunks(tokens, options),)](
-                tokens, scores, rows, factors, z_parts, stat_parts, *sizes, split.programs, split.rows, **options
-            )
+                tokens, scores, rows, factors, z_parts, stat_parts, *sizes, split.programs, split.rows, **options,
+                **next(chain),
+            )  # fmt: skip
         if split.programs > 1:
             merge_z[(batch * heads,)](
                 z_parts, stat_parts, z, stats, heads, width, split.programs, split.programs_of_group,
-                BLOCK_C=power_of_2(width), enable_fp_fusion=False,
+                BLOCK_C=power_of_2(width), enable_fp_fusion=False, **next(chain),
             )  # fmt: skip
     if factors is not None:
         weights = torch.exp2(scores - stats[..., :1]) * factors
@@ -110,7 +117,9 @@ def backward(
     dropout_rate: float = 0.0,
     seed: torch.Tensor | None = None,
     grad_s: torch.Tensor | None = None,
+    chain: Chain | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Continues the chain of launches that is given."""
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed import absorbed_backward, sum_parts
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import absorbed_columns_backward, row_gradients
 
@@ -127,12 +136,13 @@ def backward(
         *tokens.stride()[:2],
     ))  # fmt: skip
     sizes = (*strides, tokens.shape[1], heads)
+    chain = chain or new_chain(tokens.device)
     with current_device(tokens):
         if whole:
             options = _whole_row_options("absorbed_backward", tokens, heads, unit)
             absorbed_backward[(batch * split.programs,)](
                 grad_z, u, tokens, z, stats, parts, grad_tokens, *sizes, split.programs, split.runs, split.rows, eps,
-                **options,
+                **options, **next(chain),
             )  # fmt: skip
         else:
             weights = u.new_empty((batch, 2, heads, 1 + tokens.shape[1]))
@@ -140,21 +150,24 @@ def backward(
             options = _options("row_gradients", tokens, heads, unit)
             factors = s = None
             if seed is not None:
-                factors = _factors(u, tokens, dropout_rate, seed)
                 stats, s = stats[..., :2].contiguous(), stats[..., 2].contiguous()
                 grad_s = torch.zeros_like(s) if grad_s is None else grad_s
+                factors = _factors(u, tokens, dropout_rate, seed, chain)
             row_gradients[(_blocks(tokens, options),)](
-                grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, s, *sizes[2:], eps, **options
-            )
+                grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, s, *sizes[2:], eps, **options,
+                **next(chain),
+            )  # fmt: skip
             options = _options("absorbed_columns_backward", tokens, heads, unit)
             absorbed_columns_backward[(batch * split.programs * _chunks(tokens, options),)](
-                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, split.programs, split.rows, **options
-            )
+                grad_z, u, tokens, weights, rows, parts, grad_tokens, *sizes, split.programs, split.rows, **options,
+                **next(chain),
+            )  # fmt: skip
         if split.programs > 1:
             size, block = heads * width, 1024
             sum_parts[(batch * -(-size // block),)](
-                parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False
-            )
+                parts, grad_u, size, split.programs, split.programs_of_group, BLOCK=block, enable_fp_fusion=False,
+                **next(chain),
+            )  # fmt: skip
     return grad_u, grad_query, grad_tokens
 
 
@@ -182,15 +195,17 @@ def cross_modal_attention(
     head_dim, norm, sizes = width // num_heads, (norm_weight, norm_bias), (batch, num_heads)
     (stride,), unit = in_units((query_token.stride(0),))
     options = _projection_options(_ABSORB_QUERY, tokens, head_dim) | {"BLOCK_D": _of_head(head_dim), "UNIT": unit}
+    chain = new_chain(tokens.device)
     with current_device(tokens):
         absorb_query[(-(-batch // options["BLOCK"]) * num_heads * _chunks(tokens, options),)](
-            query_token, *norm, q_weight, q_bias, k_weight, u, stride, *sizes, eps, head_dim**-0.5, **options
-        )
-    z, stats = forward(u, query_token, tokens, eps)
+            query_token, *norm, q_weight, q_bias, k_weight, u, stride, *sizes, eps, head_dim**-0.5, **options,
+            **next(chain),
+        )  # fmt: skip
+    z, stats = forward(u, query_token, tokens, eps, chain=chain)
     options = _projection_options(_PROJECT_VALUES, tokens, head_dim)
     with current_device(tokens):
         project_values[(-(-batch // options["BLOCK"]) * num_heads * -(-head_dim // options["BLOCK_D"]),)](
-            z, *norm, v_weight, v_bias, out, *sizes, **options
+            z, *norm, v_weight, v_bias, out, *sizes, **options, **next(chain)
         )
     return out, u, z, stats
 
@@ -210,7 +225,7 @@ def cross_modal_attention_backward(
     stats: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of `query_token` and all that follows it, with v_bias after v_weight."""
+    """The gradients of k_bias, of `query_token` and of all that follows it, with v_bias after v_weight."""
     from hsta_kernels.ops.cross_modal_attention.triton_projections_backward import (
         absorb_query_backward,
         norm_backward,
@@ -222,8 +237,10 @@ def cross_modal_attention_backward(
     head_dim, scale = width // heads, (width // heads) ** -0.5
     if not z.numel():
         weights = (norm_weight, norm_bias, q_weight, q_bias, k_weight, v_weight, q_bias)
-        return query_token.clone(), tokens.clone(), *(torch.zeros_like(weight) for weight in weights)
-    grad_norm_weight, grad_norm_bias, grad_q_bias, grad_v_bias = (torch.empty_like(norm_weight) for _ in range(4))
+        zeros = (torch.zeros_like(weight) for weight in weights)
+        return torch.zeros_like(q_bias), query_token.clone(), tokens.clone(), *zeros
+    grad_norm_weight, grad_norm_bias, *of_biases = (torch.empty_like(norm_weight) for _ in range(5))
+    grad_q_bias, grad_k_bias, grad_v_bias = of_biases
     grad_q_weight, grad_k_weight, grad_v_weight = (torch.empty_like(q_weight) for _ in range(3))
     q, grad_q = (query_token.new_empty((samples, width)) for _ in range(2))
     moments, grad_z = u.new_empty((samples, 2)), u.new_empty(u.shape)
@@ -233,30 +250,33 @@ def cross_modal_attention_backward(
     norm, sizes, of_query = (norm_weight, norm_bias), (samples, heads), {"UNIT": unit}
     of_head, sample_blocks = {"BLOCK_D": _of_head(head_dim)}, -(-samples // 16)
     options = _projection_options(_WEIGHT_GRADIENTS, tokens, head_dim) | of_head
+    chain = new_chain(tokens.device)
     with current_device(tokens):
         project_values_backward[(heads * _chunks(tokens, options),)](
-            grad_out, z, *norm, v_weight, grad_z, grad_v_weight, grad_v_bias, norm_parts, *sizes, **options
-        )
-    grad_u, grad_query, grad_tokens = backward(grad_z, u, query_token, tokens, z, stats, eps)
+            grad_out, z, *norm, v_weight, grad_z, grad_v_weight, grad_v_bias, norm_parts, *sizes, **options,
+            **next(chain),
+        )  # fmt: skip
+    grad_u, grad_query, grad_tokens = backward(grad_z, u, query_token, tokens, z, stats, eps, chain=chain)
     with current_device(tokens):
         options = _projection_options(_QUERY_BACKWARD, tokens, head_dim) | of_query
         query_backward[(sample_blocks * heads * -(-head_dim // options["BLOCK_D"]),)](
             grad_u, query_token, *norm, q_weight, q_bias, k_weight, q, grad_q, moments, stride, *sizes, eps, scale,
-            **options,
+            **options, **next(chain),
         )  # fmt: skip
         options = _projection_options(_WEIGHT_GRADIENTS, tokens, head_dim) | of_head | of_query
         absorb_query_backward[(heads * _chunks(tokens, options),)](
             grad_u, query_token, *norm, q_weight, k_weight, q, grad_q, moments, grad_q_weight, grad_q_bias,
-            grad_k_weight, grad_y_parts, norm_parts, stride, *sizes, scale, **options,
+            grad_k_weight, grad_k_bias, grad_y_parts, norm_parts, stride, *sizes, scale, **options,
+            **next(chain),
         )  # fmt: skip
         options = _NORM_BACKWARD | {"C": width} | of_query
         norm_backward[(samples + _chunks(tokens, options),)](
             query_token, norm_weight, moments, grad_y_parts, norm_parts, grad_query, grad_norm_weight, grad_norm_bias,
-            stride, *sizes, **options,
+            stride, *sizes, **options, **next(chain),
         )  # fmt: skip
     return (
-        grad_query, grad_tokens, grad_norm_weight, grad_norm_bias, grad_q_weight, grad_q_bias, grad_k_weight,
-        grad_v_weight, grad_v_bias,
+        grad_k_bias, grad_query, grad_tokens, grad_norm_weight, grad_norm_bias, grad_q_weight, grad_q_bias,
+        grad_k_weight, grad_v_weight, grad_v_bias,
     )  # fmt: skip
 
 
@@ -271,14 +291,16 @@ def _projection_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor
     return constants | of_size[tokens.element_size()] | ({"num_stages": 1} if version() < (3, 3) else {})
 
 
-def _factors(u: torch.Tensor, tokens: torch.Tensor, dropout_rate: float, seed: torch.Tensor) -> torch.Tensor:
+def _factors(
+    u: torch.Tensor, tokens: torch.Tensor, dropout_rate: float, seed: torch.Tensor, chain: Chain
+) -> torch.Tensor:
     """What dropout multiplies probabilities with, (B, H, N + 1): 0, or 1 / (1 - rate)."""
     from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import draw_factors
 
     (batch, heads), rows, block = u.shape[:2], 1 + tokens.shape[1], 128
     factors = u.new_empty((batch, heads, rows))
     draw_factors[(batch * heads * -(-rows // (4 * block)),)](
-        factors, *dropout_arguments(dropout_rate, seed), heads, rows - 1, BLOCK=block
+        factors, *dropout_arguments(dropout_rate, seed), heads, rows - 1, BLOCK=block, **next(chain)
     )
     return factors
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -164,7 +166,9 @@ def absorbed_forward(
     N, H, programs_of_sample, runs, rows_per_run, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)  # (sample, some of its runs)
     sample, run = program // programs_of_sample, (program % programs_of_sample).to(tl.int32) * runs
     query_distance += sample * (query_stride - sample_stride)
@@ -208,9 +212,10 @@ def absorbed_forward(
 
 
 @triton.jit(do_not_specialize=["parts_of_group"])
-def merge_z(z_parts, stat_parts, z, stats, H, C, parts, parts_of_group, BLOCK_C: tl.constexpr):
+def merge_z(z_parts, stat_parts, z, stats, H, C, parts, parts_of_group, BLOCK_C: tl.constexpr, CHAINED: tl.constexpr):
     """One head's z and statistics from those of its parts: first those of a group, as a program with several runs does,
     then those of the groups."""
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)  # (sample, head)
     head, sample = program % H, program // H
     columns = tl.arange(0, BLOCK_C)
@@ -242,7 +247,9 @@ def absorbed_backward(
     N, H, programs_of_sample, runs, rows_per_run, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SPLIT_A: tl.constexpr,
     SPLIT_B: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)
     sample, run = program // programs_of_sample, (program % programs_of_sample).to(tl.int32) * runs
     query_distance += sample * (query_stride - sample_stride)
@@ -301,8 +308,9 @@ def absorbed_backward(
 
 
 @triton.jit(do_not_specialize=["parts_of_group"])
-def sum_parts(parts_of_u, total, size, parts, parts_of_group, BLOCK: tl.constexpr):
+def sum_parts(parts_of_u, total, size, parts, parts_of_group, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
     """total (B, size) from parts_of_u (B, parts, size), in the order of `merge_z`."""
+    enter_chain(CHAINED)
     blocks = tl.cdiv(size, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, column = program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.cross_modal_attention.triton_absorbed import LOG2E, _row_offsets
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 
 
 @triton.jit
@@ -56,9 +57,10 @@ def _moments(tokens, offsets, valid, C: tl.constexpr, eps, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def draw_factors(factors, seed, threshold, kept_scale, H, N, BLOCK: tl.constexpr):
+def draw_factors(factors, seed, threshold, kept_scale, H, N, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
     """What dropout multiplies probabilities with, (B, H, N + 1): reference.py's mask. A kernel of its own: those that
     have the probabilities have no registers left for it."""
+    enter_chain(CHAINED)
     blocks = tl.cdiv(N + 1, 4 * BLOCK)
     program = tl.program_id(0).to(tl.int64)  # (sample, head, block of rows)
     four = (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -77,9 +79,10 @@ def row_scores(
     u, tokens, scores, rows,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Of a block of rows: scores (B, H, N + 1), exponents of 2, and rows (B, N + 1, 2), mean and 1 / deviation."""
+    enter_chain(CHAINED)
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)  # (sample, block)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -108,9 +111,10 @@ def absorbed_columns(
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of z of one run of rows, and the run's softmax statistics."""
+    enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     program = tl.program_id(0).to(tl.int64)  # (sample, split, chunk): a run's rows stay in the cache
     column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // splits
@@ -156,10 +160,11 @@ def row_gradients(
     grad_z, u, tokens, z, stats, weights, rows, factors, grad_s, sum_of_weights,
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64, N, H, eps,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Of a block of rows: weights (B, 2, H, N + 1), p after dropout and ds, and rows (B, N + 1, 4), what y and dx need
     of a row."""
+    enter_chain(CHAINED)
     blocks = tl.cdiv(N + 1, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     sample, row = program // blocks, (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -215,9 +220,10 @@ def absorbed_columns_backward(
     query_distance: tl.int64, query_stride: tl.int64, sample_stride: tl.int64, token_stride: tl.int64,
     N, H, splits, rows_per_split,
     C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of the gradients of one run of rows, and the run's share of that chunk of u's."""
+    enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     program = tl.program_id(0).to(tl.int64)
     column, part, sample = (program % chunks).to(tl.int32) * CHUNK, program // chunks, program // chunks // splits

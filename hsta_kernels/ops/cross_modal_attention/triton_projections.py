@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import _centred, _chunk, _load, _moments
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 
 
 @triton.jit
@@ -31,10 +32,11 @@ def absorb_query(
     query, norm_weight, norm_bias, q_weight, q_bias, k_weight, u,
     query_stride: tl.int64, samples, H, eps, scale,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
-    CHUNK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of a head's u. Every chunk computes q_h anew, from weights that L2 holds: a launch of its own would take
     longer."""
+    enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     program = tl.program_id(0)  # (samples, head, chunk)
     column, head = program % chunks * CHUNK, program // chunks % H
@@ -66,9 +68,10 @@ def absorb_query(
 def project_values(
     z, norm_weight, norm_bias, v_weight, v_bias, out, samples, H,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_D of a head's results."""
+    enter_chain(CHAINED)
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)  # (samples, head, block of its results)
     head, place = program // blocks % H, program % blocks * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from hsta_kernels.ops.cross_modal_attention.triton_absorbed_columns import _centred, _chunk, _load, _moments
 from hsta_kernels.ops.cross_modal_attention.triton_projections import _affine
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 
 
 @triton.jit
@@ -48,9 +49,10 @@ def _normalized(query, offsets, moments, sample, valid, first, C: tl.constexpr, 
 def project_values_backward(
     grad_out, z, norm_weight, norm_bias, v_weight, grad_z, grad_v_weight, grad_v_bias, norm_parts, samples, H,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of a head's grad_z, of its rows of v_weight's gradient and of its parts of the norm's."""
+    enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     column, head = tl.program_id(0) % chunks * CHUNK, tl.program_id(0) // chunks
     dtype = grad_out.dtype.element_ty
@@ -93,9 +95,10 @@ def query_backward(
     grad_u, query, norm_weight, norm_bias, q_weight, q_bias, k_weight, q, grad_q, moments,
     query_stride: tl.int64, samples, H, eps, scale,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_D of a head's q and of its gradient, and the queries' moments."""
+    enter_chain(CHAINED)
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)  # (samples, head, block of its features)
     head, place = program // blocks % H, program % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -132,13 +135,14 @@ def query_backward(
 @triton.jit
 def absorb_query_backward(
     grad_u, query, norm_weight, norm_bias, q_weight, k_weight, q, grad_q, moments,
-    grad_q_weight, grad_q_bias, grad_k_weight, grad_y_parts, norm_parts,
+    grad_q_weight, grad_q_bias, grad_k_weight, grad_k_bias, grad_y_parts, norm_parts,
     query_stride: tl.int64, samples, H, scale,
     C: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A chunk of a head's part of grad_y and of its rows of q_weight's and k_weight's gradients; what the query adds
-    to its part of norm_weight's."""
+    to its part of norm_weight's. And the zeros that are k_bias's gradient: it shifts a head's scores all alike."""
+    enter_chain(CHAINED)
     chunks: tl.constexpr = (C + CHUNK - 1) // CHUNK
     column, head = tl.program_id(0) % chunks * CHUNK, tl.program_id(0) // chunks
     dtype = query.dtype.element_ty
@@ -181,6 +185,7 @@ def absorb_query_backward(
         tl.store(pointers, of_k_weight.to(dtype), mask=mask)
         if column == 0:
             tl.store(grad_q_bias + feature, of_bias.to(dtype), mask=place < D)
+            tl.store(grad_k_bias + feature, tl.zeros((BLOCK_D,), dtype), mask=place < D)
 
 
 @triton.jit
@@ -216,10 +221,11 @@ def norm_backward(
     query, norm_weight, moments, grad_y_parts, norm_parts, grad_query, grad_norm_weight, grad_norm_bias,
     query_stride: tl.int64, samples, H,
     C: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, CHUNK: tl.constexpr, BLOCK_H: tl.constexpr,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """A sample's gradient through LayerNorm, added to grad_query; or, after all samples, a chunk of the gradients of
     the norm's weight and bias."""
+    enter_chain(CHAINED)
     dtype = query.dtype.element_ty
     program = tl.program_id(0)
     if program < samples:

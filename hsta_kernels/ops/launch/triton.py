@@ -6,8 +6,9 @@ import copy
 import ctypes
 import functools
 import importlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def dropout_arguments(
     return seed, ctypes.c_int32(threshold(dropout_rate)).value, 1 / (1 - dropout_rate)
 
 
+@functools.cache
 def power_of_2(number: int) -> int:
     """The smallest power of 2 that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
@@ -117,6 +119,23 @@ def generation(major: int, minor: int) -> int:
     if (major, minor) in ((9, 0), (10, 0), (10, 3), (12, 0), (12, 1)):
         return 10 * major
     return 89 if major == 8 and minor > 0 else 80
+
+
+Chain = Iterator[dict[str, bool]]
+
+
+def new_chain(device: torch.device) -> Chain:
+    """Options for the kernels that one call launches one right after the other, one launch's at a time.
+
+    From sm_90 on, with Triton 3.4 and later, the next one's programs are placed while the last of the one before still
+    run (programmatic dependent launch). Each kernel begins with `enter_chain` (triton_chain.py), which says why that is
+    right. The first one is launched as usual, for what is before it on the stream is not ours. So is what comes after
+    something of PyTorch's, a chain of its own: that may be a copy or a memset, and in a CUDA graph, where the launches
+    become edges, only kernels let others come before they are done.
+    """
+    chained = version() >= (3, 4) and architecture(device) >= 90
+    dependent = {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
+    return itertools.chain([{"CHAINED": chained}], itertools.repeat(dependent))
 
 
 @functools.cache

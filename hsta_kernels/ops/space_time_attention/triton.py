@@ -15,6 +15,7 @@ from hsta_kernels.ops.launch.triton import (
     dropout_arguments,
     in_two_parts,
     in_units,
+    new_chain,
     power_of_2,
     precision,
 )
@@ -122,17 +123,18 @@ def forward(
     partial_shape = (batch, heads, groups.prefix, splits)
     values = q.new_empty((*partial_shape, head_dim), dtype=torch.float32)
     partial_stats = q.new_empty((*partial_shape, 2), dtype=torch.float32)
+    chain = new_chain(q.device)
     with current_device(q):
         if tile:
             time_forward[(batch * splits * heads,)](
                 *rows, values, partial_stats, *strides, groups.groups, *groups[5:], length, heads, *factors,
-                **common, **tile,
+                **common, **tile, **next(chain),
             )  # fmt: skip
         else:
             config = _flash_tiles("flash_forward", q, groups)
             flash_forward[(batch * splits * heads * groups.tiles(config),)](
                 *rows, values, partial_stats, *strides, *groups[3:], length, heads, *factors,
-                **common, MEAN=groups.mean, **config,
+                **common, MEAN=groups.mean, **config, **next(chain),
             )  # fmt: skip
         merging = {
             "P": groups.prefix,
@@ -141,10 +143,10 @@ def forward(
             "enable_fp_fusion": False,
         }
         if groups.mean:
-            mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging)
+            mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging, **next(chain))
         elif groups.prefix:
             merge_prefix[(batch * heads * groups.prefix,)](
-                values, partial_stats, out, stats, splits, length, heads, **merging
+                values, partial_stats, out, stats, splits, length, heads, **merging, **next(chain)
             )
     return out, stats
 
@@ -194,16 +196,17 @@ def backward(
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
+    chain = new_chain(q.device)
     with current_device(q):
         if tile:
             time_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
-                groups.groups, *groups[5:], length, heads, *factors, **common, **tile,
+                groups.groups, *groups[5:], length, heads, *factors, **common, **tile, **next(chain),
             )  # fmt: skip
         elif whole := _group_tile(q, groups, grid):
             group_backward[(batch * splits * heads,)](
                 do, q, k, v, o, stats, dq, dk, dv, partial_grads, *grad_strides, *strides,
-                *groups[3:], length, heads, *factors[:3], **common, **whole,
+                *groups[3:], length, heads, *factors[:3], **common, **whole, **next(chain),
             )  # fmt: skip
         else:
             delta = q.new_empty(deltas, dtype=torch.float32)
@@ -212,17 +215,17 @@ def backward(
             halved = operands.seed is not None
             config = _flash_tiles("flash_backward_q", q, groups, halved)
             flash_backward_q[(batch * splits * heads * groups.tiles(config),)](
-                do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config
+                do, q, k, v, o, stats, delta, dq, partial_grads, *sizes, **common, **config, **next(chain)
             )
             config = _flash_tiles("flash_backward_kv", q, groups, halved)
             flash_backward_kv[(batch * splits * heads * groups.tiles(config),)](
-                do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config
+                do, q, k, v, stats, delta, dk, dv, partial_grads, *sizes, **common, **config, **next(chain)
             )
         if groups.prefix:
             sum_prefix[(batch * 3 * heads * groups.prefix,)](
                 partial_grads, dq, dk, dv, splits, length, heads,
                 P=groups.prefix, BLOCK=min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]), PARTS=parts, **columns,
-                enable_fp_fusion=False,
+                enable_fp_fusion=False, **next(chain),
             )  # fmt: skip
     return grads
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 from hsta_kernels.ops.space_time_attention.triton_tile import LOWEST, divide, kept, load_tile, scores, store_tile
 
 
@@ -125,8 +126,9 @@ def flash_forward(
     groups, G, group_step, member_step, L, H, scale, scale_low, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 from hsta_kernels.ops.space_time_attention.triton_flash import _place, _token, _visible
 from hsta_kernels.ops.space_time_attention.triton_tile import diagonal, kept, load_tile, scores, store_tile
 
@@ -141,8 +142,9 @@ def flash_backward_q(
     groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:
@@ -258,8 +260,9 @@ def flash_backward_kv(
     groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr,
     BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PARTS: tl.constexpr, MEAN: tl.constexpr, UNIT: tl.constexpr,
-    GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     full = G // BLOCK_M if BLOCK_M > 0 else 0
     tiles = full
     if TAIL_M > 0:

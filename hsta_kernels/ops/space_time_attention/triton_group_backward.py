@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 from hsta_kernels.ops.space_time_attention.triton_flash import _token, _visible
 from hsta_kernels.ops.space_time_attention.triton_tile import load_tile, scores, store_tile
 
@@ -57,7 +58,9 @@ def group_backward(
     groups, G, group_step, member_step, L, H, scale, scale_low, grad_scale,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     program = tl.program_id(0)
     head, group = program % H, program // H % groups
     sample = (program // H // groups).to(tl.int64)

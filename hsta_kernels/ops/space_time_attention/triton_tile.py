@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
+
 # No maximum of scores is below it: of scores of -inf, the weights 2^(s - m) are then 0, and not NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -94,12 +96,13 @@ def kept(seed, threshold, query, first, column, group, sequence, KEYS: tl.conste
 @triton.jit
 def merge_prefix(
     partial_values, partial_stats, out, stats, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One prefix query of one head: softmax over all tokens from its partial softmaxes over the splits.
 
     A partial result is m = max s, l = Σ 2^(s - m) and Σ 2^(s - m) v; with M the largest m, each is worth 2^(m - M).
     """
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)  # (sample, head, prefix token)
     token, head, sample = program % P, program // P % H, program // P // H
     columns = tl.arange(0, BLOCK_D)
@@ -135,9 +138,11 @@ def _sum_over_splits(partial, row, splits, D: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def mean_prefix(
-    partial_values, out, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
-):
+    partial_values, out, splits, L, H, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
     """One prefix query of one head whose softmaxes over the splits are its own: the mean of their outputs."""
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)  # (sample, head, prefix token)
     token, head, sample = program % P, program // P % H, program // P // H
     columns = tl.arange(0, BLOCK_D)
@@ -150,8 +155,10 @@ def mean_prefix(
 def sum_prefix(
     partial_grads, dq_ptr, dk_ptr, dv_ptr, splits, L, H,
     P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one prefix token's query, key or value in one head: the sum of every split's share."""
+    enter_chain(CHAINED)
     program = tl.program_id(0).to(tl.int64)  # (sample, part, head, prefix token)
     token, head, part, sample = program % P, program // P % H, program // P // H % 3, program // P // H // 3
     columns = tl.arange(0, BLOCK_D)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hsta_kernels.ops.launch.triton_chain import enter_chain
 from hsta_kernels.ops.space_time_attention.triton_tile import (
     LOWEST,
     diagonal,
@@ -78,8 +79,9 @@ def time_forward(
     sample_stride: tl.int64, token_stride: tl.int64, head_stride: tl.int64,
     N, group_step, member_step, L, H, scale, scale_low, seed, threshold, kept_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     splits = tl.cdiv(N, PACK)
     program = tl.program_id(0)  # (sample, split, head): heads lie side by side in memory
     head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
@@ -120,8 +122,9 @@ def time_backward(
     N, group_step, member_step, L, H, scale, scale_low, grad_scale, seed, threshold, kept_scale,
     T: tl.constexpr, P: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PACK: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr, PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
+    enter_chain(CHAINED)
     splits = tl.cdiv(N, PACK)
     program = tl.program_id(0)
     head, split, sample = program % H, program // H % splits, (program // H // splits).to(tl.int64)
