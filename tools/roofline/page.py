@@ -102,9 +102,11 @@ _BOUNDS = """
 ## What is not reached, and what stops it
 
 - **Over time, with a prefix token**, the parts of its softmax are merged by a second launch: 2 µs between kernels and
-  2 to 4 for the merge, a seventh of the call at T = 3. The first kernel alone is at 87, 93 and 93 % of a copy at T =
-  3, 8 and 16. Backward, scores, their gradients and the rows take 150 to 164 registers: three blocks on a
-  multiprocessor, whose loads do not cover each other's waiting.
+  2 to 4 for the merge, a seventh of the call at T = 3. The first kernel alone is at 91, 93 and 93 % of a copy at T =
+  3, 8 and 16. Backward at T = 8 and 16, scores, their gradients and the rows take 150 to 164 registers: three blocks
+  on a multiprocessor, whose loads do not cover each other's waiting. A fourth would take 6 and 11 % off, but at 128
+  registers the kernel spills; other tiles, batched products of 16 rows and loops over tiles take longer or spill, too
+  ([experiments](experiments.md)). Without a prefix, tiles of 16 rows are at memory's limit.
 - **Over space** a group of 196 is four tiles forward, each of which reads all its keys and values from L2. Backward
   one program holds a group, in 237 registers, and is alone on its multiprocessor.
 - **Jointly**: at B = 1 there are fewer blocks than places for them. At B = 8 products wait for softmax in the same
