@@ -106,7 +106,7 @@ _BOUNDS = """
   3, 8 and 16. Backward at T = 8 and 16, scores, their gradients and the rows take 150 to 164 registers: three blocks
   on a multiprocessor, whose loads do not cover each other's waiting. A fourth would take 6 and 11 % off, but at 128
   registers the kernel spills; other tiles, batched products of 16 rows and loops over tiles take longer or spill, too
-  ([experiments](experiments.md)). Without a prefix, tiles of 16 rows are at memory's limit.
+  ([experiments](experiments.md)). Without a prefix, up to 16 frames lie in tiles of 16 rows, at memory's limit.
 - **Over space** a group of 196 is four tiles forward, each of which reads all its keys and values from L2. Backward
   one program holds a group, in 237 registers, and is alone on its multiprocessor.
 - **Jointly**: at B = 1 there are fewer blocks than places for them. At B = 8 products wait for softmax in the same
