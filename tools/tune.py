@@ -57,7 +57,7 @@ TIME = "ROWS num_warps num_stages"
 FLASH = "BLOCK_M BLOCK_N num_warps num_stages"
 ROWS = "BLOCK num_warps num_stages"
 # Best guess first, by the bytes of an element; before all of them comes what the table has.
-FEW = options(TIME, (16, 2, 1), (16, 4, 1), (32, 4, 1), (64, 4, 1))  # frames
+FEW = options(TIME, (16, 2, 1), (16, 1, 1), (16, 4, 1), (32, 4, 1), (64, 4, 1))  # frames
 SHORT = {
     2: options(TIME, (64, 4, 1), (32, 4, 1), (64, 8, 1), (32, 8, 1)),  # Triton 3.2 crashes at (64, 8, 1) for width 128
     4: options(TIME, (32, 4, 1), (32, 8, 1), (32, 16, 1), (16, 4, 1), (16, 8, 1)),

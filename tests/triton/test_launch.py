@@ -179,6 +179,16 @@ def test_few_frames_take_small_tiles(arch):
     assert tiles == {(3, "time_forward"): 5, (3, "time_backward"): 5, (7, "time_backward"): 2}
 
 
+@pytest.mark.parametrize("arch", (80, 90, 100))
+def test_without_a_prefix_up_to_16_frames_take_small_tiles(arch):
+    tiles = {}
+    for frames in (8, 9, 16, 17):
+        for launch in launches(lambda frames=frames: attention("time", frames, 196, 0, 64)(torch.bfloat16), arch):
+            tiles.setdefault(frames, set()).add((launch.options["ROWS"] == 16, launch.options["PACK"]))
+    assert tiles[8] == {(True, 2)} and tiles[9] == tiles[16] == {(True, 1)}
+    assert not any(small for small, _ in tiles[17])
+
+
 @pytest.mark.parametrize("axis", ("time", "space"))
 def test_any_number_of_sequences(axis):
     """Grids have one dimension (`launches` sees to it), which takes 2³¹ - 1 programs."""

@@ -106,10 +106,15 @@ _BOUNDS = """
 
 - **Over time, with a prefix token**, the parts of its softmax are merged by a second launch: 1 µs between kernels, for
   its programs have been placed before (programmatic dependent launch), and 2 to 4 for the merge, an eighth of the call
-  at T = 3. The first kernel alone is at 87, 93 and 93 % of a copy at T = 3, 8 and 16. Backward, scores, their gradients
-  and the rows take 150 to 164 registers: three blocks on a multiprocessor, whose loads do not cover each other's wait.
-- **Over space** a group of 196 is four tiles forward, each of which reads all its keys and values from L2. Backward
-  one program holds a group, in 237 registers, and is alone on its multiprocessor.
+  at T = 3. The first kernel alone is at 91, 93 and 93 % of a copy at T = 3, 8 and 16. Backward at T = 8 and 16,
+  scores, their gradients and the rows take 150 to 164 registers: three blocks on a multiprocessor, whose loads do not
+  cover each other's waiting. A fourth would take 6 and 11 % off, but at 128 registers the kernel spills; other tiles,
+  batched products of 16 rows and loops over tiles take longer or spill, too ([experiments](experiments.md)). Without a
+  prefix, up to 16 frames lie in tiles of 16 rows, at memory's limit.
+- **Over space** a group of 196 is two tiles of 128 rows forward, 59 of them empty, and instructions are issued two
+  thirds of the time. One tile of 256 with 16 warps is 6 % faster in a large batch and slower in a small one; tiles of
+  64 read keys and values from L2 four times. Backward one program holds a group, in 237 registers, and is alone on its
+  multiprocessor.
 - **Jointly**: at B = 1 there are fewer blocks than places for them. At B = 8 products wait for softmax in the same
   warps; descriptors for keys and values take 3 % off the time, and what Triton calls warp specialization changes
   nothing on sm_90 ([experiments](experiments.md)).

@@ -312,10 +312,15 @@ def _columns(head_dim: int) -> dict[str, int]:
 def _time_tile(kernel: str, rows: torch.Tensor, groups: Groups, grid: Grid) -> dict[str, Any] | None:
     """How to tile attention over time: PACK sequences and the prefix in ROWS rows.
 
+    Without a prefix, which every tile loads and leaves gradients for, up to 16 rows take the tile of the fewest frames:
+    in a larger one most products are of rows that do not see each other.
+
     None when a sequence is too long for one tile, or lies along another axis. With dropout one of more than 32
     rows is: its mask takes more registers than there are.
     """
     sequence = groups.members + groups.prefix
+    if not groups.prefix and sequence <= 16:
+        sequence = min(sequence, 4)
     if grid.axis != "time" or (grid.dropout_rate and sequence > 32):
         return None
     if not configured(kernel, rows, rows.shape[-1], sequence):
