@@ -108,7 +108,7 @@ BACKWARD = {
 # Of short groups, whose queries are best all tail where full tiles would leave two tails.
 ALL_TAIL = options(
     "BLOCK_M TAIL_M BLOCK_N num_warps num_stages",
-    (0, 64, 32, 4, 3), (0, 64, 32, 4, 2), (0, 128, 64, 8, 3), (0, 128, 32, 8, 3),
+    (0, 64, 32, 4, 3), (0, 64, 32, 4, 2), (0, 64, 32, 8, 3), (0, 128, 64, 8, 3), (0, 128, 32, 8, 3),
 )  # fmt: skip
 # Of heads wider than 128 elements.
 WIDE_FORWARD = {
@@ -146,13 +146,15 @@ DTYPES = {2: ("bfloat16",), 4: ("float32", "tf32")}  # float16 takes what bfloat
 
 
 def norm_backward(width: int) -> dict[int, list[Options]]:
-    """Tiles of 4,096 columns, of which three of four chunks of a row are used or both of two; or of half as many."""
+    """Tiles of 4,096 columns, of which three of four chunks of a row are used or all of two or four; or of half as
+    many."""
     power = launching.power_of_2(width)
     three = width < power
-    chunk, tiles = power // (4 if three else 2), {2: (4096, 4 if three else 8), 4: (4096, 8)}
+    chunks, tiles = (4,) if three else (2, 4), {2: (4096, 4 if three else 8), 4: (4096, 8)}
     return {
         size: [
-            {"BLOCK": max(columns // power, 1), "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
+            {"BLOCK": max(columns // power, 1), "CHUNK": power // count, "num_warps": warps, "num_stages": stages}
+            for count in chunks
             for columns, warps in (tile, (2048, 4))
             for stages in (3, 2)
         ]
