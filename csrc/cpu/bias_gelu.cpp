@@ -12,12 +12,13 @@ namespace hsta {
 namespace HSTA_ISA {
 namespace {
 
-// Whether to keep the elements of a row: element c gets word c % 4 of the block with counter (c / 4, 0, row). There is
-// room for whole runs of 4 * kLanes.
+// Whether to keep the elements of a row: eight of them, from c on, share the block with counter (c / 8, 0, row). There
+// is room for whole runs of 8 * kLanes.
 void draw_row(const Dropout& dropout, int64_t row, int64_t width, float* kept) {
   BitsVec counter[4] = {Dropout::block_numbers(), BitsVec{}, uint32_t(row) - BitsVec{},
                         uint32_t(uint64_t(row) >> 32) - BitsVec{}};
-  for (int64_t c = 0; c < width; c += 4 * kLanes, counter[0] += uint32_t(kLanes)) dropout.draw(counter, kept + c);
+  for (int64_t c = 0; c < width; c += 8 * kLanes, counter[0] += uint32_t(kLanes))
+    dropout.draw_halves(counter, kept + c);
 }
 
 template <typename X>
@@ -28,7 +29,7 @@ void forward(const BiasGelu& op) {
   const Writer writer(op.out.data, op.rows * row_bytes, row_bytes);
 #pragma omp parallel
   {
-    float* kept = scratch(Scratch::kThread, round_up(op.width, 4 * kLanes));
+    float* kept = scratch(Scratch::kThread, round_up(op.width, 8 * kLanes));
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < op.rows; ++i) {
       const X* x = op.x.at<const X>(i);
@@ -46,7 +47,7 @@ void forward(const BiasGelu& op) {
 template <typename X>
 void backward(const BiasGelu& op) {
   const Dropout dropout(op.dropout_rate, op.seed);
-  const int64_t padded = round_up(op.width, 4 * kLanes);
+  const int64_t padded = round_up(op.width, 8 * kLanes);
   const int64_t items = divide_up(op.rows, kRowsPerItem);
   float* shares = scratch(Scratch::kShared, items * padded);
   const float* bias = op.bias.as<float>();

@@ -140,6 +140,15 @@ struct InFours {
   }
 };
 
+// The first (0) or second (1) vector of two in which runs of four lanes come from a and from b in turns.
+template <int which>
+struct FoursInTurns {
+  static constexpr int of(int lane) {
+    const int run = (which * kLanes + lane) / 4;
+    return run % 2 * kLanes + run / 2 * 4 + lane % 4;
+  }
+};
+
 // b > a ? b : a, and b < a ? b : a, so a NaN in `a` stays a NaN. GCC makes one instruction of that in some places and
 // three in others.
 static inline Vec max(Vec a, Vec b) {

@@ -37,9 +37,9 @@ def philox(counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
-def threshold(dropout_rate: float) -> int:
-    """Elements whose random word is below it are dropped."""
-    return int(dropout_rate * 2**32)
+def threshold(dropout_rate: float, bits: int = 32) -> int:
+    """Elements whose random number, of so many bits, is below it are dropped; never all of them."""
+    return min(int(dropout_rate * 2**bits + 0.5), 2**bits - 1)
 
 
 def check_dropout(

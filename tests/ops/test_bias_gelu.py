@@ -5,7 +5,8 @@ import torch
 
 from hsta_kernels import backend, backends
 from hsta_kernels.ops import bias_gelu
-from hsta_kernels.ops.bias_gelu.reference import random_words
+from hsta_kernels.ops.bias_gelu.reference import BITS, random_numbers
+from hsta_kernels.ops.philox import threshold
 from tests.ops.parity import assert_parity, assert_same_bits, run
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -50,12 +51,13 @@ def test_parity_with_dropout(shape, dtype, kernel):
 
 
 def test_the_mask_where_float32_would_round_the_rate(kernel):
-    """A random word of this seed lies between 2**32 times 0.9 and 2**32 times what float32 makes of 0.9."""
-    options = {"dropout_rate": 0.9, "seed": torch.tensor([742630], device=kernel.device)}
+    """Float32 would round this rate to the next 1 / 2**16, and a random number of this seed lies in between."""
+    rate = 58982.4999 / 2**BITS
+    options = {"dropout_rate": rate, "seed": torch.tensor([8], device=kernel.device)}
     x, bias = torch.ones(84, 69, device=kernel.device), torch.zeros(69, device=kernel.device)
-    words = random_words(84, 69, options["seed"])
-    rates = [int(rate * 2**32) for rate in (0.9, float(torch.tensor(0.9)))]
-    assert ((words >= min(rates)) & (words < max(rates))).any()
+    numbers = random_numbers(84, 69, options["seed"])
+    assert threshold(rate, BITS) == 58982 != threshold(float(torch.tensor(rate)), BITS)
+    assert (numbers == 58982).any()
     ours, theirs = (bias_gelu(x, bias, backend=name, **options) for name in (kernel.name, "reference"))
     assert torch.equal(ours == 0, theirs == 0)
 
@@ -104,10 +106,27 @@ def test_special_values(kernel):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
-def test_random_words_are_philox():
-    """The answer that the generator's authors publish for counter and key zero (Random123, kat_vectors)."""
-    words = random_words(1, 4, torch.tensor([0]))
-    assert [f"{w:08x}" for w in words[0].tolist()] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+def test_random_numbers_are_philox():
+    """The answer that the generator's authors publish for counter and key zero (Random123, kat_vectors), in halves:
+    6627e8d5 e169c58d bc57ac4c 9b00dbd8."""
+    numbers = [f"{number:04x}" for number in random_numbers(1, 8, torch.tensor([0]))[0].tolist()]
+    assert numbers == ["e8d5", "c58d", "ac4c", "dbd8", "6627", "e169", "bc57", "9b00"]
+
+
+def test_halves_of_words_are_independent():
+    """Of pairs of columns of one block, as many are dropped together as chance has it."""
+    dropped = random_numbers(4000, 64, torch.tensor([11])).view(4000, 8, 8) < threshold(0.3, BITS)
+    together = (dropped[..., :, None] & dropped[..., None, :]).double().mean((0, 1))
+    off_diagonal = together[~torch.eye(8, dtype=torch.bool)]
+    assert (off_diagonal - 0.09).abs().max() < 5 * (0.09 * 0.91 / 32000) ** 0.5
+
+
+@pytest.mark.parametrize("rate", (2**-18, 1 - 2**-18))
+def test_rates_that_16_bits_do_not_hold(rate, kernel):
+    """The nearest one is taken, but never that of dropping all."""
+    x, bias = torch.ones(64, 512, device=kernel.device), torch.zeros(512, device=kernel.device)
+    out = bias_gelu(x, bias, rate, torch.tensor([3], device=kernel.device), backend=kernel.name)
+    assert bool((out != 0).any()) and (rate > 0.5 or bool((out != 0).all()))
 
 
 def test_dropout_statistics_and_scale():

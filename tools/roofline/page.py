@@ -127,8 +127,8 @@ _BOUNDS = """
   launch; the gaps of the two are 4 µs. A warp holds a row and both sums of its columns in 168 registers: 12 rows at a
   time on a multiprocessor, whose loads are asked for two turns ahead. Other tiles and stages take as long, and fewer
   registers spill ([experiments](experiments.md)).
-- **Dropout in `bias_gelu`**: its generator makes 24 instructions an element where a copy takes the time of 14 for
-  one. The mask is the same on every backend, so the generator stays.
+- **Dropout in `bias_gelu`**: generator and mask are a third of the forward kernel's instructions, which limit it,
+  though eight elements share a block of random bits. The mask is the same on every backend, so the generator stays.
 
 """
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hsta_kernels.ops.bias_gelu.reference import BITS
 from hsta_kernels.ops.launch import current_device
 from hsta_kernels.ops.launch.triton import configuration, in_units, power_of_2
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
@@ -57,11 +58,11 @@ def backward(
 
 
 def _dropout(rate: float) -> tuple[int, float]:
-    return threshold(rate), 1 / (1 - rate)
+    return threshold(rate, BITS), 1 / (1 - rate)
 
 
 def _options(kernel: str, rows: torch.Tensor, unit: int) -> dict[str, Any]:
     width = rows.shape[1]
-    return {"BLOCK_C": min(COLUMNS_PER_PROGRAM, max(4, power_of_2(width))), "UNIT": unit} | configuration(
+    return {"BLOCK_C": min(COLUMNS_PER_PROGRAM, max(8, power_of_2(width))), "UNIT": unit} | configuration(
         kernel, rows, width
     )

@@ -11,14 +11,20 @@ import triton.language as tl
 
 
 @triton.jit
+def _halves(words, threshold):
+    """Whether the low and the high half of each word are not below the threshold, in a last dimension."""
+    return tl.join((words & 0xFFFF) >= threshold, (words >> 16) >= threshold)
+
+
+@triton.jit
 def _kept(seed, threshold, row, first, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
-    """Which elements of the rows `row` are kept, from column `first` on: a block of Philox serves four columns."""
-    zero = tl.zeros((BLOCK, BLOCK_C // 4), tl.int32)
-    block = zero + (first // 4 + tl.arange(0, BLOCK_C // 4))[None, :]
+    """Which elements of the rows `row` are kept, from column `first` on: a block of Philox serves eight columns."""
+    zero = tl.zeros((BLOCK, BLOCK_C // 8), tl.int32)
+    block = zero + (first // 8 + tl.arange(0, BLOCK_C // 8))[None, :]
     low, high = zero + row.to(tl.int32)[:, None], zero + (row >> 32).to(tl.int32)[:, None]
     a, b, c, d = tl.philox(tl.load(seed), block, zero, low, high)
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK, BLOCK_C))
-    return words >= threshold
+    a, b, c, d = _halves(a, threshold), _halves(b, threshold), _halves(c, threshold), _halves(d, threshold)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK, BLOCK_C))
 
 
 @triton.jit

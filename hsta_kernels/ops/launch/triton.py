@@ -127,13 +127,13 @@ Chain = Iterator[dict[str, bool]]
 def new_chain(device: torch.device) -> Chain:
     """Options for the kernels that one call launches one right after the other, one launch's at a time.
 
-    From sm_90 on, with Triton 3.4 and later, the next one's programs are placed while the last of the one before still
+    From sm_90 on, with Triton 3.6 and later, the next one's programs are placed while the last of the one before still
     run (programmatic dependent launch). Each kernel begins with `enter_chain` (triton_chain.py), which says why that is
     right. The first one is launched as usual, for what is before it on the stream is not ours. So is what comes after
     something of PyTorch's, a chain of its own: that may be a copy or a memset, and in a CUDA graph, where the launches
     become edges, only kernels let others come before they are done.
     """
-    chained = version() >= (3, 4) and architecture(device) >= 90
+    chained = version() >= (3, 6) and architecture(device) >= 90
     dependent = {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
     return itertools.chain([{"CHAINED": chained}], itertools.repeat(dependent))
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 try:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # Triton 3.2 and 3.3, or one without NVIDIA's backend: no kernel is compiled as CHAINED
+except ImportError:  # an older Triton, or one without NVIDIA's backend: no kernel is compiled as CHAINED
     gdc_launch_dependents = gdc_wait = None
 
 
