@@ -24,8 +24,10 @@ void check(int64_t rows, int64_t width, int64_t gap, float rate) {
   for (int64_t i = 0; i < rows * width; ++i) {
     const double z = double(to_float(x[i])) + bias[i % width];
     const double below = std::erfc(-z / std::sqrt(2.0)) / 2;
-    const uint32_t block = uint32_t(i % width / 4);
-    const bool kept = keeps(rate, op.seed, {block, 0, uint32_t(i / width), 0}, i % width % 4);
+    const int64_t column = i % width;
+    const uint32_t word = philox(op.seed, {uint32_t(column / 8), 0, uint32_t(i / width), 0})[column % 4];
+    const uint32_t half = column % 8 < 4 ? word & 0xFFFF : word >> 16;
+    const bool kept = half >= uint32_t(double(rate) * 65536 + 0.5);
     const double factor = kept ? 1 / (1 - double(rate)) : 0;
     exact_out[i] = z * below * factor;
     exact_grad[i] = to_float(grad_out[i]) * factor * (below + z * std::exp(-z * z / 2) * 0.3989422804014327);

@@ -114,15 +114,15 @@ void expect_close(const std::string& what, Tensor<T>& got, const std::vector<dou
   }
 }
 
-// Whether dropout keeps an element: by a word of a block of Philox, written out for one.
-inline bool keeps(double rate, uint64_t seed, std::array<uint32_t, 4> counter, int64_t word) {
+// A block of Philox, written out for one.
+inline std::array<uint32_t, 4> philox(uint64_t seed, std::array<uint32_t, 4> counter) {
   uint32_t key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
   for (int round = 0; round < 10; ++round, key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u) {
     const uint64_t first = uint64_t(counter[0]) * 0xD2511F53u, second = uint64_t(counter[2]) * 0xCD9E8D57u;
     counter = {uint32_t(second >> 32) ^ counter[1] ^ key[0], uint32_t(second),
                uint32_t(first >> 32) ^ counter[3] ^ key[1], uint32_t(first)};
   }
-  return counter[word] >= uint32_t(rate * 4294967296.0);
+  return counter;
 }
 
 // A thread's working memory is kept between calls and only ever grows. A new thread (and the OpenMP threads it brings)

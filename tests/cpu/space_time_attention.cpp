@@ -58,8 +58,8 @@ struct Shape {
     };
     const auto group_of = [&](int64_t token) { return axis == Axis::kTime ? position(token) : frame(token); };
     const int64_t group = axis == Axis::kJoint ? 0 : i >= prefix ? group_of(i) : j >= prefix ? group_of(j) : n;
-    const bool kept = keeps(dropout_rate, kSeed,
-                            {uint32_t(row(j) / 4), uint32_t(row(i)), uint32_t(group), uint32_t(sequence)}, row(j) % 4);
+    const auto words = philox(kSeed, {uint32_t(row(j) / 4), uint32_t(row(i)), uint32_t(group), uint32_t(sequence)});
+    const bool kept = words[row(j) % 4] >= uint32_t(dropout_rate * 4294967296.0 + 0.5);
     return kept ? 1 / (1 - dropout_rate) : 0;
   }
 };

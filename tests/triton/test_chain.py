@@ -85,7 +85,8 @@ def test_all_but_the_first_of_a_call_are_dependent(name, arch):
         assert [launch.name for launch in found] == [*CALLS[name][1][0], *CALLS[name][1][1]]
     firsts = {0, len(CALLS[name][1][0])}
     assert [launch.dependent for launch in found] == [place not in firsts for place in range(len(found))]
-    assert all(launch.options["CHAINED"] for launch in found)
+    alone = name == "joint"  # its forward pass is one kernel
+    assert [launch.options["CHAINED"] for launch in found] == [not (alone and place == 0) for place in range(len(found))]
 
 
 @pytest.mark.parametrize("target", (80, 89, *AMD))
@@ -144,7 +145,8 @@ def assert_waits(launch: Launch, arch: int) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_every_kernel_waits_before_it_touches_memory(name):
     for launch in noted(name, 90):
-        assert_waits(launch, 90)
+        if launch.options["CHAINED"]:
+            assert_waits(launch, 90)
 
 
 @since_3_6

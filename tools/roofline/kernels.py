@@ -77,7 +77,7 @@ def _flash(a: SimpleNamespace, products: int, scores: int, own: int, others: int
     loaded and stored, of either. `scores` of the products, those of two rows, have an element a pair."""
     batch, length, heads, _ = a.q_ptr.shape
     groups, rows_of_group = batch * a.groups * heads, a.G + a.P
-    tiles = [(rows, count) for rows, count in _tiles(a) if count]
+    tiles = [(rows, count) for rows, count in _tiles(a) if rows]  # those in the code, whether or not there are any
     programs = sum(count for _, count in tiles)
     full = a.G // a.BLOCK_N
     tails = -(-(rows_of_group - full * a.BLOCK_N) // a.TAIL_N) if a.TAIL_N else 0

@@ -25,8 +25,8 @@ def bias_gelu(
     Args:
         x: (..., C); float32, bfloat16, float16 or float64.
         bias: (C,); the dtype of `x` (under autocast any).
-        dropout_rate: probability of an element to become zero, in [0, 1), to the nearest 1 / 2**16; the others are
-            divided by 1 - dropout_rate.
+        dropout_rate: probability of an element to become zero, in [0, 1), to the nearest 1 / 2**16 that is below 1;
+            the others are divided by 1 - dropout_rate.
         seed: of the mask, one int64 on the device of `x`. Without one, PyTorch's generator draws it when
             `dropout_rate` is not 0.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"`` or ``"auto"`` for this call; by default what

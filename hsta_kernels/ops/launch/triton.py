@@ -124,8 +124,9 @@ def generation(major: int, minor: int) -> int:
 Chain = Iterator[dict[str, bool]]
 
 
-def new_chain(device: torch.device) -> Chain:
-    """Options for the kernels that one call launches one right after the other, one launch's at a time.
+def new_chain(device: torch.device, alone: bool = False) -> Chain:
+    """Options for the kernels that one call launches one right after the other, one launch's at a time; or of a kernel
+    `alone`.
 
     From sm_90 on, with Triton 3.6 and later, the next one's programs are placed while the last of the one before still
     run (programmatic dependent launch). Each kernel begins with `enter_chain` (triton_chain.py), which says why that is
@@ -133,15 +134,21 @@ def new_chain(device: torch.device) -> Chain:
     something of PyTorch's, a chain of its own: that may be a copy or a memset, and in a CUDA graph, where the launches
     become edges, only kernels let others come before they are done.
     """
-    chained = version() >= (3, 6) and architecture(device) >= 90
+    chained = not alone and version() >= (3, 6) and architecture(device) >= 90
     dependent = {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
     return itertools.chain([{"CHAINED": chained}], itertools.repeat(dependent))
 
 
-@functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many the GPU has; without a GPU, as many as an H200."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    """How many the GPU has; without a GPU, as many as an A100, a B200 or, of other generations, an H200."""
+    if device.type == "cuda":
+        return _multiprocessors(device)
+    return {80: 108, 100: 148}.get(architecture(device), 132)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def configured(kernel: str, tensor: torch.Tensor, width: int, length: int = 1) -> bool:

@@ -123,7 +123,7 @@ def forward(
     partial_shape = (batch, heads, groups.prefix, splits)
     values = q.new_empty((*partial_shape, head_dim), dtype=torch.float32)
     partial_stats = q.new_empty((*partial_shape, 2), dtype=torch.float32)
-    chain = new_chain(q.device)
+    chain = new_chain(q.device, alone=not groups.prefix)
     with current_device(q):
         if tile:
             time_forward[(batch * splits * heads,)](
@@ -196,7 +196,7 @@ def backward(
     tile = _time_tile("time_backward", q, groups, grid)
     splits = -(-groups.groups // tile["PACK"]) if tile else groups.groups
     partial_grads = q.new_empty((batch, 3, heads, groups.prefix, splits, head_dim), dtype=torch.float32)
-    chain = new_chain(q.device)
+    chain = new_chain(q.device, alone=tile is not None and not groups.prefix)
     with current_device(q):
         if tile:
             time_backward[(batch * splits * heads,)](
