@@ -86,7 +86,9 @@ def test_all_but_the_first_of_a_call_are_dependent(name, arch):
     firsts = {0, len(CALLS[name][1][0])}
     assert [launch.dependent for launch in found] == [place not in firsts for place in range(len(found))]
     alone = name == "joint"  # its forward pass is one kernel
-    assert [launch.options["CHAINED"] for launch in found] == [not (alone and place == 0) for place in range(len(found))]
+    assert [launch.options["CHAINED"] for launch in found] == [
+        not (alone and place == 0) for place in range(len(found))
+    ]
 
 
 @pytest.mark.parametrize("target", (80, 89, *AMD))

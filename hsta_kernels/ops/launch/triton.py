@@ -134,9 +134,9 @@ def new_chain(device: torch.device, alone: bool = False) -> Chain:
     something of PyTorch's, a chain of its own: that may be a copy or a memset, and in a CUDA graph, where the launches
     become edges, only kernels let others come before they are done.
     """
-    chained = not alone and version() >= (3, 6) and architecture(device) >= 90
-    dependent = {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
-    return itertools.chain([{"CHAINED": chained}], itertools.repeat(dependent))
+    if alone or backends.triton_interpreted or version() < (3, 6) or architecture(device) < 90:
+        return itertools.repeat({"CHAINED": False})
+    return itertools.chain([{"CHAINED": True}], itertools.repeat({"CHAINED": True, "launch_pdl": True}))
 
 
 def multiprocessors(device: torch.device) -> int:
