@@ -134,7 +134,7 @@ def new_chain(device: torch.device, alone: bool = False) -> Chain:
     something of PyTorch's, a chain of its own: that may be a copy or a memset, and in a CUDA graph, where the launches
     become edges, only kernels let others come before they are done.
     """
-    if alone or backends.triton_interpreted or version() < (3, 6) or architecture(device) < 90:
+    if alone or version() < (3, 6) or architecture(device) < 90:
         return itertools.repeat({"CHAINED": False})
     return itertools.chain([{"CHAINED": True}], itertools.repeat({"CHAINED": True, "launch_pdl": True}))
 
