@@ -3,23 +3,15 @@
 // Rows are the query token and the N tokens, x_j; y_j = (x_j - mean_j) / sqrt(var_j + eps). For every head
 //     z_h = sum_j softmax_j(u_h · y_j) y_j.
 // Rows are taken a block at a time: into a buffer that stays in cache, multiplied with all heads' u, and added to z
-// while still there, so that memory is read once. Runs of rows are the work items; each keeps its own softmax state,
-// and a second stage merges them in order. The split depends on N alone.
-//
-// There are few heads and many columns, so that lanes run along the columns in both products and no head is padded to a
-// vector. The buffer has rows of words w with y = (w - mean) * rstd (long_rows.h), which the products never see:
-//     u · y_j = rstd_j (u · w_j - mean_j sum(u)),   sum_j p_j y_j = sum_j p_j rstd_j w_j - sum_j p_j rstd_j mean_j.
+// while still there (absorbed_rows.h), so that memory is read once. Runs of rows are the work items; each keeps its own
+// softmax state, and a second stage merges them in order. The split depends on N alone.
 //
 // Dropout multiplies the softmax with a mask: row j of a head keeps its probability or not by word j % 4 of the block
 // of random numbers with counter (j / 4, head, 0, sample).
 #include <cmath>
 
-#include "gemm.h"
-#include "kernels.h"
-#include "long_rows.h"
-#include "memory.h"
+#include "absorbed_rows.h"
 #include "philox.h"
-#include "row_vectors.h"
 #include "writer.h"
 
 namespace hsta {
@@ -27,44 +19,10 @@ namespace HSTA_ISA {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int64_t kBlockRows = 32;
-
-template <typename Word>
-struct Plan {
-  int64_t rows, width, padded, stride, words, words_stride, heads, slots, rows_per_item, items;
-
-  explicit Plan(const AbsorbedAttention& op) {
-    rows = 1 + op.tokens;
-    width = op.width;
-    words = row_words<Word>(width), words_stride = odd_vectors(words);
-    padded = words * kPerWord<Word>, stride = odd_vectors(padded);
-    heads = op.heads;
-    slots = 2 * divide_up(rows, 192);  // even, for two processors
-    rows_per_item = divide_up(rows, slots);
-    items = op.batch * slots;
-  }
-};
-
-template <typename T>
-const T* source_row(const AbsorbedAttention& op, int64_t sample, int64_t row) {
-  return row == 0 ? op.query.at<const T>(sample) : op.token.at<const T>(sample, row - 1);
-}
-
-// The sum of a row of words.
-static inline float sum_words(int64_t words, const float* row) {
-  return reduce_add(sum_vectors(words, [&](int64_t w) { return load(row + w); }));
-}
-
-#ifdef __AVX512BF16__
-static inline float sum_words(int64_t words, const Pair* row) {
-  const Pair one = {from_float<BFloat16>(1), from_float<BFloat16>(1)};
-  return reduce_add(sum_vectors(words, [&](int64_t w) { return multiply_add(Vec{}, load(row + w), broadcast(one)); }));
-}
-#endif
 
 // to[h] = factor * from[h], as words; sums[h] is the sum of these.
 template <typename Word>
-void pack_heads(const Plan<Word>& plan, const float* from, float factor, float* row, Word* to, float* sums) {
+void pack_heads(const RowPlan<Word>& plan, const float* from, float factor, float* row, Word* to, float* sums) {
   for (int64_t h = 0; h < plan.heads; ++h) {
     for (int64_t c = 0; c < plan.padded; ++c) row[c] = c < plan.width ? factor * from[h * plan.width + c] : 0.0f;
     round_row(row, plan.padded, to + h * plan.words_stride);
@@ -84,14 +42,6 @@ static inline void words_down(int64_t rows, int64_t columns, const float* from, 
       store(to + k / 2 * columns + c, pair_up(load(from + k * columns + c), load(from + (k + 1) * columns + c)));
 }
 #endif
-
-// gemm a slice of columns at a time: the slice of B stays in the first cache for all rows of A.
-template <typename Word>
-void gemm_in_slices(int64_t m_count, int64_t n_count, int64_t k_count, StridedMatrix<Word> a, const Word* b,
-                    int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  for (int64_t n = 0; n < n_count; n += kPanel)
-    gemm(m_count, min(kPanel, n_count - n), k_count, a, rows_of(b + n, ldb), c + n, ldc, accumulate);
-}
 
 // The mask of a run of rows.
 class RunMask {
@@ -132,7 +82,7 @@ class RunMask {
 template <typename Word>
 struct Partial {
   float *max2, *sum, *kept_sum, *shift, *z;
-  Partial(Arena& arena, const Plan<Word>& plan)
+  Partial(Arena& arena, const RowPlan<Word>& plan)
       : max2(arena.take(round_up(plan.heads, kLanes))),
         sum(arena.take(round_up(plan.heads, kLanes))),
         kept_sum(arena.take(round_up(plan.heads, kLanes))),
@@ -144,109 +94,15 @@ struct Partial {
 template <typename Word>
 struct Share {
   float *shift, *grad_u;  // (heads), (heads, padded)
-  Share(Arena& arena, const Plan<Word>& plan)
+  Share(Arena& arena, const RowPlan<Word>& plan)
       : shift(arena.take(plan.heads)), grad_u(arena.take(plan.heads * plan.padded)) {}
 };
 
 // What run `item` has of memory for all of them.
 template <typename Pieces, typename Word>
-Pieces of_item(const Plan<Word>& plan, float* memory, int64_t item) {
+Pieces of_item(const RowPlan<Word>& plan, float* memory, int64_t item) {
   return pieces_in<Pieces>(memory + item * floats_of<Pieces>(plan), plan);
 }
-
-// What words consist of.
-template <typename Word, typename T>
-using ElementOf = std::conditional_t<kPerWord<Word> == 1, float, T>;
-
-// Block of rows as the products read them: words along the columns, and words along the rows.
-template <typename T, typename Word = typename WordOf<T>::type>
-struct Block {
-  float mean[kBlockRows], rstd[kBlockRows];
-  Word* words;
-  float* row;  // a row before it is rounded to words
-  Word* deep;
-
-  Block(Arena& arena, const Plan<Word>& plan)
-      : words(arena.take<Word>(kBlockRows * plan.words_stride)),
-        row(arena.take(plan.padded)),
-        deep(kPerWord<Word> == 1 ? words : arena.take<Word>(kBlockRows / 2 * plan.stride)) {}
-
-  // Takes rows of a sample from `first` on, `count` of them in all, and their scores while they are in the first cache:
-  // scores[i][r] = u[i] · y[r] for u_rows of u, a multiple of kTileHeads, whose sums are `sums`. Scores are kBlockRows
-  // wide.
-  void take(const AbsorbedAttention& op, const Plan<Word>& plan, int64_t sample, int64_t first, int64_t count,
-            int64_t u_rows, const Word* u, const float* sums, float* scores) {
-    for (int64_t i = 0; i < kBlockRows; ++i) mean[i] = 0, rstd[i] = 0;
-    for (int64_t tile = 0; tile < count; tile += kTileOfRows) {
-      for (int64_t i = tile; i < tile + kTileOfRows; ++i) {
-        Word* to = words + i * plan.words_stride;
-        if (i >= count) {
-          std::memset(static_cast<void*>(to), 0, plan.words * sizeof(Word));
-          mean[i] = rstd[i] = 0;  // factors of weights that are zeros
-          continue;
-        }
-        const auto y = take_row(source_row<T>(op, sample, first + i), plan.width, plan.padded, op.eps, row, to);
-        mean[i] = y.mean, rstd[i] = y.rstd;
-      }
-      const T* ahead[kTileOfRows];  // the same rows of the next block
-      for (int64_t r = 0; r < kTileOfRows; ++r)
-        ahead[r] = source_row<T>(op, sample, min(first + kBlockRows + tile + r, plan.rows - 1));
-      score_tile(plan, u_rows, u, sums, tile, ahead, scores + tile);
-#ifdef __AVX512BF16__
-      if constexpr (kPerWord<Word> == 2)
-        for (int64_t i = tile; i < tile + kTileOfRows; i += 2) {
-          const Word* low = words + i * plan.words_stride;
-          interleave_rows(low, low + plan.words_stride, plan.padded, deep + i / 2 * plan.stride);
-        }
-#endif
-    }
-  }
-
-  // c (+)= weights · words, of `heads` rows of weights kBlockRows wide, as words.
-  void add_rows(const Plan<Word>& plan, int64_t count, const Word* weights, float* c, bool accumulate) const {
-    const int64_t ld = kPerWord<Word> == 1 ? plan.words_stride : plan.stride;
-    gemm_in_slices<Word>(plan.heads, plan.padded, depth_words<Word>(count), {weights, kBlockRows / kPerWord<Word>, 1},
-                         deep, ld, c, plan.padded, accumulate);
-  }
-
-  // Weights of the block's rows, kBlockRows floats, to weights of their words; returns what these make of the means.
-  float weights_of_words(float* weights, Word* to) const {
-    Vec shift{};
-    for (int64_t i = 0; i < kBlockRows; i += kLanes) {
-      const Vec weight = round_to<ElementOf<Word, T>>(load(weights + i) * load(rstd + i));
-      shift += weight * load(mean + i);
-      store(weights + i, weight);
-    }
-    round_row(weights, kBlockRows, to);
-    return reduce_add(shift);
-  }
-
- private:
-  void score_tile(const Plan<Word>& plan, int64_t u_rows, const Word* u, const float* sums, int64_t tile,
-                  const T* const* ahead, float* scores) const {
-    float means[kLanes], factors[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r) {
-      means[r] = mean[tile + r % kTileOfRows];
-      factors[r] = rstd[tile + r % kTileOfRows];
-    }
-    const int64_t rows_at_a_time = divide_up(kTileOfRows * kTileHeads, u_rows);
-    for (int64_t i = 0; i < u_rows; i += kTileHeads) {
-      float tile_sums[kLanes], products[kLanes];
-      for (int64_t r = 0; r < kLanes; ++r) tile_sums[r] = sums[i + r / kTileOfRows];
-      const int64_t done = min(i / kTileHeads * rows_at_a_time, kTileOfRows);
-      const T* const* next = ahead + done;
-      const int64_t next_count = min(rows_at_a_time, kTileOfRows - done);
-      const auto ask_for_next_rows = [&](int64_t w) __attribute__((always_inline)) {
-        for (int64_t r = 0; r < next_count; ++r) __builtin_prefetch(next[r] + w * kPerWord<Word>, 0, 2);
-      };
-      const Vec raw = dot_tile(plan.words, words + tile * plan.words_stride, plan.words_stride,
-                               u + i * plan.words_stride, plan.words_stride, ask_for_next_rows);
-      store(products, (raw - load(means) * load(tile_sums)) * load(factors));
-      for (int64_t k = 0; k < kTileHeads; ++k)
-        std::memcpy(scores + (i + k) * kBlockRows, products + k * kTileOfRows, kTileOfRows * sizeof(float));
-    }
-  }
-};
 
 // The vectors come first, here and in BackwardBuffers: they start at cache lines.
 template <typename T, typename Word = typename WordOf<T>::type>
@@ -254,10 +110,10 @@ struct ForwardBuffers {
   float* scores;
   Word *weights, *u;
   float* u_row;
-  Block<T> block;
+  BlockOfRows<T> block;
   float *sums, *kept;
 
-  ForwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t u_rows, int64_t mask)
+  ForwardBuffers(Arena& arena, const RowPlan<Word>& plan, int64_t u_rows, int64_t mask)
       : scores(arena.take(u_rows * kBlockRows)),
         weights(arena.take<Word>(u_rows * kBlockRows)),
         u(arena.take<Word>(u_rows * plan.words_stride)),
@@ -270,7 +126,7 @@ struct ForwardBuffers {
 template <typename T>
 void forward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
-  const Plan<Word> plan(op);
+  const RowPlan<Word> plan(op);
   const int64_t u_rows = round_up(plan.heads, kTileHeads);
   float* parts = scratch(Scratch::kShared, plan.items * floats_of<Partial<Word>>(plan));
 
@@ -280,7 +136,7 @@ void forward(const AbsorbedAttention& op) {
     auto buffers = pieces<ForwardBuffers<T>>(Scratch::kThread, plan, u_rows, mask.floats());
     float *scores = buffers.scores, *sums = buffers.sums;
     Word *weights = buffers.weights, *u = buffers.u;
-    Block<T>& block = buffers.block;
+    BlockOfRows<T>& block = buffers.block;
     std::memset(static_cast<void*>(u), 0, u_rows * plan.words_stride * sizeof(Word));
     for (int64_t i = plan.heads; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
@@ -382,10 +238,10 @@ struct BackwardBuffers {
   Word* packed;                      // the same, words along the columns
   Word* packed_down;                 // and along u and grad_z
   Word *scores_down, *weights;
-  Block<T> block;
+  BlockOfRows<T> block;
   float *sums, *inverse, *delta, *kept;
 
-  BackwardBuffers(Arena& arena, const Plan<Word>& plan, int64_t both, int64_t u_rows, int64_t mask)
+  BackwardBuffers(Arena& arena, const RowPlan<Word>& plan, int64_t both, int64_t u_rows, int64_t mask)
       : scores(arena.take(u_rows * kBlockRows)),
         stacked(arena.take(both * plan.padded)),
         grad_y(arena.take(kBlockRows * plan.stride)),
@@ -403,7 +259,7 @@ struct BackwardBuffers {
 template <typename T>
 void backward(const AbsorbedAttention& op) {
   using Word = typename WordOf<T>::type;
-  const Plan<Word> plan(op);
+  const RowPlan<Word> plan(op);
   const int64_t both = 2 * plan.heads;  // rows of u, then of grad_z; of grad_scores, then of weights
   const int64_t u_rows = round_up(both, kTileHeads), depth = depth_words<Word>(both);
   float* parts = scratch(Scratch::kShared, plan.items * floats_of<Share<Word>>(plan));
@@ -419,7 +275,7 @@ void backward(const AbsorbedAttention& op) {
     Word *packed = buffers.packed, *packed_down = buffers.packed_down, *weights = buffers.weights;
     Word* scores_down = buffers.scores_down;
     float *inverse = buffers.inverse, *delta = buffers.delta;
-    Block<T>& block = buffers.block;
+    BlockOfRows<T>& block = buffers.block;
     std::memset(static_cast<void*>(packed), 0, u_rows * plan.words_stride * sizeof(Word));
     for (int64_t i = both; i < u_rows; ++i) sums[i] = 0;
     int64_t packed_sample = -1;
