@@ -101,6 +101,7 @@ BACKWARD = {
         (32, 16, 4, 2),
         (32, 16, 8, 1),
         (32, 16, 4, 1),
+        (32, 16, 16, 1),
         (16, 16, 4, 1),
         (16, 16, 8, 1),
     ),
@@ -113,11 +114,11 @@ ALL_TAIL = options(
 # Of heads wider than 128 elements.
 WIDE_FORWARD = {
     2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2)),
-    4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
+    4: options(FLASH, (32, 16, 8, 1), (32, 16, 16, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
 }
 WIDE_BACKWARD = {
     2: options(FLASH, (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
-    4: options(FLASH, (32, 16, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
+    4: options(FLASH, (32, 16, 8, 1), (32, 16, 16, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
 }
 # Of groups that a program holds whole, by their rows: by wgmma alone, elsewhere the two kernels are predicted faster.
 ONLY = {"group_backward": (90,)}

@@ -145,7 +145,7 @@ def test_every_kernel(dtype, arch):
     ],
 )
 def test_another_version_spills_nothing(arch, dtype, case):
-    """A sample, which test_older_version.py has Triton 3.6 compile; `--check` compiles everything."""
+    """A sample, which test_older_version.py has older Tritons compile; `--check` compiles everything."""
     done = set()
     for of, its_dtype, launch in everything(arch):
         if its_dtype == dtype and case in of and launch.name not in done:

@@ -17,6 +17,7 @@ from hsta_kernels.ops.launch.triton import (
     new_chain,
     power_of_2,
     precision,
+    registers_first,
     version,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
@@ -194,7 +195,7 @@ def cross_modal_attention(
         return out, u, *forward(u, query_token, tokens, eps)
     head_dim, norm, sizes = width // num_heads, (norm_weight, norm_bias), (batch, num_heads)
     (stride,), unit = in_units((query_token.stride(0),))
-    options = _projection_options(_ABSORB_QUERY, tokens, head_dim) | {"BLOCK_D": _of_head(head_dim), "UNIT": unit}
+    options = _query_options(_ABSORB_QUERY, tokens, head_dim) | {"BLOCK_D": _of_head(head_dim), "UNIT": unit}
     chain = new_chain(tokens.device)
     with current_device(tokens):
         absorb_query[(-(-batch // options["BLOCK"]) * num_heads * _chunks(tokens, options),)](
@@ -258,7 +259,7 @@ def cross_modal_attention_backward(
         )  # fmt: skip
     grad_u, grad_query, grad_tokens = backward(grad_z, u, query_token, tokens, z, stats, eps, chain=chain)
     with current_device(tokens):
-        options = _projection_options(_QUERY_BACKWARD, tokens, head_dim) | of_query
+        options = _query_options(_QUERY_BACKWARD, tokens, head_dim) | of_query
         query_backward[(sample_blocks * heads * -(-head_dim // options["BLOCK_D"]),)](
             grad_u, query_token, *norm, q_weight, q_bias, k_weight, q, grad_q, moments, stride, *sizes, eps, scale,
             **options, **next(chain),
@@ -289,6 +290,15 @@ def _projection_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor
     """Everything about a launch that is constant to its kernel; what they have in common: see `configuration`."""
     constants = {"C": tokens.shape[-1], "D": head_dim, "PRECISION": precision(tokens.dtype), "enable_fp_fusion": False}
     return constants | of_size[tokens.element_size()] | ({"num_stages": 1} if version() < (3, 3) else {})
+
+
+def _query_options(of_size: dict[int, dict[str, int]], tokens: torch.Tensor, head_dim: int) -> dict[str, Any]:
+    """Of the kernels that make the query's product. Before Triton 3.7 they spill a few registers as the others are."""
+    options = _projection_options(of_size, tokens, head_dim)
+    if version() < (3, 7):
+        warps = 4 if tokens.element_size() == 2 else 8
+        options |= {"num_warps": warps, "num_stages": min(options["num_stages"], 2)} | registers_first()
+    return options
 
 
 def _factors(
@@ -361,9 +371,9 @@ def _whole_rows(tokens: torch.Tensor, heads: int) -> bool:
     """Whether a GPU's registers hold rows this wide, with all heads' z; else columns come in chunks.
 
     Half types multiply batches of matrices, which Triton 3.2 cannot and Triton 3.3 spills registers at; before
-    Triton 3.7 a float32 row of 768 columns spills.
+    Triton 3.8 a float32 row of 768 columns spills.
     """
-    since = (3, 7) if tokens.dtype == torch.float32 else (3, 4)
+    since = (3, 8) if tokens.dtype == torch.float32 else (3, 4)
     return version() >= since and heads <= 16 and configured("absorbed_backward", tokens, tokens.shape[-1])
 
 

@@ -63,15 +63,14 @@ def draw_factors(factors, seed, threshold, kept_scale, H, N, BLOCK: tl.constexpr
     enter_chain(CHAINED)
     blocks = tl.cdiv(N + 1, 4 * BLOCK)
     program = tl.program_id(0).to(tl.int64)  # (sample, head, block of rows)
-    four = (program % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    zero = four * 0
+    first = (program % blocks).to(tl.int32) * BLOCK
+    zero = tl.zeros((BLOCK,), tl.int32)
     head, sample = (program // blocks % H).to(tl.int32), (program // blocks // H).to(tl.int32)
-    words = tl.philox(tl.load(seed), four, head + zero, zero, sample + zero)
-    threshold = tl.full((), threshold, tl.uint32)
-    for i in tl.static_range(4):
-        row = 4 * four + i
-        factor = tl.where(words[i] >= threshold, kept_scale, 0.0)
-        tl.store(factors + program // blocks * (N + 1) + row, factor, mask=row <= N)
+    a, b, c, d = tl.philox(tl.load(seed), first + tl.arange(0, BLOCK), head + zero, zero, sample + zero)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (4 * BLOCK,))  # those of a row after the other
+    factor = tl.where(words >= tl.full((), threshold, tl.uint32), kept_scale, 0.0)
+    row = 4 * first + tl.arange(0, 4 * BLOCK)
+    tl.store(factors + program // blocks * (N + 1) + row, factor, mask=row <= N)
 
 
 @triton.jit

@@ -168,6 +168,11 @@ def configuration(kernel: str, tensor: torch.Tensor, width: int, length: int = 1
     return config | {"enable_fp_fusion": False} | ({"num_stages": 1} if version() < (3, 3) else {})
 
 
+def registers_first() -> dict[str, int]:
+    """Launch options of a kernel of which ptxas spills a few registers for the sake of occupancy, before Triton 3.7."""
+    return {"maxnreg": 255} if version() < (3, 7) and torch.version.hip is None else {}
+
+
 @functools.cache
 def _row(kernel: str, arch: int, element_size: int, width: int, length: int) -> dict[str, int] | None:
     rows = table(version())[kernel]

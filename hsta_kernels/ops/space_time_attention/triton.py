@@ -18,6 +18,7 @@ from hsta_kernels.ops.launch.triton import (
     new_chain,
     power_of_2,
     precision,
+    registers_first,
 )
 from hsta_kernels.ops.launch.triton import refuse as refuse_tensor
 from hsta_kernels.ops.space_time_attention.grid import Grid
@@ -141,6 +142,7 @@ def forward(
             "BLOCK": min(_MERGED_SPLITS, _MERGED // columns["BLOCK_D"]),
             **columns,
             "enable_fp_fusion": False,
+            **registers_first(),
         }
         if groups.mean:
             mean_prefix[(batch * heads * groups.prefix,)](values, out, splits, length, heads, **merging, **next(chain))
