@@ -407,8 +407,8 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
         (80, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
         (80, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         (80, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
-        (80, 4, 128, 400): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-        (80, 4, 128, 1073741824): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
+        (80, 4, 128, 400): {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+        (80, 4, 128, 1073741824): {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         (80, 4, 256, 400): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         (80, 4, 256, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         (89, 2, 32, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
@@ -491,7 +491,7 @@ TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {
     },
     "row_scores": {
         (80, 2, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
-        (80, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
+        (80, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 8, "num_stages": 2},
         (89, 2, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         (89, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         (90, 2, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
@@ -661,10 +661,17 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         "row_gradients": {
             (80, 2, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         },
+        "row_scores": {
+            (80, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
+        },
     },
     (3, 4): {
         "flash_backward_kv": {
             (90, 4, 32, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2},
+        },
+        "flash_forward": {
+            (80, 4, 256, 400): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
+            (80, 4, 256, 1073741824): {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         },
     },
     (3, 5): {
@@ -677,6 +684,8 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (80, 2, 256, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         },
         "flash_forward": {
+            (80, 4, 256, 400): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
+            (80, 4, 256, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
             (90, 4, 256, 400): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
             (90, 4, 256, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         },
