@@ -279,7 +279,8 @@ class Row:
         _, width, longest, candidates, _ = _problems()[self.problem]
         keyed = [(key_of(self.arch, self.size, width, longest, config), config) for config in candidates[self.size]]
         present = launching.table(launching.version()).get(self.kernel, {})
-        return sorted(keyed, key=lambda candidate: present.get(candidate[0]) != candidate[1])
+        own = [(key, present[key]) for key in dict.fromkeys(key for key, _ in keyed) if key in present]
+        return own + [candidate for candidate in keyed if candidate not in own]
 
     def __str__(self) -> str:
         _, width, longest, *_ = _problems()[self.problem]

@@ -68,7 +68,7 @@ CALLS: dict[str, tuple[Callable, tuple[list[str], list[str]]]] = {
     ),
 }  # fmt: skip
 since_3_6 = pytest.mark.skipif(
-    launching.version() < (3, 6), reason="programmatic dependent launch is used from Triton 3.6 on, which was looked at"
+    launching.version() < (3, 6), reason="older Tritons are launched without programmatic dependent launch"
 )
 
 

@@ -231,6 +231,15 @@ def test_tuning_knows_every_row_of_the_table(arch):
             assert key[0] != arch or first[kernel, key] == config, (kernel, key)
 
 
+def test_tuning_keeps_a_row_that_is_none_of_its_candidates(monkeypatch):
+    row = tune.rows((90,), "flash_forward")[0]
+    key, config = row.candidates[0]
+    more = {**config, "maxnreg": 255}
+    monkeypatch.setattr(launching, "table", lambda installed: {row.kernel: {key: more}})
+    assert row.candidates[0] == (key, more)
+    assert (key, config) in row.candidates
+
+
 def test_tuning_runs_the_kernel_that_it_tunes():
     """Also where the table has another that would take its place."""
     for row in tune.rows((90,), "backward"):
