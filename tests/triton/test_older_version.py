@@ -1,4 +1,4 @@
-"""The kernels with older Tritons: what they compile spills nothing, and what 3.6 says is right.
+"""The kernels with older Tritons: what they compile spills nothing, and what they say is right.
 
 3.6 comes with PyTorch 2.11, 3.2, the oldest that is taken, with PyTorch 2.6.
 
@@ -60,7 +60,8 @@ def test_no_spills(version, sample):
     run(version, {}, "tests/triton/test_ahead_of_time.py", "-k", f"another_version{sample}")
 
 
-def test_parity_in_the_interpreter():
+@pytest.mark.parametrize("version", [VERSION, OLDEST])
+def test_parity_in_the_interpreter(version):
     """Of all operators, forward and backward, in small shapes."""
     files = (f"tests/{file}" for file in suites("triton"))
-    run(VERSION, {"TRITON_INTERPRET": "1"}, *files, "-k", "layouts or strided")
+    run(version, {"TRITON_INTERPRET": "1"}, *files, "-k", "layouts or strided")
