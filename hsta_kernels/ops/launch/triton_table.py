@@ -842,8 +842,15 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         },
     },
     (3, 6): {
+        "absorbed_backward": {
+            (100, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
+        },
+        "absorbed_columns": {
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 255},
+        },
         "absorbed_forward": {
             (90, 2, 256, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
+            (100, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 1},
         },
         "add_layer_norm_backward": {
             (80, 2, 1536, 1073741824): {"BLOCK": 2, "CHUNK": 512, "num_warps": 4, "num_stages": 2},
@@ -856,8 +863,6 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (90, 2, 1536, 1073741824): {"BLOCK": 2, "CHUNK": 512, "num_warps": 4, "num_stages": 3},
             (90, 4, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
             (90, 4, 2048, 1073741824): {"BLOCK": 2, "CHUNK": 1024, "num_warps": 8, "num_stages": 3},
-            (100, 2, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 4, "num_stages": 3},
-            (100, 2, 768, 1073741824): {"BLOCK": 4, "CHUNK": 256, "num_warps": 4, "num_stages": 3},
             (100, 2, 1536, 1073741824): {"BLOCK": 2, "CHUNK": 512, "num_warps": 4, "num_stages": 3},
             (100, 4, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 8, "num_stages": 3},
             (120, 2, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 4, "num_stages": 2},
@@ -865,6 +870,9 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (120, 2, 1536, 1073741824): {"BLOCK": 2, "CHUNK": 512, "num_warps": 4, "num_stages": 2},
             (120, 2, 2048, 1073741824): {"BLOCK": 2, "CHUNK": 1024, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
             (120, 4, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 8, "num_stages": 2},
+        },
+        "add_layer_norm_forward": {
+            (100, 2, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
         },
         "flash_backward_kv": {
             (80, 2, 32, 127): {"BLOCK_M": 0, "TAIL_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
@@ -896,6 +904,11 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (100, 2, 64, 63): {"BLOCK_M": 0, "TAIL_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
             (100, 2, 64, 95): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
             (100, 2, 64, 127): {"BLOCK_M": 0, "TAIL_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+            (100, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3, "maxnreg": 255},
+            (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+            (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+            (100, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
+            (100, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
             (120, 2, 32, 127): {"BLOCK_M": 0, "TAIL_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
             (120, 2, 64, 31): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
             (120, 2, 64, 63): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
@@ -991,17 +1004,30 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (90, 2, 64, 128): {"ROWS": 128, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
             (90, 2, 64, 256): {"ROWS": 256, "BLOCK_N": 32, "num_warps": 8, "num_stages": 3},
         },
+        "row_scores": {
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 8, "num_stages": 2},
+        },
         "time_forward": {
             (80, 4, 128, 16): {},
             (80, 4, 256, 16): {},
             (89, 4, 64, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
             (90, 4, 64, 32): {"ROWS": 32, "num_warps": 4, "num_stages": 1},
             (90, 4, 64, 64): {"ROWS": 64, "num_warps": 8, "num_stages": 1},
+            (100, 4, 64, 64): {},
         },
     },
     (3, 7): {
+        "absorbed_backward": {
+            (100, 2, 1024, 1073741824): {"BLOCK": 16, "SPLIT_A": 4, "num_warps": 8, "num_stages": 1},
+        },
+        "absorbed_columns": {
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
+        },
         "absorbed_columns_backward": {
             (80, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 8, "num_stages": 1},
+        },
+        "absorbed_forward": {
+            (100, 2, 1024, 1073741824): {"BLOCK": 16, "num_warps": 8, "num_stages": 3},
         },
         "add_layer_norm_backward": {
             (80, 2, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 4, "num_stages": 3},
@@ -1009,8 +1035,20 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
             (89, 2, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 4, "num_stages": 2},
             (89, 2, 768, 1073741824): {"BLOCK": 4, "CHUNK": 256, "num_warps": 4, "num_stages": 2},
             (89, 2, 1024, 1073741824): {"BLOCK": 4, "CHUNK": 512, "num_warps": 8, "num_stages": 2},
+            (100, 2, 384, 1073741824): {"BLOCK": 8, "CHUNK": 128, "num_warps": 4, "num_stages": 3},
+            (100, 2, 768, 1073741824): {"BLOCK": 4, "CHUNK": 256, "num_warps": 4, "num_stages": 3},
             (120, 2, 2048, 1073741824): {"BLOCK": 2, "CHUNK": 1024, "num_warps": 8, "num_stages": 2},
             (120, 4, 768, 1073741824): {"BLOCK": 4, "CHUNK": 256, "num_warps": 8, "num_stages": 2, "maxnreg": 255},
+        },
+        "add_layer_norm_forward": {
+            (100, 2, 4096, 1073741824): {"BLOCK": 1, "num_warps": 8, "num_stages": 1},
+        },
+        "flash_backward_kv": {
+            (100, 2, 64, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3},
+            (100, 2, 128, 400): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+            (100, 2, 128, 1073741824): {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
+            (100, 4, 64, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
+            (100, 4, 64, 1073741824): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         },
         "flash_backward_q": {
             (90, 4, 32, 400): {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2},
@@ -1026,10 +1064,12 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         },
         "row_scores": {
             (89, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 8, "num_stages": 2},
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         },
         "time_forward": {
             (80, 4, 128, 32): {"ROWS": 32, "num_warps": 16, "num_stages": 1},
             (89, 4, 128, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1, "maxnreg": 255},
+            (100, 4, 64, 64): {"ROWS": 64, "num_warps": 8, "num_stages": 1},
         },
     },
     (3, 8): {
@@ -1064,6 +1104,7 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         },
         "row_scores": {
             (89, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 8, "num_stages": 2},
         },
         "time_forward": {
             (80, 4, 128, 32): {"ROWS": 32, "num_warps": 8, "num_stages": 1},
@@ -1144,6 +1185,7 @@ SINCE: dict[tuple[int, int], dict[str, dict[tuple[int, int, int, int], dict[str,
         },
         "row_scores": {
             (90, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
+            (100, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
             (120, 4, 1073741824, 1073741824): {"BLOCK": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 2},
         },
         "time_forward": {
