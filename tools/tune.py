@@ -29,7 +29,7 @@ import torch
 import triton
 
 from hsta_kernels.ops.launch import triton as launching
-from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
+from hsta_kernels.ops.launch.triton_table import ANY, SINCE, TABLE
 from tools.ahead_of_time import (
     ARCHITECTURES,
     absorbed_attention,
@@ -42,7 +42,6 @@ from tools.ahead_of_time import (
     shared_memory_of,
 )
 
-ANY = 1 << 30  # longer than any sequence
 FILE = Path(launching.__file__).with_name("triton_table.py")
 Key = tuple[int, int, int, int]
 Options = dict[str, int]
@@ -351,10 +350,14 @@ def differences(before: Table, after: Table) -> Table:
     return found
 
 
+def _written(key: Key) -> str:
+    return f"({', '.join('ANY' if number == ANY else str(number) for number in key)})"
+
+
 def lines_of(table: Table, indent: str) -> list[str]:
     lines = []
     for kernel in sorted(table):
-        rows = [f"{indent}    {key}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
+        rows = [f"{indent}    {_written(key)}: {json.dumps(config)}," for key, config in sorted(table[kernel].items())]
         lines += [f'{indent}"{kernel}": {{', *rows, f"{indent}}},"] if rows else [f'{indent}"{kernel}": {{}},']
     return lines
 
@@ -366,6 +369,8 @@ def write(table: Table, path: Path) -> None:
     since = {**SINCE, installed: differences(older, table)}
     lines = [
         '"""Launch configurations of the Triton kernels, written by `python -m tools.tune`."""',
+        "",
+        "ANY = 1 << 30  # wider than any row, longer than any sequence",
         "",
         "# kernel: {(architecture, bytes an element, widest row, longest sequence): options}",
         "TABLE: dict[str, dict[tuple[int, int, int, int], dict[str, int]]] = {",
