@@ -24,7 +24,7 @@ from hsta_kernels.ops.add_layer_norm import triton as norm_launch
 from hsta_kernels.ops.cross_modal_attention import autograd as crossmodal_autograd
 from hsta_kernels.ops.cross_modal_attention import triton as absorbed_launch
 from hsta_kernels.ops.launch import triton as launching
-from hsta_kernels.ops.launch.triton_table import TABLE
+from hsta_kernels.ops.launch.triton_table import SINCE, TABLE
 from hsta_kernels.ops.space_time_attention import triton as attention_launch
 from hsta_kernels.ops.space_time_attention.grid import Grid
 from tests.triton.test_gpu import OUR_KERNELS
@@ -229,6 +229,14 @@ def test_tuning_knows_every_row_of_the_table(arch):
     for kernel, rows in launching.table(launching.version()).items():
         for key, config in rows.items():
             assert key[0] != arch or first[kernel, key] == config, (kernel, key)
+
+
+def test_rows_that_amd_takes_have_no_option_of_nvidia():
+    """AMD's GPUs take the rows of sm_80; their compiler has no `maxnreg`."""
+    for release in ((0, 0), *SINCE):
+        for kernel, rows in launching.table(release).items():
+            for key, config in rows.items():
+                assert key[0] != 80 or "maxnreg" not in config, (release, kernel, key)
 
 
 def test_tuning_keeps_a_row_that_is_none_of_its_candidates(monkeypatch):
